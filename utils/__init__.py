@@ -1,0 +1,1 @@
+"""Small modules to copy out: metrics, checkpoints, pictures."""
