@@ -1,0 +1,399 @@
+"""LTE and 5G NR downlink waveforms after the 3GPP documents, 40 ms at a time.
+
+    lte_waveform(LteConfig(bandwidth_hz=10e6, cell_id=7, allocation=...), rng) -> Waveform
+    nr_waveform(NrConfig(bandwidth_hz=20e6, scs=30e3, allocation=...), rng)    -> Waveform
+
+LTE follows TS 36.211 (frame structure types 1 and 2, normal prefix), NR TS 38.211 and 38.213 (SS/PBCH block patterns).
+Synchronisation and reference signals are exact; payloads (transport blocks, DCI, MIB) are random bits. A resource grid
+is complex64 (OFDM symbols, subcarriers), ascending frequency, one unit of amplitude for a resource element at 0 dB.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+FRAME_MS = 40
+
+LTE_RB = {1.4e6: 6, 3e6: 15, 5e6: 25, 10e6: 50, 15e6: 75, 20e6: 100}  # TS 36.104 table 5.6-1
+LTE_FFT = {6: 128, 15: 256, 25: 512, 50: 1024, 75: 2048, 100: 2048}
+NR_RB = {  # TS 38.104 table 5.3.2-1
+    15e3: {5e6: 25, 10e6: 52, 15e6: 79, 20e6: 106, 25e6: 133, 30e6: 160, 40e6: 216, 50e6: 270},
+    30e3: {5e6: 11, 10e6: 24, 15e6: 38, 20e6: 51, 25e6: 65, 30e6: 78, 40e6: 106, 50e6: 133},
+}
+# TS 36.211 table 4.2-2: downlink (D), special (S) and uplink (U) subframes.
+LTE_TDD = ("DSUUUDSUUU", "DSUUDDSUUD", "DSUDDDSUDD", "DSUUUDDDDD", "DSUUDDDDDD", "DSUDDDDDDD", "DSUUUDSUUD")
+# First symbols of the candidate SS/PBCH blocks in a half frame, TS 38.213 clause 4.1, carriers above 3 GHz.
+SSB_SYMBOLS = {
+    "A": [base + 14 * n for n in range(4) for base in (2, 8)],
+    "B": [base + 28 * n for n in range(2) for base in (4, 8, 16, 20)],
+    "C": [base + 14 * n for n in range(4) for base in (2, 8)],
+}
+
+
+@dataclass
+class Waveform:
+    """40 ms of one carrier at its own sample rate.
+
+    samples: complex64 (round(sample_rate * .04),), a resource element of amplitude 1 being a tone of amplitude 1;
+    active_share: part of the time in OFDM symbols with any energy; occupied_hz: N_RB * 12 * subcarrier spacing.
+    """
+
+    samples: np.ndarray
+    sample_rate: float
+    active_share: float
+    occupied_hz: float
+    grid: np.ndarray = field(repr=False)
+
+
+# ---- sequences ------------------------------------------------------------------------------------------------------
+
+
+def gold_sequence(c_init, length):
+    """Pseudo-random bits c(n), TS 36.211 clause 7.2 and TS 38.211 clause 5.2.1.
+
+    Args: c_init, int or int array (n,).  Returns: uint8 (n, length).
+    """
+    c_init = np.atleast_1d(np.asarray(c_init, np.int64))
+    total = 1600 + length + 31
+    x1, x2 = np.zeros((1, total + 28), np.uint8), np.zeros((len(c_init), total + 28), np.uint8)
+    x1[:, 0] = 1
+    x2[:, :31] = (c_init[:, None] >> np.arange(31)) & 1
+    for i in range(0, total - 31, 28):  # the longest feedback tap is 3, so 28 new bits depend on known ones only
+        x1[:, i + 31 : i + 59] = x1[:, i + 3 : i + 31] ^ x1[:, i : i + 28]
+        x2[:, i + 31 : i + 59] = (
+            x2[:, i + 3 : i + 31] ^ x2[:, i + 2 : i + 30] ^ x2[:, i + 1 : i + 29] ^ x2[:, i : i + 28]
+        )
+    return x1[:, 1600 : 1600 + length] ^ x2[:, 1600 : 1600 + length]
+
+
+def gold_qpsk(c_init, length):
+    """QPSK reference symbols of unit power from a Gold sequence: complex64 (n, length)."""
+    bits = gold_sequence(c_init, 2 * length).astype(np.float32)
+    return ((1 - 2 * bits[:, ::2]) + 1j * (1 - 2 * bits[:, 1::2])).astype(np.complex64) / np.float32(np.sqrt(2))
+
+
+def m_sequence(taps, start, length):
+    """Binary sequence x(i + n) = sum of x(i + t), t in taps, modulo 2; start = x(0) .. x(n - 1)."""
+    x = list(start)
+    for i in range(length - len(start)):
+        x.append(sum(x[i + t] for t in taps) % 2)
+    return np.array(x)
+
+
+def lte_pss(n_id_2):
+    """Primary synchronisation signal, complex (62,): Zadoff-Chu of root 25, 29, 34. TS 36.211 clause 6.11.1."""
+    root, n = (25, 29, 34)[n_id_2], np.arange(62)
+    n = n + (n > 30)  # the element on the DC subcarrier is left out
+    return np.exp(-1j * np.pi * root * n * (n + 1) / 63)
+
+
+def lte_sss(n_id_1, n_id_2, subframe):
+    """Secondary synchronisation signal, real (62,), for subframe 0 or 5. TS 36.211 clause 6.11.2."""
+    q = n_id_1 // 30
+    q = (n_id_1 + q * (q + 1) // 2) // 30
+    m = n_id_1 + q * (q + 1) // 2
+    m0, m1 = m % 31, (m % 31 + m // 31 + 1) % 31
+    start, n = [0, 0, 0, 0, 1], np.arange(31)
+    s, c, z = (1 - 2 * m_sequence(taps, start, 31) for taps in ((0, 2), (0, 3), (0, 1, 2, 4)))
+    first, second = (m0, m1) if subframe == 0 else (m1, m0)
+    even = s[(n + first) % 31] * c[(n + n_id_2) % 31]
+    odd = s[(n + second) % 31] * c[(n + n_id_2 + 3) % 31] * z[(n + first % 8) % 31]
+    return np.stack([even, odd], 1).ravel().astype(float)
+
+
+def nr_pss(n_id_2):
+    """Primary synchronisation signal, real (127,). TS 38.211 clause 7.4.2.2."""
+    x = m_sequence((0, 4), [0, 1, 1, 0, 1, 1, 1], 127)
+    return 1.0 - 2 * x[(np.arange(127) + 43 * n_id_2) % 127]
+
+
+def nr_sss(n_id_1, n_id_2):
+    """Secondary synchronisation signal, real (127,). TS 38.211 clause 7.4.2.3."""
+    n, start = np.arange(127), [1, 0, 0, 0, 0, 0, 0]
+    x0, x1 = m_sequence((0, 4), start, 127), m_sequence((0, 1), start, 127)
+    m0, m1 = 15 * (n_id_1 // 112) + 5 * n_id_2, n_id_1 % 112
+    return (1.0 - 2 * x0[(n + m0) % 127]) * (1 - 2 * x1[(n + m1) % 127])
+
+
+def random_qam(rng, order, shape):
+    """Random square-QAM symbols of unit mean power, complex64 of the given shape; order 4, 16, 64 or 256.
+
+    order may be an array that broadcasts against shape.
+    """
+    levels = np.sqrt(np.asarray(order, np.float32))
+    draw = np.floor(rng.random((2, *shape), np.float32) * levels)
+    iq = (2 * draw - levels + 1) / np.sqrt(2 * (levels**2 - 1) / 3)
+    return iq[0] + 1j * iq[1]
+
+
+# ---- OFDM -----------------------------------------------------------------------------------------------------------
+
+
+def prefix_lengths(n_fft, scs):
+    """Cyclic prefix in samples of each symbol of half a millisecond (7 symbols at 15 kHz, 14 at 30 kHz)."""
+    prefix = np.full(round(7 * scs / 15e3), 144 * n_fft // 2048)
+    prefix[0] += round(16 * n_fft * scs / 30.72e6)
+    return prefix
+
+
+def ofdm_modulate(grid, n_fft, scs, skip_dc, window=0):
+    """OFDM with normal prefix. TS 36.211 clause 6.12, TS 38.211 clause 5.3.1.
+
+    Args: grid complex (symbols, subcarriers), symbols a multiple of those in .5 ms; skip_dc, True for LTE, whose DC
+    subcarrier is unused; window, samples of raised-cosine overlap between symbols (frames repeat, so it wraps).
+    Returns: complex64 (samples,) at n_fft * scs samples a second.
+    """
+    n_sc, half = grid.shape[1], grid.shape[1] // 2
+    bins = np.zeros((len(grid), n_fft), np.complex64)
+    bins[:, -half:] = grid[:, :half]
+    bins[:, skip_dc : skip_dc + n_sc - half] = grid[:, half:]
+    symbols = torch.fft.ifft(torch.from_numpy(bins), norm="forward").numpy()
+    prefix = prefix_lengths(n_fft, scs)
+    symbols = symbols.reshape(-1, len(prefix), n_fft)  # (half milliseconds, symbols, samples)
+    starts = np.concatenate([[0], np.cumsum(prefix + n_fft)])
+    out = np.empty((len(symbols), starts[-1]), np.complex64)
+    for i, cp in enumerate(prefix):
+        out[:, starts[i] : starts[i] + cp] = symbols[:, i, n_fft - cp :]
+        out[:, starts[i] + cp : starts[i + 1]] = symbols[:, i]
+    if window:
+        rise = (0.5 - 0.5 * np.cos(np.pi * (np.arange(window) + 0.5) / window)).astype(np.float32)
+        for i in range(len(prefix)):
+            before = symbols[:, i - 1, :window]  # the previous symbol runs on for `window` samples
+            if i == 0:
+                before = np.roll(before, 1, 0)
+            head = slice(starts[i], starts[i] + window)
+            out[:, head] = out[:, head] * rise + before * rise[::-1]
+    return out.ravel()
+
+
+def _waveform(grid, n_fft, scs, skip_dc, window):
+    energy = (np.abs(grid) > 0).any(1)
+    return Waveform(
+        samples=ofdm_modulate(grid, n_fft, scs, skip_dc, window),
+        sample_rate=n_fft * scs,
+        active_share=float(energy.mean()),
+        occupied_hz=grid.shape[1] * scs,
+        grid=grid,
+    )
+
+
+# ---- LTE ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class LteConfig:
+    """One LTE carrier. allocation: amplitude of the PDSCH in each (subframe, resource block), 0 where unscheduled."""
+
+    bandwidth_hz: float
+    cell_id: int
+    allocation: np.ndarray  # float32 (40, N_RB)
+    order: int | np.ndarray = 4  # QAM order, or one a subframe (40, 1, 1)
+    ports: int = 1  # antenna ports with cell-specific reference signals: 1, 2 or 4
+    cfi: int = 2  # symbols of the control region
+    control_load: float = 0.5  # part of the control region's element groups in use
+    tdd: int | None = None  # uplink-downlink configuration 0..6, None for FDD
+    dwpts: int = 10  # downlink symbols of a special subframe
+    mbsfn: tuple = ()  # subframes (of 10) whose data region is empty of reference signals and data
+    window: int = 0
+    subframe_offset: int = 0  # number of the first subframe
+
+
+def _port_gains(rng, ports, n_sc):
+    """Channel of each antenna port over the subcarriers: random phase, level and a short relative delay."""
+    if ports == 1:
+        return np.ones((1, n_sc), np.complex64)
+    gain = rng.normal(size=(ports, 2)) @ [1, 1j]
+    delay = rng.uniform(0, 1e-6, (ports, 1))
+    gain = gain[:, None] * np.exp(-2j * np.pi * delay * 15e3 * np.arange(n_sc))
+    return (gain / np.sqrt(np.mean(np.abs(gain) ** 2))).astype(np.complex64)
+
+
+def lte_reference_signals(cell_id, n_rb, subframes, ports):
+    """Cell-specific reference signals, TS 36.211 clause 6.10.1.2.
+
+    Args: subframes, int array (n,) of numbers within the radio frame.
+    Yields: (port, symbol within the subframe, subcarriers (2 N_RB,), values complex64 (n, 2 N_RB)).
+    """
+    for port in range(ports):
+        for slot in (0, 1):
+            for symbol in (0, 4) if port < 2 else (1,):
+                number = 2 * np.asarray(subframes) + slot
+                if port < 2:
+                    v = 3 * ((port + (symbol > 0)) % 2)
+                else:
+                    v = 3 * slot + 3 * (port - 2)
+                c_init = 1024 * (7 * (number + 1) + symbol + 1) * (2 * cell_id + 1) + 2 * cell_id + 1
+                values = gold_qpsk(c_init, 220)[:, 110 - n_rb : 110 + n_rb]
+                yield port, 7 * slot + symbol, 6 * np.arange(2 * n_rb) + (v + cell_id) % 6, values
+
+
+def lte_grid(config, rng):
+    """Resource grid of 40 subframes, complex64 (560, 12 N_RB)."""
+    n_rb = LTE_RB[config.bandwidth_hz]
+    n_sc, centre = 12 * n_rb, 6 * n_rb
+    number = (np.arange(FRAME_MS) + config.subframe_offset) % 10
+    kind = np.array(list("D" * 10 if config.tdd is None else LTE_TDD[config.tdd]))[number]
+    grid = np.zeros((FRAME_MS, 14, n_sc), np.complex64)
+    free = np.ones(grid.shape, bool)
+    gains = _port_gains(rng, config.ports, n_sc)
+
+    def transmit(order, shape):
+        """Random symbols (..., n_sc) through the antenna ports (transmit diversity sends on two at a time)."""
+        streams = [random_qam(rng, order, shape) * gains[p] for p in range(min(config.ports, 2))]
+        return sum(streams) / np.float32(np.sqrt(len(streams)))
+
+    reference = list(lte_reference_signals(config.cell_id, n_rb, number, config.ports))
+    for port, symbol, subcarriers, values in reference:
+        grid[:, symbol, subcarriers] = values * gains[port, subcarriers]
+        free[:, symbol, subcarriers] = False
+    free[:, 0, (np.arange(n_sc) - config.cell_id) % 3 == 0] = False  # element groups leave room for two ports
+
+    # Synchronisation signals and PBCH, in the middle 72 subcarriers.
+    middle, sync = slice(centre - 36, centre + 36), slice(centre - 31, centre + 31)
+    pss_place = {0: 6, 5: 6} if config.tdd is None else {1: 2, 6: 2}  # subframe: symbol
+    sss_symbol = 5 if config.tdd is None else 13
+    for subframe in range(FRAME_MS):
+        n = number[subframe]
+        if n in pss_place:
+            grid[subframe, pss_place[n], middle], free[subframe, pss_place[n], middle] = 0, False
+            grid[subframe, pss_place[n], sync] = lte_pss(config.cell_id % 3) * gains[0, sync]
+        if n in (0, 5):
+            grid[subframe, sss_symbol, middle], free[subframe, sss_symbol, middle] = 0, False
+            grid[subframe, sss_symbol, sync] = lte_sss(config.cell_id // 3, config.cell_id % 3, n) * gains[0, sync]
+        if n == 0:
+            pbch = transmit(4, (4, n_sc))[:, middle]
+            four_ports = (np.arange(centre - 36, centre + 36) - config.cell_id) % 3 == 0
+            pbch[:2, four_ports] = 0  # kept free for the reference signals of four ports, sent or not
+            empty = grid[subframe, 7:11, middle] == 0
+            grid[subframe, 7:11, middle] += pbch * empty
+            free[subframe, 7:11, middle] = False
+
+    # Control region: PCFICH and PHICH groups always, PDCCH groups by load. A group is four elements of one symbol.
+    control = transmit(4, (FRAME_MS, config.cfi, n_sc))
+    for symbol in range(config.cfi):
+        open_ = np.flatnonzero(free[0, symbol])
+        groups = len(open_) // 4
+        busy = rng.random((FRAME_MS, groups)) < config.control_load
+        if symbol == 0:
+            busy[:, :: max(1, groups // 4)] = True
+        cells = np.repeat(busy, 4, 1)
+        grid[:, symbol, open_[: 4 * groups]] += control[:, symbol, open_[: 4 * groups]] * cells
+    free[:, : config.cfi] = False
+
+    amplitude = np.repeat(config.allocation, 12, 1)[:, None, :] * free  # (40, 14, n_sc)
+    grid += transmit(config.order, grid.shape) * amplitude
+
+    grid[np.isin(number, config.mbsfn) & (kind == "D"), config.cfi :] = 0
+    grid[kind == "U"] = 0
+    grid[kind == "S", config.dwpts :] = 0
+    return grid.reshape(14 * FRAME_MS, n_sc)
+
+
+def lte_waveform(config, rng):
+    """The carrier as a Waveform; rng a numpy Generator for payload and antenna gains."""
+    return _waveform(lte_grid(config, rng), LTE_FFT[LTE_RB[config.bandwidth_hz]], 15e3, True, config.window)
+
+
+# ---- NR -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class NrConfig:
+    """One NR carrier. allocation: amplitude of the PDSCH in each (slot, resource block), 0 where unscheduled."""
+
+    bandwidth_hz: float
+    scs: float  # subcarrier spacing, 15e3 or 30e3
+    cell_id: int
+    allocation: np.ndarray  # float32 (slots, N_RB)
+    order: int | np.ndarray = 4  # QAM order, or one a slot (slots, 1, 1)
+    ssb_case: str = "A"
+    ssb_blocks: tuple = (1, 1, 1, 1)  # which candidate blocks are sent
+    ssb_period_ms: int = 20
+    ssb_start_ms: int = 0  # first half frame with a burst
+    ssb_subcarrier: int | None = None  # lowest subcarrier of the block, None for the middle of the carrier
+    ssb_amplitude: float = 1.0
+    coreset_symbols: int = 2
+    control: np.ndarray | None = None  # bool (slots, N_RB // 3): bundles of 3 RBs with PDCCH
+    pdsch_symbols: tuple = (0, 14)  # first symbol and length
+    dmrs_symbols: tuple = (2,)  # symbols of a slot with DM-RS
+    dmrs_boost: float = 1.0  # amplitude of DM-RS against data
+    dmrs_only: bool = True  # two CDM groups without data: the other subcarriers of a DM-RS symbol stay empty
+    csi_rs_slots: np.ndarray | None = None  # bool (slots,): tracking reference signal in symbols 4 and 8
+    downlink_symbols: np.ndarray | None = None  # int (slots,), symbols before the TDD guard, None for FDD
+    window: int = 0
+
+
+def nr_fft_size(n_rb):
+    """Smallest power of two that keeps the carrier within 85% of the band."""
+    return max(128, 2 ** int(np.ceil(np.log2(12 * n_rb / 0.85))))
+
+
+def ss_pbch_block(cell_id, index, rng):
+    """One SS/PBCH block with random payload, complex64 (4, 240). TS 38.211 clause 7.4.3.1."""
+    block = np.zeros((4, 240), np.complex64)
+    block[0, 56:183] = nr_pss(cell_id % 3)
+    pbch = np.zeros((4, 240), bool)
+    pbch[[1, 3]] = True
+    pbch[2, :48] = pbch[2, 192:] = True
+    block[pbch] = random_qam(rng, 4, (int(pbch.sum()),))
+    dmrs = pbch & (np.arange(240) % 4 == cell_id % 4)
+    c_init = 2**11 * (index + 1) * (cell_id // 4 + 1) + 2**6 * (index + 1) + cell_id % 4
+    block[dmrs] = gold_qpsk(c_init, 144)[0]
+    block[2, 56:183] = nr_sss(cell_id // 3, cell_id % 3)
+    return block
+
+
+def nr_grid(config, rng):
+    """Resource grid of 40 ms, complex64 (560 or 1120, 12 N_RB)."""
+    n_rb = NR_RB[config.scs][config.bandwidth_hz]
+    n_sc, per_ms = 12 * n_rb, round(config.scs / 15e3)
+    slots = FRAME_MS * per_ms
+    slot_in_frame = np.arange(slots) % (10 * per_ms)
+    grid = np.zeros((slots, 14, n_sc), np.complex64)
+
+    first, length = config.pdsch_symbols
+    span = np.zeros((14, 1), bool)
+    span[first : first + length] = True
+    amplitude = np.repeat(config.allocation, 12, 1)[:, None, :] * span  # (slots, 14, n_sc)
+    grid += random_qam(rng, config.order, grid.shape) * amplitude
+    comb = np.arange(n_sc) % 2 == 0  # DM-RS configuration type 1, port 1000. TS 38.211 clause 7.4.1.1
+    for symbol in config.dmrs_symbols:
+        c_init = (2**17 * (14 * slot_in_frame + symbol + 1) * (2 * config.cell_id + 1) + 2 * config.cell_id) % 2**31
+        reference = gold_qpsk(c_init, n_sc // 2) * np.float32(config.dmrs_boost)
+        grid[:, symbol, comb] = reference * amplitude[:, symbol, comb]
+        if config.dmrs_only:
+            grid[:, symbol, ~comb] = 0
+
+    # PDCCH: bundles of 3 RBs over all CORESET symbols, every fourth element DM-RS (also QPSK, so drawn alike).
+    for symbol in range(config.coreset_symbols if config.control is not None else 0):
+        cells = np.repeat(config.control, 36, 1)  # (slots, subcarriers)
+        grid[:, symbol, : cells.shape[1]][cells] = random_qam(rng, 4, (int(cells.sum()),))
+
+    if config.csi_rs_slots is not None:  # tracking reference signal: density 3. TS 38.214 clause 5.1.6.1.1
+        comb = np.arange(config.cell_id % 4, n_sc, 4)
+        for symbol in (4, 8):
+            c_init = (2**10 * (14 * slot_in_frame + symbol + 1) * (2 * config.cell_id + 1) + config.cell_id) % 2**31
+            values = gold_qpsk(c_init, len(comb))
+            grid[np.ix_(config.csi_rs_slots, [symbol], comb)] = values[config.csi_rs_slots][:, None]
+
+    if config.downlink_symbols is not None:
+        grid[np.arange(14) >= config.downlink_symbols[:, None]] = 0
+    grid = grid.reshape(14 * slots, n_sc)
+    if n_rb >= 20:
+        start = config.ssb_subcarrier if config.ssb_subcarrier is not None else n_sc // 2 - 120
+        low, high = start // 12 * 12, -(-(start + 240) // 12) * 12
+        for ms in range(config.ssb_start_ms, FRAME_MS, config.ssb_period_ms):
+            for index, symbol in enumerate(SSB_SYMBOLS[config.ssb_case][: len(config.ssb_blocks)]):
+                if config.ssb_blocks[index]:
+                    rows = slice(14 * per_ms * ms + symbol, 14 * per_ms * ms + symbol + 4)
+                    grid[rows, low:high] = 0  # PDSCH is rate-matched around the block's resource blocks
+                    block = ss_pbch_block(config.cell_id, index, rng)
+                    grid[rows, start : start + 240] = block * np.float32(config.ssb_amplitude)
+    return grid
+
+
+def nr_waveform(config, rng):
+    """The carrier as a Waveform; rng a numpy Generator for the payload."""
+    n_fft = nr_fft_size(NR_RB[config.scs][config.bandwidth_hz])
+    return _waveform(nr_grid(config, rng), n_fft, config.scs, False, config.window)

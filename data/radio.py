@@ -1,0 +1,165 @@
+"""The channel and the radio between a carrier's waveform and the receiver's 61.44 MS/s samples.
+
+Carriers are generated at their own low sample rate and meet in the spectrum of the whole 40 ms frame (2,457,600 bins
+of 25 Hz): moving a carrier in frequency is then a shift of bins, filters are products, and one inverse FFT gives the
+frame. A frame repeats with its own period, so delays and filters wrap around its end.
+"""
+
+import numpy as np
+import torch
+
+from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE
+
+FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE
+GAIN_BLOCKS = 2400  # fading is interpolated linearly between points 16.7 microseconds apart
+
+# Delays in ns, mean powers in dB.
+PROFILES = {
+    "EPA": ([0, 30, 70, 90, 110, 190, 410], [0, -1, -2, -3, -8, -17.2, -20.8]),  # TS 36.104 annex B.2
+    "EVA": ([0, 30, 150, 310, 370, 710, 1090, 1730, 2510], [0, -1.5, -1.4, -3.6, -0.6, -9.1, -7, -12, -16.9]),
+    "ETU": ([0, 50, 120, 200, 230, 500, 1600, 2300, 5000], [-1, -1, -1, 0, 0, 0, -3, -5, -7]),
+    "TDLA30": (  # TS 38.104 annex G.2.1.1, as the next two
+        [0, 10, 15, 20, 25, 50, 65, 75, 105, 135, 150, 290],
+        [-15.5, 0, -5.1, -5.1, -9.6, -8.2, -13.1, -11.5, -11, -16.2, -16.6, -26.2],
+    ),
+    "TDLB100": (
+        [0, 10, 20, 30, 35, 45, 55, 120, 170, 245, 330, 480],
+        [0, -2.2, -0.6, -0.6, -0.3, -1.2, -5.9, -2.2, -0.8, -6.3, -7.5, -7.1],
+    ),
+    "TDLC300": (
+        [0, 65, 70, 190, 195, 200, 240, 325, 520, 1045, 1510, 2595],
+        [-6.9, 0, -7.7, -2.5, -2.4, -9.9, -8, -6.6, -7.1, -13, -14.2, -16],
+    ),
+    "flat": ([0], [0]),
+}
+
+
+def fading(rng, doppler_hz, spread=np.pi, rays=16):
+    """Complex gain of one path over the frame, Rayleigh, mean power 1 over many draws.
+
+    Returns: complex (GAIN_BLOCKS + 1,), or (1,) without Doppler. A sum of rays arriving within
+    +-spread radians of the direction of travel (pi: Clarke's model).
+    """
+    angle = rng.uniform(-spread, spread, (rays, 1))
+    phase = rng.uniform(0, 2 * np.pi, (rays, 1))
+    time = np.linspace(0, FRAME_SECONDS, GAIN_BLOCKS + 1 if doppler_hz else 1)
+    return np.exp(1j * (2 * np.pi * doppler_hz * np.cos(angle) * time + phase)).sum(0) / np.sqrt(rays)
+
+
+def multipath(samples, sample_rate, profile, doppler_hz, rng, spread=np.pi):
+    """Tapped delay line with Rayleigh taps; delays to the nearest sample, circular.
+
+    Args: samples complex64 (n,), n a multiple of GAIN_BLOCKS or doppler_hz 0.  Returns: complex64 (n,).
+    """
+    delays, powers = PROFILES[profile]
+    power = 10 ** (np.array(powers) / 10)
+    shifts = np.round(np.array(delays) * 1e-9 * sample_rate).astype(int)
+    gains = {}
+    for shift, p in zip(shifts, power / power.sum(), strict=True):
+        gains[shift] = gains.get(shift, 0) + np.sqrt(p) * fading(rng, doppler_hz, spread)
+    out = np.zeros_like(samples)
+    for shift, gain in gains.items():
+        gain = gain.astype(np.complex64)
+        if doppler_hz == 0:
+            out += np.roll(samples, shift) * gain
+        else:
+            path = np.roll(samples, shift).reshape(GAIN_BLOCKS, -1)
+            ramp = np.linspace(0, 1, path.shape[1], endpoint=False, dtype=np.float32)
+            steps = np.diff(gain)[:, None] * ramp
+            steps += gain[:-1, None]
+            steps *= path
+            out += steps.ravel()
+    return out
+
+
+def soft_limiter(samples, headroom_db):
+    """A power amplifier that saturates headroom_db above the mean power (Rapp's model, smoothness 3)."""
+    limit = np.sqrt(np.mean(np.abs(samples) ** 2)) * 10 ** (headroom_db / 20)
+    ratio = np.square(samples.real / limit) + np.square(samples.imag / limit)
+    return samples * (1 + ratio**3) ** np.float32(-1 / 6)
+
+
+def snr_amplitude(samples, active_share, occupied_hz, snr_db, noise_power=1.0):
+    """Factor that gives a carrier its signal-to-noise ratio.
+
+    The ratio is the carrier's mean power over its active symbols against noise in its occupied band; noise_power is
+    that of white noise in the whole 61.44 MHz.
+    """
+    active_power = float(np.mean(np.abs(samples) ** 2)) / active_share
+    wanted = 10 ** (snr_db / 10) * noise_power * occupied_hz / SAMPLE_RATE
+    return float(np.sqrt(wanted / active_power))
+
+
+class Band:
+    """The receiver's band while a frame is put together: its spectrum, complex64 (2457600,), bins of 25 Hz, centred."""
+
+    def __init__(self):
+        self.spectrum = np.zeros(FRAME_SAMPLES, np.complex64)
+
+    def add(self, samples, sample_rate, center_hz, amplitude=1.0, channel_hz=None, stopband_db=0.0):
+        """Add a carrier.
+
+        Args: samples complex64, 40 ms at sample_rate; center_hz, where its middle goes; channel_hz and stopband_db, a
+        transmit filter that attenuates what lies outside the channel. What falls outside the band is lost, as in a
+        receiver. Interpolation is the published generator's FIR: flat to .395, zero from .605 of the sample rate, so a
+        trace of the images remains.
+        """
+        n = len(samples)
+        spectrum = torch.fft.fftshift(torch.fft.fft(torch.from_numpy(samples))).numpy()
+        hz = np.arange(-n // 2, n // 2, dtype=np.float32) / np.float32(FRAME_SECONDS)
+        if sample_rate < SAMPLE_RATE:  # a little more than one period of the spectrum
+            extra = round(0.105 * n)
+            spectrum = np.concatenate([spectrum[-extra:], spectrum, spectrum[:extra]])
+            hz = np.arange(-n // 2 - extra, n // 2 + extra, dtype=np.float32) / np.float32(FRAME_SECONDS)
+            roll = np.clip((np.abs(hz) / np.float32(sample_rate) - 0.395) / 0.21, 0, 1)
+            spectrum *= 0.5 + 0.5 * np.cos(np.pi * roll)
+        if stopband_db:
+            beyond = np.clip((np.abs(hz) - channel_hz / 2) / (0.02 * channel_hz), 0, 1)
+            spectrum *= 10 ** (-stopband_db / 20 * beyond)
+        spectrum *= np.float32(amplitude * FRAME_SAMPLES / n)
+        start = FRAME_SAMPLES // 2 + round(center_hz * FRAME_SECONDS) - len(spectrum) // 2
+        low, high = max(start, 0), min(start + len(spectrum), FRAME_SAMPLES)
+        if low < high:
+            self.spectrum[low:high] += spectrum[low - start : high - start]
+
+    def add_noise(self, power, rng, shape_db=None):
+        """White Gaussian noise of the given power in the whole band; shape_db (4096,), a floor that is not flat."""
+        noise = rng.standard_normal((FRAME_SAMPLES, 2), np.float32).view(np.complex64)[:, 0]
+        noise *= np.float32(np.sqrt(power * FRAME_SAMPLES / 2))
+        if shape_db is not None:
+            noise.reshape(len(shape_db), -1)[:] *= (10 ** (shape_db / 20)).astype(np.float32)[:, None]
+        self.spectrum += noise
+
+    def cut(self, low_hz, high_hz):
+        """Remove everything outside low_hz .. high_hz, as a narrower receiver does."""
+        low, high = (FRAME_SAMPLES // 2 + round(hz * FRAME_SECONDS) for hz in (low_hz, high_hz))
+        self.spectrum[:low] = 0
+        self.spectrum[high:] = 0
+
+    def samples(self):
+        """The frame, complex64 (2457600,)."""
+        return torch.fft.ifft(torch.fft.ifftshift(torch.from_numpy(self.spectrum))).numpy()
+
+
+def receive(iq, rng, dc_db=None, image_db=None, phase_noise_deg=0.0, bits=None):
+    """What a receiver does to its samples.
+
+    Args: iq complex64 (n,); dc_db, DC offset against the mean power; image_db, mirror image by I/Q imbalance;
+    phase_noise_deg, rms of a phase that wanders with a 5 kHz bandwidth; bits, converter with the peak at full scale.
+    """
+    rms = float(np.sqrt(np.mean(np.abs(iq) ** 2)))
+    if phase_noise_deg:
+        points = 40_000  # one a microsecond; a first-order low-pass makes it wander
+        pole, walk = np.exp(-2 * np.pi * 5e3 * 1e-6), rng.standard_normal(points)
+        kernel = pole ** np.arange(400)
+        walk = np.convolve(walk, kernel, "same") * np.sqrt(1 - pole**2)
+        phase = np.deg2rad(phase_noise_deg) * np.interp(np.arange(len(iq)), np.linspace(0, len(iq), points), walk)
+        iq = iq * np.exp(1j * phase.astype(np.float32))
+    if image_db is not None:
+        iq = iq + np.conj(iq) * np.complex64(10 ** (image_db / 20) * np.exp(2j * np.pi * rng.random()))
+    if dc_db is not None:
+        iq = iq + np.complex64(rms * 10 ** (dc_db / 20) * np.exp(2j * np.pi * rng.random()))
+    if bits is not None:
+        step = np.float32(max(np.abs(iq.real).max(), np.abs(iq.imag).max()) / 2 ** (bits - 1))
+        iq = (np.round(iq.real / step) + 1j * np.round(iq.imag / step)) * step
+    return iq.astype(np.complex64)

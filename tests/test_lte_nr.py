@@ -1,0 +1,224 @@
+"""The waveforms as physics: sequences, detection, occupied band, SNR.  Run: pytest tests/test_lte_nr.py"""
+
+import numpy as np
+import pytest
+
+from data.lte_nr import (
+    LTE_RB,
+    LTE_TDD,
+    NR_RB,
+    LteConfig,
+    NrConfig,
+    gold_sequence,
+    lte_grid,
+    lte_pss,
+    lte_sss,
+    lte_waveform,
+    nr_pss,
+    nr_sss,
+    nr_waveform,
+    prefix_lengths,
+    random_qam,
+)
+from data.radio import Band, fading, multipath, snr_amplitude
+from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE
+
+
+def lte(bandwidth=5e6, load=1.0, **options):
+    allocation = np.full((40, LTE_RB[bandwidth]), load, np.float32)
+    return LteConfig(bandwidth, options.pop("cell_id", 0), allocation, **options)
+
+
+def nr(bandwidth=20e6, scs=30e3, load=1.0, **options):
+    slots = round(40 * scs / 15e3)
+    allocation = np.full((slots, NR_RB[scs][bandwidth]), load, np.float32)
+    return NrConfig(bandwidth, scs, options.pop("cell_id", 0), allocation, **options)
+
+
+def test_gold_sequence_equals_the_shift_registers_of_the_standard():
+    def one_bit_at_a_time(c_init, length):
+        x1, x2 = [1] + [0] * 30, [(c_init >> i) & 1 for i in range(31)]
+        for n in range(1600 + length):
+            x1.append((x1[n + 3] + x1[n]) % 2)
+            x2.append((x2[n + 3] + x2[n + 2] + x2[n + 1] + x2[n]) % 2)
+        return [(a + b) % 2 for a, b in zip(x1[1600:], x2[1600:], strict=True)][:length]
+
+    seeds = [0, 1, 12345, 2**31 - 1]
+    ours = gold_sequence(seeds, 300)
+    assert [row.tolist() for row in ours] == [one_bit_at_a_time(seed, 300) for seed in seeds]
+
+
+def test_lte_pss_is_a_zadoff_chu_sequence():
+    for number, root in enumerate((25, 29, 34)):
+        full = np.exp(-1j * np.pi * root * np.arange(63) * np.arange(1, 64) / 63)
+        np.testing.assert_allclose(lte_pss(number), np.delete(full, 31), atol=1e-12)
+        # Zero circular autocorrelation is what defines it.
+        correlation = np.fft.ifft(np.abs(np.fft.fft(full)) ** 2)
+        assert np.abs(correlation[1:]).max() < 1e-9
+    np.testing.assert_allclose(lte_pss(2), np.conj(lte_pss(1)), atol=1e-9)  # roots 29 and 34 add up to 63
+
+
+def test_nr_sequences_have_the_autocorrelation_of_m_sequences():
+    for number in range(3):
+        spectrum = np.fft.fft(nr_pss(number))
+        np.testing.assert_allclose(np.fft.ifft(np.abs(spectrum) ** 2).real, [127] + [-1] * 126, atol=1e-9)
+    np.testing.assert_array_equal(nr_pss(1), np.roll(nr_pss(0), -43))
+    assert len({tuple(nr_sss(n, m)) for n in range(0, 336, 5) for m in range(3)}) == 68 * 3
+
+
+def test_lte_sss_tells_cell_and_half_frame_apart():
+    words = {tuple(lte_sss(n, m, subframe)) for n in range(168) for m in range(3) for subframe in (0, 5)}
+    assert len(words) == 168 * 3 * 2
+    np.testing.assert_array_equal(lte_sss(10, 1, 0)[::2] ** 2, np.ones(31))
+
+
+def correlate(samples, replica):
+    """|circular correlation| of samples with a replica."""
+    spectrum = np.fft.fft(samples) * np.conj(np.fft.fft(replica, len(samples)))
+    return np.abs(np.fft.ifft(spectrum))
+
+
+@pytest.mark.parametrize("cell_id, tdd", [(0, None), (301, None), (503, 2)])
+def test_a_receiver_finds_lte_timing_and_cell_identity(cell_id, tdd):
+    rng, shift, n_fft = np.random.default_rng(cell_id), 12345, 512
+    wave = lte_waveform(lte(cell_id=cell_id, tdd=tdd, ports=1), rng)
+    samples = np.roll(wave.samples, shift)
+    samples = samples + rng.normal(0, 0.3, (len(samples), 2)) @ [1, 1j] * np.sqrt(np.mean(np.abs(samples) ** 2))
+    place = np.r_[-31:0, 1:32]
+
+    def in_time(values):
+        bins = np.zeros(n_fft, complex)
+        bins[place] = values
+        return np.fft.ifft(bins)
+
+    peaks = [correlate(samples, in_time(lte_pss(n))) for n in range(3)]
+    n_id_2 = int(np.argmax([peak.max() for peak in peaks]))
+    start = int(peaks[n_id_2].argmax())
+    assert n_id_2 == cell_id % 3
+    # The PSS closes slot 0 (FDD) or is the third symbol of subframe 1 (TDD), every 5 ms.
+    prefix = prefix_lengths(n_fft, 15e3)
+    symbols_before = 6 if tdd is None else 14 + 2
+    expected = sum(prefix[i % 7] + n_fft for i in range(symbols_before)) + prefix[symbols_before % 7]
+    assert (start - shift - expected) % (len(samples) // 8) == 0
+    # The SSS lies one (FDD) or three (TDD) symbols earlier.
+    back = n_fft + prefix[5] if tdd is None else sum(n_fft + prefix[i] for i in (1, 2, 0))
+    bins = np.fft.fft(np.roll(samples, -(start - back))[:n_fft])[place]
+    pss = np.fft.fft(np.roll(samples, -start)[:n_fft])[place]
+    if tdd is None:
+        bins = bins * np.conj(pss / lte_pss(n_id_2))
+    scores = {(n, half): abs(np.vdot(lte_sss(n, n_id_2, half), bins)) for n in range(168) for half in (0, 5)}
+    assert 3 * max(scores, key=scores.get)[0] + n_id_2 == cell_id
+
+
+@pytest.mark.parametrize("cell_id", [5, 1006])
+def test_a_receiver_finds_nr_timing_and_cell_identity(cell_id):
+    rng, shift = np.random.default_rng(cell_id), 4321
+    config = nr(cell_id=cell_id, ssb_case="C", ssb_blocks=(0, 1, 0, 0), load=0.3)
+    samples = np.roll(nr_waveform(config, rng).samples, shift)
+    n_fft, place = 1024, np.arange(-120 + 56, -120 + 183)
+
+    def in_time(values):
+        bins = np.zeros(n_fft, complex)
+        bins[place] = values
+        return np.fft.ifft(bins)
+
+    peaks = [correlate(samples, in_time(nr_pss(n))) for n in range(3)]
+    n_id_2 = int(np.argmax([peak.max() for peak in peaks]))
+    start = int(peaks[n_id_2].argmax())
+    assert n_id_2 == cell_id % 3
+    prefix = prefix_lengths(n_fft, 30e3)
+    symbol = lambda i: sum(prefix[k % 14] + n_fft for k in range(i)) + prefix[i % 14]  # noqa: E731
+    assert (start - shift - symbol(8)) % (len(samples) // 2) == 0  # block 1 of case C, every 20 ms
+    two_later = start + symbol(10) - symbol(8)
+    bins = np.fft.fft(np.roll(samples, -two_later)[:n_fft])[place]
+    scores = [abs(np.vdot(nr_sss(n, n_id_2), bins)) for n in range(336)]
+    assert 3 * int(np.argmax(scores)) + n_id_2 == cell_id
+
+
+@pytest.mark.parametrize(
+    "wave, resource_blocks, scs",
+    [
+        (lambda rng: lte_waveform(lte(10e6, window=20), rng), 50, 15e3),
+        (lambda rng: lte_waveform(lte(1.4e6), rng), 6, 15e3),
+        (lambda rng: nr_waveform(nr(20e6, 30e3), rng), 51, 30e3),
+        (lambda rng: nr_waveform(nr(50e6, 15e3), rng), 270, 15e3),
+    ],
+)
+def test_occupied_bandwidth_is_the_resource_blocks(wave, resource_blocks, scs):
+    wave = wave(np.random.default_rng(1))
+    size = 4096
+    parts = wave.samples[: len(wave.samples) // size * size].reshape(-1, size) * np.hanning(size)
+    density = np.mean(np.abs(np.fft.fft(parts, axis=1)) ** 2, 0)
+    occupied = (density > np.median(density[density > density.max() / 100]) / 4).sum() * wave.sample_rate / size
+    assert occupied == pytest.approx(resource_blocks * 12 * scs, rel=0.02)
+    assert wave.occupied_hz == resource_blocks * 12 * scs
+
+
+@pytest.mark.parametrize("snr_db", [0.0, 15.0, 30.0])
+def test_requested_snr_is_measured_in_the_frame(snr_db):
+    rng = np.random.default_rng(3)
+    wave = nr_waveform(nr(20e6, 30e3, load=1.0, downlink_symbols=np.tile([14, 14, 0, 0], 20), ssb_blocks=(0,)), rng)
+    samples = multipath(wave.samples, wave.sample_rate, "EPA", 50.0, rng)
+    band, center = Band(), 5e6
+    band.add(samples, wave.sample_rate, center, snr_amplitude(samples, wave.active_share, wave.occupied_hz, snr_db))
+    band.add_noise(1.0, rng)
+    # An independent view: energy in the occupied band, half the slots silent, against energy in an empty band.
+    hz = (np.arange(FRAME_SAMPLES) - FRAME_SAMPLES // 2) * 25.0
+    power = np.abs(band.spectrum.astype(np.complex128)) ** 2
+    inside = np.abs(hz - center) < wave.occupied_hz / 2
+    noise = power[np.abs(hz + 20e6) < 3e6].mean()
+    measured = 10 * np.log10((power[inside].mean() / noise - 1) / 0.5)
+    assert measured == pytest.approx(snr_db, abs=0.3)
+
+
+def test_tdd_uplink_is_silent_and_downlink_is_not():
+    for number, pattern in enumerate(LTE_TDD):
+        grid = lte_grid(lte(1.4e6, tdd=number, dwpts=3), np.random.default_rng(0)).reshape(40, 14, -1)
+        busy = np.abs(grid).sum(2) > 0
+        for subframe in range(40):
+            expected = {"D": 14, "S": 3, "U": 0}[pattern[subframe % 10]]
+            assert busy[subframe].sum() == expected and busy[subframe, :expected].all()
+
+
+def test_an_idle_nr_carrier_between_ss_pbch_bursts_has_no_energy():
+    assert nr_waveform(nr(load=0.0, ssb_period_ms=160, ssb_start_ms=80), np.random.default_rng(0)).active_share == 0
+
+
+def test_cell_specific_reference_signals_are_where_the_standard_puts_them():
+    grid = lte_grid(lte(1.4e6, load=0.0, cell_id=4, control_load=0.0), np.random.default_rng(0))
+    # Subframe 2 carries nothing else after the control region; ports 0: symbols 4, 7 and 11, shifted by cell mod 6.
+    busy = np.abs(grid.reshape(40, 14, 72)[2]) > 0
+    assert set(np.flatnonzero(busy[4])) == {k for k in range(72) if k % 6 == (3 + 4) % 6}
+    assert set(np.flatnonzero(busy[7])) == {k for k in range(72) if k % 6 == 4}
+    assert not busy[[3, 5, 6, 8, 9, 10, 12, 13]].any()
+
+
+@pytest.mark.parametrize("order", [4, 16, 64, 256])
+def test_qam_has_unit_power_and_all_its_points(order):
+    symbols = random_qam(np.random.default_rng(0), order, (40_000,))
+    assert len(np.unique(np.round(symbols, 4))) == order
+    assert np.mean(np.abs(symbols) ** 2) == pytest.approx(1, abs=0.02)
+
+
+def test_fading_is_rayleigh_with_the_doppler_it_was_asked_for():
+    rng = np.random.default_rng(0)
+    gains = np.array([fading(rng, 400.0) for _ in range(400)])
+    power = np.abs(gains) ** 2
+    assert power.mean() == pytest.approx(1, abs=0.05)
+    assert (power < 0.1).mean() == pytest.approx(1 - np.exp(-0.1), abs=0.02)
+    # Clarke: the autocorrelation is a Bessel function, first zero at 2.405 / (2 pi f_d) = .957 ms.
+    lag = round(0.957e-3 / 40e-3 * (gains.shape[1] - 1))
+    assert abs(np.mean(gains[:, :-lag] * np.conj(gains[:, lag:]))) < 0.08
+
+
+def test_a_carrier_lands_at_its_frequency_and_is_lost_outside_the_band():
+    wave = lte_waveform(lte(5e6), np.random.default_rng(0))
+    for center in (-20e6, 3.21e6):
+        band = Band()
+        band.add(wave.samples, wave.sample_rate, center)
+        power = np.abs(band.spectrum) ** 2
+        hz = (np.arange(FRAME_SAMPLES) - FRAME_SAMPLES // 2) * 25.0
+        assert np.sum(power * hz) / power.sum() == pytest.approx(center, abs=20e3)
+    band = Band()
+    band.add(wave.samples, wave.sample_rate, SAMPLE_RATE / 2 + 10e6)
+    assert not band.spectrum.any()

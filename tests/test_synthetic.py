@@ -1,0 +1,140 @@
+"""Pictures, masks and files of the generated set.  Run: pytest tests/test_synthetic.py"""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import DataError, synthetic
+from data.hdf4 import read_raster
+from data.spectrogram import (
+    FRAME_SAMPLES,
+    PARULA,
+    SAMPLE_RATE,
+    channel_mask,
+    level_range,
+    mask_columns,
+    spectrogram_image,
+    spectrogram_levels,
+)
+
+
+def tone_and_noise(hz, seed=0):
+    rng = np.random.default_rng(seed)
+    time = np.arange(FRAME_SAMPLES) / SAMPLE_RATE
+    noise = rng.normal(0, 1e-3, (FRAME_SAMPLES, 2)) @ [1, 1j]
+    return (np.exp(2j * np.pi * hz * time) + noise).astype(np.complex64)
+
+
+def test_picture_equals_the_published_recipe_in_double_precision():
+    iq = tone_and_noise(7e6)
+    iq[: FRAME_SAMPLES // 4] *= 0.1
+    window = 0.5 * (1 - np.cos(2 * np.pi * np.arange(256) / 255))
+    count = (FRAME_SAMPLES - 10) // 246
+    rows = [int(np.floor((i + 0.5) * count / 256)) for i in range(256)]
+    scale = SAMPLE_RATE * np.sum(window**2)
+    low, high, shown = np.inf, -np.inf, np.empty((256, 256))
+    for k in range(count):
+        if k % 7 and k not in rows:  # every seventh snapshot is enough to check the picked rows and the range
+            continue
+        spectrum = np.fft.fft(iq[246 * k : 246 * k + 256].astype(complex) * window, 4096)
+        level = 10 * np.log10(np.abs(np.roll(spectrum, 2047)) ** 2 / scale + 2.0**-52)  # bins -2047 .. 2048
+        low, high = min(low, level.min()), max(high, level.max())
+        if k in rows:
+            shown[rows.index(k)] = level[8::16]
+    ours = spectrogram_levels(iq, exact=True).astype(int)
+    exact_low, exact_high = level_range(iq, exact=True)
+    assert exact_low <= low + 0.01 and exact_high >= high - 0.01
+    expected = np.round(255 * (shown - exact_low) / (exact_high - exact_low))[::-1]
+    assert np.abs(ours - expected).max() <= 1
+
+
+def test_the_quick_level_range_agrees_with_the_full_one():
+    for family in ("LTE", "FIELD"):
+        iq, _ = synthetic.make_frame(family, 5, 0)
+        quick, full = level_range(iq), level_range(iq, exact=True)
+        assert quick[1] == pytest.approx(full[1], abs=0.05)
+        # The minimum of 41 million noise values is itself random, with a spread of 5.6 dB where eps does not bound it.
+        assert quick[0] == pytest.approx(full[0], abs=15)
+
+
+@pytest.mark.parametrize("hz", [-30.5e6, -12.36e6, 0.1e6, 25.1e6])
+def test_a_tone_shows_in_its_column_and_the_end_of_the_frame_on_top(hz):
+    iq = tone_and_noise(hz)
+    iq[FRAME_SAMPLES // 2 :] *= 1e-3  # quiet second half
+    levels = spectrogram_levels(iq)
+    column = int(np.argmax(levels[200].astype(int)))
+    assert column == int((hz + SAMPLE_RATE / 2) // 240e3)
+    assert levels[200, column] > levels[50, column] + 50
+
+
+def test_parula_runs_from_blue_to_yellow_without_two_equal_colours():
+    assert PARULA[0].tolist() == [62, 38, 168] and PARULA[255].tolist() == [249, 251, 21]
+    assert len({tuple(colour) for colour in PARULA}) == 256
+
+
+def test_mask_covers_the_nominal_channel_both_ends_included():
+    mask = channel_mask([{"technology": "NR", "center_hz": 1e6, "bandwidth_hz": 20e6}])
+    # floor((30.72 - 9) / .24) = 90 and floor((30.72 + 11) / .24) = 173
+    assert np.flatnonzero(mask[0]).tolist() == list(range(90, 174)) and (mask == mask[0]).all()
+    assert set(np.unique(mask)) == {0, 127}
+    assert mask_columns(-40e6, 40e6) == (0, 255)
+
+
+def test_signal_edges_in_the_picture_lie_inside_the_mask():
+    for index in range(1, 5):
+        iq, carriers = synthetic.make_frame("LTE", index, 1)
+        (carrier,) = carriers
+        if carrier["snr_db"] < 50:
+            continue
+        columns = spectrogram_levels(iq).astype(float).mean(0)
+        first, last = (int(f(np.flatnonzero(channel_mask(carriers)[0]))) for f in (np.min, np.max))
+        middle = (first + last) // 2
+        assert columns[first + 4 : last - 3].mean() > columns[np.r_[: max(first - 4, 1), min(last + 5, 255) :]].mean()
+        assert first <= middle <= last
+
+
+def test_same_seed_same_files_for_any_number_of_workers(tmp_path):
+    counts = {"NR": 1, "LTE_NR": 1, "FIELD": 1}
+    synthetic.generate(tmp_path / "one", counts, seed=7, workers=1)
+    synthetic.generate(tmp_path / "two", counts, seed=7, workers=2)
+    for name in ("NR_frame_1", "LTE_NR/LTE_NR_frame_1", "FIELD/FIELD_frame_1"):
+        for suffix in (".png", ".hdf"):
+            one, two = (tmp_path / folder / (name + suffix) for folder in ("one", "two"))
+            assert one.read_bytes() == two.read_bytes()
+    assert not list(tmp_path.rglob("*.part"))
+    with (tmp_path / "one/frames.csv").open() as file:
+        rows = {row["frame"]: row for row in csv.DictReader(file)}
+    both = json.loads(rows["LTE_NR/LTE_NR_frame_1"]["carriers"])
+    assert {carrier["technology"] for carrier in both} == {"NR", "LTE"}
+    np.testing.assert_array_equal(read_raster(tmp_path / "one/LTE_NR/LTE_NR_frame_1.hdf"), channel_mask(both))
+    iq, _ = synthetic.make_frame("FIELD", 1, 7)
+    picture = np.asarray(Image.open(tmp_path / "one/FIELD/FIELD_frame_1.png"))
+    np.testing.assert_array_equal(picture, spectrogram_image(iq))
+
+
+def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, monkeypatch):
+    class Here:  # the pool's work, done in this process
+        def __init__(self, processes):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def imap_unordered(self, work, jobs):
+            self.jobs = jobs
+            return map(work, jobs)
+
+    monkeypatch.setattr(synthetic.multiprocessing, "get_context", lambda kind: type("C", (), {"Pool": Here}))
+    synthetic.generate(tmp_path, {"LTE": 1}, seed=3)
+    first = (tmp_path / "LTE_frame_1.png").stat().st_mtime_ns
+    synthetic.generate(tmp_path, {"LTE": 2}, seed=3)
+    assert (tmp_path / "LTE_frame_1.png").stat().st_mtime_ns == first
+    assert (tmp_path / "LTE_frame_2.png").exists() and (tmp_path / "frames.csv").read_text().count("\n") == 3
+    with pytest.raises(DataError, match="seed 3"):
+        synthetic.generate(tmp_path, {"LTE": 2}, seed=4)
