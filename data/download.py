@@ -1,0 +1,202 @@
+"""Fetch a large archive over an unreliable line, and unpack it without trusting it; standard library and tqdm only.
+
+    fetch(url, "set/.download/archive.tar.gz")       # goes on where an earlier call, or a killed process, broke off
+    extract("set/.download/archive.tar.gz", "set")   # regular files below set/ only, all of them or none
+
+To take it along: copy this file and replace DataError by any exception of your own.
+"""
+
+import gzip
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import time
+import zlib
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from data import DataError
+
+TIMEOUT = 30  # seconds without a byte
+RETRIES = 4  # in a row without a new byte, once a download is under way
+PAUSE = 1.0  # seconds before a retry, doubled with each that brought nothing
+
+
+def fetch(url: str, path, space: float | None = None) -> None:
+    """Download `url` to `path`, which appears only when complete; until then PATH.part grows, described by PATH.json.
+
+    `space` bytes must be free, less what has arrived (default: twice the length that the server announces, for the
+    archive and its contents). A broken connection is taken up by an HTTP range request, in this call or a later one.
+    Where the server ignores ranges, or its file has changed, the download starts over. Raises DataError when no more
+    is to be had; what arrived is kept.
+    """
+    path = Path(path)
+    part, notes = path.with_name(path.name + ".part"), path.with_name(path.name + ".json")
+    if path.exists():
+        notes.unlink(missing_ok=True)
+        return
+    if space:
+        check_space(path, space - _size(part))
+    most, failures, under_way = _size(part), 0, False
+    while True:
+        try:
+            _fetch_rest(url, part, notes, space)
+            break
+        except DataError:
+            raise
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: not an address
+            got_more = _size(part) > most
+            most, under_way = max(most, _size(part)), under_way or got_more
+            failures = 0 if got_more else failures + 1
+            refused = isinstance(error, HTTPError)
+            if (refused and error.code < 500) or not under_way or failures > RETRIES:
+                kept = f" after {_size(part):,} bytes, which are kept" if _size(part) else ""
+                raise DataError(
+                    f"{url} cannot be fetched ({error if refused else getattr(error, 'reason', error)}){kept}; "
+                    "check address and network and run the same command again"
+                ) from None
+            time.sleep(PAUSE * 2**failures)
+    os.replace(part, path)
+    notes.unlink()
+
+
+def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
+    """One connection: ask for the bytes that `part` lacks and append them. OSError, HTTPException: it broke off."""
+    known = json.loads(notes.read_text()) if notes.exists() else {}
+    have = _size(part) if known.get("url") == url else 0
+    if have and have == known["length"]:
+        return
+    request = Request(url, headers={"User-Agent": "python"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if known["version"]:
+            request.add_header("If-Range", known["version"])  # a changed file then comes whole, with status 200
+    try:
+        response = urlopen(request, timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code != 416 or not have:  # 416: the file ends before the bytes asked for, so it is another one
+            raise
+        part.unlink()
+        return _fetch_rest(url, part, notes, space)
+    with response:
+        etag = response.headers.get("ETag", "W/")
+        version = response.headers.get("Last-Modified") if etag.startswith("W/") else etag  # W/: not byte for byte
+        if have and response.status == 206:
+            begun = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            length = known["length"]
+            if not begun or (*map(int, begun.groups()), version) != (have, length, known["version"]):
+                part.unlink()
+                return _fetch_rest(url, part, notes, space)
+        else:
+            have, length = 0, response.headers.get("Content-Length")
+            length = None if length is None else int(length)
+        check_space(part, (space or 2 * (length or 0)) - have)
+        with _writing(part):
+            part.parent.mkdir(parents=True, exist_ok=True)
+            file = open(part, "ab" if have else "wb")  # emptied before the notes speak of another file
+        with file, tqdm(desc=part.stem, total=length, initial=have, unit="B", unit_scale=True, file=sys.stderr) as bar:
+            with _writing(notes):
+                draft = notes.with_suffix(".tmp")
+                draft.write_text(json.dumps({"url": url, "length": length, "version": version}))
+                os.replace(draft, notes)
+            while chunk := response.read(1 << 16):
+                with _writing(part):
+                    file.write(chunk)
+                    file.flush()
+                bar.update(len(chunk))
+    if length is not None and _size(part) != length:
+        raise ConnectionError(f"the connection broke off at {_size(part):,} of {length:,} bytes")
+
+
+def extract(path, directory) -> None:
+    """Unpack a .tar.gz into `directory` and remove it; only a complete and sound archive adds anything.
+
+    Members are unpacked into a folder beside the archive, to the last byte and its checksum, and then renamed; a call
+    after a kill goes on from there, without the archive if that is gone.
+    A member that is neither regular file nor folder (a link, a device), or whose path leads outside, condemns the
+    archive. Raises DataError for that and for a damaged archive (either is removed), for a full disk, and for an entry
+    of the same name that is already there.
+    """
+    path, directory = Path(path), Path(directory)
+    unfinished, finished = path.parent / "extracting", path.parent / "extracted"
+    if not finished.exists():  # else a process was killed while renaming: go on with that
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            _unpack(path, unfinished.resolve())
+            os.replace(unfinished, finished)
+        except DataError:
+            path.unlink()
+            raise
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+            path.unlink()
+            raise DataError(f"{path} was damaged ({error}) and is removed; run the same command again") from None
+        except OSError as error:
+            raise DataError(f"{path} cannot be unpacked ({error}); free some space and run the command again") from None
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    entries = sorted(finished.iterdir())
+    for entry in entries:
+        if (directory / entry.name).exists():
+            raise DataError(f"{directory / entry.name} is in the way of the archive's contents; move it elsewhere")
+    for entry in entries:
+        os.replace(entry, directory / entry.name)
+    finished.rmdir()
+
+
+def _unpack(path: Path, target: Path) -> None:
+    target.mkdir()
+    with (
+        open(path, "rb") as packed,
+        gzip.open(packed) as unpacked,
+        tarfile.open(fileobj=unpacked, mode="r:") as archive,
+        tqdm(desc="unpacking", total=_size(path), unit="B", unit_scale=True, file=sys.stderr) as bar,
+    ):
+        for member in archive:
+            place = (target / member.name).resolve()
+            if not place.is_relative_to(target) or not (member.isreg() or member.isdir()):
+                raise DataError(
+                    f"{path} holds {member.name!r}, a link or device or outside its folder, and is removed with "
+                    "nothing unpacked; fetch it from a source that you trust"
+                )
+            if member.isdir():
+                place.mkdir(parents=True, exist_ok=True)
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with open(place, "wb") as file:
+                shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
+            bar.update(packed.tell() - bar.n)
+        while rest := unpacked.read(1 << 20):  # to the end, where gzip compares its checksum
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("something else follows the last member")
+
+
+def check_space(path, needed: float) -> None:
+    """Raises DataError where the disk that holds, or will hold, `path` has fewer than `needed` bytes free."""
+    place = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise DataError(
+            f"{place} has {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB more are needed; "
+            "free some space or choose another disk"
+        )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@contextmanager
+def _writing(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}); check the folder and its free space") from None

@@ -1,0 +1,325 @@
+"""The MathWorks "Spectrum Sensing with Deep Learning to Identify 5G and LTE Signals" data, and sets in its layout.
+
+    python -m data.spectrum_sensing download DIR    # the published archive, about 10 GB of free space
+    python -m data.spectrum_sensing check DIR       # counts frames and pixels of a set on disk
+
+A frame is a spectrogram NAME.png beside its labels NAME.hdf (an HDF4 raster, see data/hdf4.py) and, in the archive,
+NAME.mat with its parameters, in a generated set one line of frames.csv:
+
+    NR_frame_1.png            one 5G NR carrier        (the archive keeps everything below TrainingData/)
+    LTE_frame_1.png           one LTE carrier
+    LTE_NR/LTE_NR_frame_1.png one carrier of each: the challenge set
+    FIELD/FIELD_frame_1.png   generated: any number of carriers, as met in the field
+    anything else             a set of its own, never trained on
+
+Labels are 0 noise, 127 NR, 255 LTE; a later release has 0, 85, 170 and 255 = unknown, which loss and metrics ignore.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets import VisionDataset
+from tqdm import tqdm
+
+from data import DataError
+from data.download import extract, fetch
+from data.hdf4 import read_raster
+
+URL = "https://www.mathworks.com/supportfiles/spc/SpectrumSensing/SpectrumSenseTrainingDataNetwork.tar.gz"
+SPACE = 10e9  # bytes that archive and contents take together
+
+CLASSES = ("noise", "NR", "LTE")
+IGNORE = 255  # pixels of the class "unknown"
+LABEL_VALUES = {
+    "three": {0: 0, 127: 1, 255: 2},
+    "four": {0: 0, 85: 1, 170: 2, 255: IGNORE},  # floor(255 i / 3)
+}
+FOLDERS = {"NR": ".", "LTE": ".", "LTE_NR": "LTE_NR", "FIELD": "FIELD"}  # where the frames of a family lie
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One spectrogram with its labels on disk; nothing is decoded yet."""
+
+    name: str  # relative POSIX path without suffix, such as "LTE_NR/LTE_NR_frame_3"; TrainingData/ is left out
+    family: str  # "NR", "LTE", "LTE_NR", "FIELD" or "OTHER"
+    png: Path
+    hdf: Path
+    labels: str = "three"  # a key of LABEL_VALUES, for masks whose values do not tell it
+
+
+def find_frames(root) -> list[Frame]:
+    """Every frame below `root`, in lexicographic order of the relative path of its .png.
+
+    Raises DataError for a folder that is missing or holds no frame, and for a .png without its .hdf or the other way.
+    """
+    root = Path(root)
+    paths = {}
+    for path in root.rglob("*"):
+        name = path.relative_to(root).as_posix().removeprefix("TrainingData/")
+        if path.suffix in (".png", ".hdf") and not any(part.startswith(".") for part in name.split("/")):
+            if paths.setdefault(name, path) != path:
+                raise DataError(f"{path} and {paths[name]} are both {name}; keep one of the two sets in {root}")
+    frames = []
+    for name in sorted(paths):
+        stem, partner = name[:-4], name[:-4] + (".hdf" if name.endswith(".png") else ".png")
+        if partner not in paths:
+            raise DataError(f"{paths[name]} has no {Path(partner).name} beside it; complete the frame or remove it")
+        if name.endswith(".png"):
+            folder, _, file = stem.rpartition("/")
+            family = file.rpartition("_frame_")[0]
+            family = family if FOLDERS.get(family) == (folder or ".") else "OTHER"
+            frames.append(Frame(stem, family, paths[name], paths[partner]))
+    if not frames:
+        raise DataError(
+            f"{root} holds no frames (NAME.png beside NAME.hdf); fetch the archive with "
+            f"`python -m data.spectrum_sensing download {root}` or make a set with `python -m data.synthetic {root}`"
+        )
+    labels = _release(frames)
+    return [replace(frame, labels=labels) for frame in frames]
+
+
+def _release(frames: list[Frame]) -> str:
+    """Which labels a set has: 255 alone is LTE in one release and unknown in the other, so look for a telling mask."""
+    for frame in sorted(frames, key=lambda frame: frame.family != "NR"):  # a mask with NR tells, usually the first
+        values = set(np.unique(read_raster(frame.hdf)).tolist())
+        if values & {127, 85, 170}:
+            return "three" if 127 in values else "four"
+    return "three"
+
+
+def read_mask(frame: Frame) -> np.ndarray:
+    """The classes of a frame, uint8 (H, W): 0 noise, 1 NR, 2 LTE, 255 to be ignored. DataError: unknown values."""
+    raster = read_raster(frame.hdf)
+    counts = np.bincount(raster.ravel(), minlength=256)
+    labels = "three" if counts[127] else "four" if counts[85] or counts[170] else frame.labels
+    classes = LABEL_VALUES[labels]
+    foreign = set(np.flatnonzero(counts).tolist()) - set(classes)
+    if foreign:
+        raise DataError(
+            f"{frame.hdf} has the label value {min(foreign)}, and this set knows {', '.join(map(str, classes))}; "
+            "replace the file by a mask of these releases"
+        )
+    table = np.zeros(256, np.uint8)
+    table[list(classes)] = list(classes.values())
+    return table[raster]
+
+
+def read_frame(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Spectrogram, uint8 (3, H, W), and classes, uint8 (H, W). DataError: unreadable, or of different sizes."""
+    try:
+        with Image.open(frame.png) as picture:
+            image = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises
+        raise DataError(f"{frame.png} cannot be read as a picture ({error}); replace it") from None
+    mask = read_mask(frame)
+    if image.shape[1:] != mask.shape:
+        raise DataError(
+            f"{frame.png} is {_size(image)} and its mask {frame.hdf.name} {_size(mask)} pixels; replace one of them"
+        )
+    return image, mask
+
+
+def _size(array) -> str:
+    return f"{array.shape[-1]}x{array.shape[-2]}"
+
+
+class SpectrumSensing(VisionDataset):
+    """Frames on disk as a torchvision data set: [i] is (image uint8 (3, H, W), mask int64 (H, W)).
+
+    `frames` limits it to a part of the set, such as split(find_frames(root))["train"]. `transforms(image, mask)`
+    moves both together.
+    """
+
+    def __init__(self, root, frames: list[Frame] | None = None, transforms=None):
+        super().__init__(root, transforms=transforms)
+        self.frames = find_frames(root) if frames is None else list(frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int):
+        image, mask = read_frame(self.frames[index])
+        image, mask = torch.from_numpy(image.copy()), torch.from_numpy(mask).long()
+        return (image, mask) if self.transforms is None else self.transforms(image, mask)
+
+
+def read_tensors(frames: list[Frame], progress: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decode frames once, by threads: images uint8 (N, 3, H, W) and masks uint8 (N, H, W), about 1.2 GB for 4,500.
+
+    Raises DataError as read_frame does, for frames of different sizes, and for an empty list.
+    """
+    if not frames:
+        raise DataError("there are no frames to read; choose a folder with more frames")
+    height, width = read_mask(frames[0]).shape
+    images = torch.empty((len(frames), 3, height, width), dtype=torch.uint8)
+    masks = torch.empty((len(frames), height, width), dtype=torch.uint8)
+    to_images, to_masks = images.numpy(), masks.numpy()  # the same memory; numpy's copies start no threads of their own
+
+    def decode(index: int) -> None:
+        image, mask = read_frame(frames[index])
+        if mask.shape != (height, width):
+            raise DataError(
+                f"{frames[index].png} is {_size(mask)} and {frames[0].png} {width}x{height} pixels; "
+                "keep frames of one size in a set"
+            )
+        to_images[index], to_masks[index] = image, mask
+
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        jobs = pool.map(decode, range(len(frames)))
+        for _ in tqdm(jobs, "frames", len(frames), unit="frame", disable=not progress, file=sys.stderr):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a fault, do not decode the rest first
+    return images, masks
+
+
+def split(frames: list[Frame], seed: int = 42, train_on_combined: float = 0.0) -> dict[str, list[Frame]]:
+    """The reference's split: 80 percent of the frames to train on, 10 to choose by, 10 to report once.
+
+    As the reference does, `torch.utils.data.random_split` with seed 42 over the frames in lexicographic order; its 20
+    percent are halved into "validation" and "test". It knows NR and LTE frames; FIELD frames join them. LTE_NR frames
+    are "combined", the challenge set, of which a seeded share `train_on_combined` (0 to 1) moves into "train". Frames
+    of no known family are "other" (a key only if there are any).
+    """
+    if not 0 <= train_on_combined <= 1:
+        raise DataError(f"--train-on-combined is a share from 0 to 1, not {train_on_combined}")
+    frames = sorted(frames, key=lambda frame: frame.name + ".png")
+    single = [frame for frame in frames if frame.family in ("NR", "LTE", "FIELD")]
+    combined = [frame for frame in frames if frame.family == "LTE_NR"]
+    other = [frame for frame in frames if frame.family == "OTHER"]
+
+    def shuffled(frames: list[Frame]) -> list[Frame]:  # as random_split does, which warns of an empty part
+        order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed)).tolist()
+        return [frames[i] for i in order]
+
+    single, combined = shuffled(single), shuffled(combined)
+    first, moved = int(0.8 * len(single)), round(train_on_combined * len(combined))
+    half = (len(single) - first) // 2
+    parts = {
+        "train": single[:first] + combined[:moved],
+        "validation": single[first : first + half],
+        "test": single[first + half :],
+        "combined": combined[moved:],
+    }
+    return parts | ({"other": other} if other else {})
+
+
+def class_counts(masks: torch.Tensor) -> np.ndarray:
+    """Pixels of each class in masks (N, H, W) of any integer type: int64 (3,). Ignored pixels are not counted."""
+    counts = sum(torch.bincount(mask.flatten(), minlength=len(CLASSES))[: len(CLASSES)] for mask in masks)
+    return counts.cpu().numpy()
+
+
+def class_weights(masks: torch.Tensor) -> torch.Tensor:
+    """Weights median(count)/count of the classes in training masks, float32 (3,), as MathWorks and the reference.
+
+    About .29, 1.0, 2.02 on the archive. A class without pixels does not enter the median and has weight 0.
+    """
+    counts = class_counts(masks)
+    present = counts > 0
+    weights = np.zeros(len(CLASSES), np.float32)
+    weights[present] = np.median(counts[present]) / counts[present]
+    return torch.from_numpy(weights)
+
+
+def frame_snr(root, frames: list[Frame]) -> list[float | None]:
+    """SNR in dB of each frame's strongest carrier: from root/frames.csv, else from its .mat; None where neither tells.
+
+    The .mat is read where scipy is installed; its SNRdB assumes a signal power of 0 dBW, so the true one is lower.
+    Raises DataError for a frames.csv or .mat that cannot be understood.
+    """
+    table, snr = Path(root) / "frames.csv", {}
+    if table.exists():
+        try:
+            with open(table, newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    snr[row["frame"]] = float(row["snr_db"]) if row["snr_db"] else None  # empty: no carrier
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{table} cannot be understood ({error!r}); it needs the columns frame and snr_db (a number or "
+                "nothing): generate the set again or remove the file"
+            ) from None
+    return [snr[frame.name] if frame.name in snr else _mat_snr(frame.png.with_suffix(".mat")) for frame in frames]
+
+
+def _mat_snr(path: Path) -> float | None:
+    try:
+        from scipy.io import loadmat
+    except ImportError:  # scipy is not among the requirements
+        return None
+    if not path.exists():
+        return None
+    try:
+        params = loadmat(path, simplify_cells=True, variable_names=["params"]).get("params")
+    except Exception as error:  # scipy's reader raises a dozen kinds for a damaged file
+        raise DataError(f"{path} cannot be read as a MATLAB file ({error}); replace or remove it") from None
+    carriers = params if isinstance(params, list | np.ndarray) else [params]
+    values = [np.max(carrier["SNRdB"]) for carrier in carriers if isinstance(carrier, dict) and "SNRdB" in carrier]
+    return float(max(values)) if values else None
+
+
+def check(root) -> str:
+    """Read every mask of a set: how many frames each family has, and its pixel shares."""
+    counts, pixels = Counter(), Counter()
+    for frame in tqdm(find_frames(root), "masks", unit="frame", file=sys.stderr):
+        counts[frame.family] += 1
+        mask = torch.from_numpy(read_mask(frame))
+        pixels.update({(frame.family, c): n for c, n in enumerate(class_counts(mask[None]).tolist())})
+    lines = ["family   frames  " + "".join(f"{name:>7}" for name in CLASSES)]
+    for family in sorted(counts):
+        total = max(1, sum(pixels[family, c] for c in range(len(CLASSES))))
+        shares = "".join(f"{pixels[family, c] / total:7.3f}" for c in range(len(CLASSES)))
+        lines.append(f"{family:8} {counts[family]:6}  {shares}")
+    return "\n".join(lines)
+
+
+def download(root, url: str = URL) -> list[Frame]:
+    """Fetch and unpack the archive into `root`, unless frames are there; see data/download.py for what may go wrong."""
+    root = Path(root)
+    work = root / ".download"  # on the same disk, so that contents can be renamed into place
+    pending = work.exists() and any(work.iterdir())
+    if pending or next(root.rglob("*_frame_*.png"), None) is None:
+        try:
+            if not (work / "extracted").exists():
+                fetch(url, work / "archive.tar.gz", SPACE if url == URL else None)
+            extract(work / "archive.tar.gz", root)
+        except DataError as error:
+            raise DataError(f"{error}, or make a synthetic set: `python -m data.synthetic {root}`") from None
+        shutil.rmtree(work)
+    return find_frames(root)
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["download", "check"])
+    parser.add_argument("directory", metavar="DIR", help="folder of the set")
+    parser.add_argument("--url", default=URL, help="a mirror of the archive (.tar.gz); default: %(default)s")
+    args = parser.parse_args(argv)
+    try:
+        if args.action == "download":
+            print(f"{args.directory} holds {len(download(args.directory, args.url)):,} frames")
+        else:
+            print(check(args.directory))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Shared by all tests: one thread, and a folder of small frames that look a little like spectrograms."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.hdf4 import write_raster
+
+torch.set_num_threads(1)
+
+BANDS = {  # label and colour of each carrier; NR blinks, LTE is steady
+    "NR": [(127, (250, 220, 60))],
+    "LTE": [(255, (60, 190, 170))],
+    "LTE_NR": [(255, (60, 190, 170)), (127, (250, 220, 60))],
+    "FIELD": [(127, (250, 220, 60)), (255, (60, 190, 170))],
+}
+FOLDERS = {"LTE_NR": "LTE_NR/", "FIELD": "FIELD/"}
+
+
+def write_frames(root, counts: dict[str, int], size: int = 256, seed: int = 0) -> Path:
+    """Write `counts` = {"NR": 3, "LTE_NR": 2, ...} frames of size x size pixels in the archive's layout; returns root.
+
+    Each carrier is a bright band on blue noise; FIELD_frame_1 is empty. frames.csv lists them as the generator does.
+    """
+    root, rows = Path(root), []
+    for family, count in counts.items():
+        for number in range(1, count + 1):
+            rng = np.random.default_rng([seed, len(family), ord(family[0]), number])
+            name = f"{FOLDERS.get(family, '')}{family}_frame_{number}"
+            image = rng.normal((50, 60, 150), 12, (size, size, 3))
+            mask = np.zeros((size, size), np.uint8)
+            carriers = [] if (family, number) == ("FIELD", 1) else BANDS[family]
+            for slot, (label, colour) in enumerate(carriers):
+                room = size // len(carriers)
+                width = int(rng.integers(room // 5, room // 2))
+                left = slot * room + int(rng.integers(1, room - width))
+                active = rng.random(size) < (0.6 if label == 127 else 1.0)
+                image[active, left : left + width] = rng.normal(colour, 12, (active.sum(), width, 3))
+                mask[:, left : left + width] = label
+            snr = 10.0 * (number % 4) if carriers else ""
+            rows.append([name, family, number, snr, json.dumps([{"snr_db": snr}] * len(carriers))])
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / f"{name}.png")
+            write_raster(root / f"{name}.hdf", mask)
+    with open(root / "frames.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["frame", "family", "seed", "snr_db", "carriers"], *rows])
+    return root
+
+
+@pytest.fixture(scope="session")
+def frames_dir(tmp_path_factory) -> Path:
+    """A set to read, not to change: 6 NR, 6 LTE, 4 LTE_NR and 4 FIELD frames of 256x256 pixels."""
+    return write_frames(tmp_path_factory.mktemp("frames"), {"NR": 6, "LTE": 6, "LTE_NR": 4, "FIELD": 4})
+
+
+@pytest.fixture(scope="session")
+def small_frames_dir(tmp_path_factory) -> Path:
+    """The same in 128x128 pixels, for tests that train."""
+    return write_frames(tmp_path_factory.mktemp("small"), {"NR": 6, "LTE": 6, "LTE_NR": 4, "FIELD": 4}, size=128)
