@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data import DataError, synthetic
+from data.frames import make_frame
 from data.hdf4 import read_raster
 from data.spectrogram import (
     FRAME_SAMPLES,
@@ -53,7 +54,7 @@ def test_picture_equals_the_published_recipe_in_double_precision():
 
 def test_the_quick_level_range_agrees_with_the_full_one():
     for family in ("LTE", "FIELD"):
-        iq, _ = synthetic.make_frame(family, 5, 0)
+        iq, _ = make_frame(family, 5, 0)
         quick, full = level_range(iq), level_range(iq, exact=True)
         assert quick[1] == pytest.approx(full[1], abs=0.05)
         # The minimum of 41 million noise values is itself random, with a spread of 5.6 dB where eps does not bound it.
@@ -85,7 +86,7 @@ def test_mask_covers_the_nominal_channel_both_ends_included():
 
 def test_signal_edges_in_the_picture_lie_inside_the_mask():
     for index in range(1, 5):
-        iq, carriers = synthetic.make_frame("LTE", index, 1)
+        iq, carriers = make_frame("LTE", index, 1)
         (carrier,) = carriers
         if carrier["snr_db"] < 50:
             continue
@@ -110,14 +111,14 @@ def test_same_seed_same_files_for_any_number_of_workers(tmp_path):
     both = json.loads(rows["LTE_NR/LTE_NR_frame_1"]["carriers"])
     assert {carrier["technology"] for carrier in both} == {"NR", "LTE"}
     np.testing.assert_array_equal(read_raster(tmp_path / "one/LTE_NR/LTE_NR_frame_1.hdf"), channel_mask(both))
-    iq, _ = synthetic.make_frame("FIELD", 1, 7)
+    iq, _ = make_frame("FIELD", 1, 7)
     picture = np.asarray(Image.open(tmp_path / "one/FIELD/FIELD_frame_1.png"))
     np.testing.assert_array_equal(picture, spectrogram_image(iq))
 
 
 def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, monkeypatch):
     class Here:  # the pool's work, done in this process
-        def __init__(self, processes):
+        def __init__(self, processes, initializer):
             pass
 
         def __enter__(self):
@@ -126,7 +127,7 @@ def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, monk
         def __exit__(self, *error):
             pass
 
-        def imap_unordered(self, work, jobs):
+        def imap(self, work, jobs):
             self.jobs = jobs
             return map(work, jobs)
 

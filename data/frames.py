@@ -1,0 +1,374 @@
+"""What is on the air in a frame: two families of LTE and 5G NR scenes, as samples at 61.44 MS/s.
+
+    iq, carriers = make_frame("FIELD", index=1, seed=0)
+
+`mathworks` ("NR", "LTE", "LTE_NR") repeats the published generator's settings, its weak points included. `field`
+("FIELD") is what a receiver meets: any load and scheduling, FDD and TDD, one to four carriers at unequal levels,
+multipath, imperfect radios, empty bands. carriers tells what is there: a list of dicts with "technology", "center_hz"
+(baseband), "bandwidth_hz", "snr_db" and more. A carrier without energy in the frame is not listed.
+"""
+
+import numpy as np
+
+from data.lte_nr import FRAME_MS, LTE_RB, LTE_TDD, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
+from data.radio import PROFILES, Band, multipath, receive, snr_amplitude, soft_limiter
+from data.spectrogram import HZ_PER_PIXEL, SAMPLE_RATE
+
+FAMILY_NUMBER = {"NR": 1, "LTE": 2, "LTE_NR": 3, "FIELD": 4}  # part of each frame's seed
+
+
+def make_frame(family, index, seed):
+    """Frame number index of a family: (iq, carriers). The same for the same seed on any number of workers."""
+    rng = np.random.default_rng([seed, FAMILY_NUMBER[family], index])
+    return field_frame(rng) if family == "FIELD" else mathworks_frame(family, rng)
+
+
+def _describe(technology, config, center, snr_db):
+    about = {
+        "technology": technology,
+        "center_hz": round(float(center), 1),
+        "bandwidth_hz": config.bandwidth_hz,
+        "snr_db": round(float(snr_db), 2),
+        "cell_id": config.cell_id,
+        "load": round(float((config.allocation > 0).mean()), 3),
+    }
+    if technology == "NR":
+        about["scs_hz"] = config.scs
+    elif config.tdd is not None:
+        about["tdd"] = config.tdd
+    return about
+
+
+def _clip(carriers, low_hz, high_hz):
+    """The parts of the carriers within low_hz .. high_hz, those of less than a pixel left out."""
+    clipped = []
+    for carrier in carriers:
+        half = carrier["bandwidth_hz"] / 2
+        low, high = max(low_hz, carrier["center_hz"] - half), min(high_hz, carrier["center_hz"] + half)
+        if high - low > HZ_PER_PIXEL:
+            clipped.append({**carrier, "center_hz": round((low + high) / 2, 1), "bandwidth_hz": round(high - low, 1)})
+    return clipped
+
+
+# ---- the published generator's frames -------------------------------------------------------------------------------
+
+
+def _random_parts(rng, parts, total):
+    """Split total into the given number of random positive parts."""
+    cuts = np.sort(rng.permutation(np.arange(1, total))[: parts - 1])
+    return np.diff(np.concatenate([[0], cuts, [total]]))
+
+
+def _random_groups(rng, start, end, total, most=3):
+    """Bool (end,): one to three groups of ones, total in all (at least one each), in order from start on."""
+    groups = rng.integers(1, most + 1)
+    sizes = _random_parts(rng, groups, max(groups, total))
+    taken = np.zeros(end, bool)
+    for i, size in enumerate(sizes):
+        slack = end - start - int(sizes[i:].sum())
+        start += int(rng.integers(1, slack + 1)) if slack > 0 else 1
+        taken[start : start + size + 1] = True
+        start += int(size)
+    return taken
+
+
+def mathworks_nr(rng):
+    """NR carrier of the published generator: (NrConfig, Waveform)."""
+    scs = float(rng.choice([15e3, 30e3]))
+    bandwidth = float(rng.choice([10e6, 15e6, 20e6, 25e6, 30e6, 40e6, 50e6]))
+    n_rb, slots = NR_RB[scs][bandwidth], round(FRAME_MS * scs / 15e3)
+    in_period = np.zeros(20, bool)
+    in_period[:11] = _random_groups(rng, 2, 11, round(8 * rng.uniform(0.1, 0.8)))
+    blocks = _random_groups(rng, 0, n_rb, round(n_rb * rng.uniform(0.2, 0.7)))
+    # One PDCCH candidate of eight control channel elements (3 RBs over both symbols each), interleaved over the band.
+    elements = 2 * (n_rb // 6)
+    level = min(8, 2 ** int(np.log2(elements)))
+    bundles = np.zeros(n_rb // 3, bool)
+    bundles[(np.arange(level) % 2) * (elements // 2) + np.arange(level) // 2] = True
+    config = NrConfig(
+        bandwidth_hz=bandwidth,
+        scs=scs,
+        cell_id=1,
+        allocation=(in_period[np.arange(slots) % 20][:, None] & blocks).astype(np.float32),
+        ssb_case="A" if scs == 15e3 else "B",
+        ssb_blocks=tuple(rng.integers(0, 2, rng.choice([4, 8]))),
+        control=np.tile(bundles, (slots, 1)),
+        dmrs_symbols=(3,),
+    )
+    return config, nr_waveform(config, rng)
+
+
+def mathworks_lte(rng):
+    """LTE carrier of the published generator, reference channels R.6, R.2, R.8 and R.9: (LteConfig, Waveform)."""
+    bandwidth = float(rng.choice([5e6, 10e6, 15e6, 20e6]))
+    n_rb = LTE_RB[bandwidth]
+    allocation = np.ones((10, n_rb), np.float32)
+    if rng.random() < 0.5:
+        allocation[:] = 0
+        for subframe in range(10):
+            allocation[subframe, [0, 1, *rng.integers(4, 9, rng.integers(0, 3))]] = 1
+    else:
+        allocation[rng.integers(0, 10, rng.integers(1, 9))] = 0
+    allocation[5] = 0  # the reference channels send no data in subframe 5
+    config = LteConfig(
+        bandwidth_hz=bandwidth,
+        cell_id=0,
+        allocation=np.tile(allocation, (4, 1)),
+        order=4 if bandwidth == 10e6 else 64,
+        cfi=3 if bandwidth == 5e6 else 2,
+        control_load=36 / (4.5 * n_rb),  # one PDCCH of four control channel elements; the rest stays empty
+        window=round(0.005 * 2048 * n_rb / 100),
+    )
+    return config, lte_waveform(config, rng)
+
+
+def mathworks_frame(family, rng):
+    """One frame after the published generator. Returns (iq complex64 (2457600,), carriers).
+
+    Its noise is set against an assumed signal power of 0 dBW, while a resource element has amplitude 1/4096 (15 kHz) or
+    1/2048 (30 kHz) at 61.44 MS/s: "40 dB" is some 4 dB a resource element, and at "100 dB" noise sinks below eps.
+    """
+    snr_db, doppler = float(rng.choice([40, 50, 100])), float(rng.choice([0, 10, 500]))
+    parts = []
+    while not parts or sum(config.bandwidth_hz for _, config, _ in parts) > SAMPLE_RATE:
+        parts = []
+        for technology in ("NR", "LTE") if family == "LTE_NR" else (family,):
+            config, wave = (mathworks_nr if technology == "NR" else mathworks_lte)(rng)
+            wave.samples = np.roll(wave.samples, int(rng.integers(len(wave.samples))))
+            parts.append((technology, config, wave))
+    if family != "LTE_NR":
+        limit = (SAMPLE_RATE - parts[0][1].bandwidth_hz) / 2 - HZ_PER_PIXEL
+        centers = [float(rng.uniform(-limit, limit))]
+    else:
+        if rng.random() < 0.5:
+            parts.reverse()
+        first, second = (config.bandwidth_hz for _, config, _ in parts)
+        room = SAMPLE_RATE - first - second
+        gap = round(rng.uniform(0, room) / 1e6) * 1e6
+        start = round(rng.uniform(0, max(0, room - gap - HZ_PER_PIXEL)) / 1e6) * 1e6 - SAMPLE_RATE / 2
+        centers = [start + first / 2, start + first + gap + second / 2]
+    band, carriers = Band(), []
+    # The combined frames, and NR alone, pass a cluster of narrow angular spread; LTE alone passes Clarke's model.
+    spread = np.pi if family == "LTE" else np.deg2rad(20)
+    seed = int(rng.integers(2**63))
+    for (technology, config, wave), center in zip(parts, centers, strict=True):
+        faded = multipath(wave.samples, wave.sample_rate, "flat", doppler, np.random.default_rng(seed), spread)
+        tone = 1 / 4096 if technology == "LTE" or config.scs == 15e3 else 1 / 2048
+        band.add(faded, wave.sample_rate, center, tone)
+        carriers.append(_describe(technology, config, center, snr_db))
+    band.add_noise(10 ** (-snr_db / 10), rng)
+    return band.samples(), carriers
+
+
+# ---- what a receiver meets ------------------------------------------------------------------------------------------
+
+
+SCHEDULES = {"full": 0.3, "idle": 0.07, "bursty": 0.24, "random": 0.15, "blocks": 0.09, "periodic": 0.09, "split": 0.06}
+
+
+def random_schedule(rng, intervals, n_rb):
+    """PDSCH amplitude over (intervals, n_rb), float32: the ways in which schedulers fill a carrier."""
+    group = int(rng.choice([1, 2, 3, 4, 8]))
+    groups = -(-n_rb // group)
+    style = rng.choice(list(SCHEDULES), p=list(SCHEDULES.values()))
+    on = np.zeros((intervals, groups), bool)
+    if style == "full":
+        on[:] = True
+    elif style == "bursty":  # users come and go; each gets a part of the band for some intervals
+        time = int(rng.geometric(1 / rng.uniform(1, 10)))
+        duty, width, mean_length = rng.uniform(0.1, 0.95), rng.uniform(0.1, 1), rng.uniform(1, 12)
+        while time < intervals:
+            length = int(rng.geometric(1 / mean_length))
+            size = max(1, round(groups * min(1, rng.exponential(width))))
+            start = rng.integers(0, max(1, groups - size + 1))
+            on[time : time + length, start : start + size] = True
+            time += length + int(rng.exponential(mean_length / duty - mean_length))
+    elif style == "random":
+        on = rng.random((intervals, groups)) < rng.uniform(0.05, 1)
+    elif style == "blocks":
+        for _ in range(rng.integers(1, 4)):
+            low, high = np.sort(rng.integers(0, groups + 1, 2))
+            begin, end = np.sort(rng.integers(0, intervals + 1, 2))
+            on[begin : end + 1, low : high + 1] = True
+    elif style == "periodic":
+        period = int(rng.choice([2, 4, 5, 10, 20]))
+        when = rng.random((period, 1)) < rng.uniform(0.2, 1)
+        pattern = when & (rng.random((1, groups)) < rng.choice([0.5, 0.8, 1]))
+        on = np.tile(pattern, (-(-intervals // period), 1))[:intervals]
+    elif style == "split":  # a fixed part of the band, always
+        low, high = np.sort(rng.integers(0, groups + 1, 2))
+        on[:, low : high + 1] = True
+    amplitude = np.repeat(on, group, 1)[:, :n_rb].astype(np.float32)
+    if rng.random() < 0.4:  # users at unequal power
+        user = rng.normal(0, rng.uniform(0.5, 3), (rng.choice([1, intervals]), groups))
+        amplitude *= 10 ** (np.repeat(user, group, 1)[:, :n_rb] / 20)
+    return amplitude * np.float32(10 ** (rng.choice([0, 0, 0, -3, -3, -4.77, -6, 1, 3]) / 20))
+
+
+def _random_order(rng, intervals):
+    if rng.random() < 0.5:
+        return int(rng.choice([4, 16, 64, 256]))
+    return rng.choice([4, 16, 64, 256], (intervals, 1, 1))
+
+
+def field_lte(rng, bandwidth):
+    """A random LTE carrier: (LteConfig, Waveform)."""
+    n_rb = LTE_RB[bandwidth]
+    tdd = rng.random() < 0.3
+    config = LteConfig(
+        bandwidth_hz=bandwidth,
+        cell_id=int(rng.integers(504)),
+        allocation=random_schedule(rng, FRAME_MS, n_rb),
+        order=_random_order(rng, FRAME_MS),
+        ports=int(rng.choice([1, 2, 2, 4])),
+        cfi=int(rng.integers(1, 4)),
+        control_load=float(rng.choice([rng.uniform(0, 1), 0.1, 1.0])),
+        tdd=int(rng.integers(len(LTE_TDD))) if tdd else None,
+        dwpts=int(rng.choice([3, 9, 10, 11, 12])),
+        mbsfn=tuple(rng.choice([1, 2, 3, 6, 7, 8], rng.integers(1, 5))) if not tdd and rng.random() < 0.06 else (),
+        window=int(rng.uniform(0, 0.06) * 128 * n_rb / 6) if rng.random() < 0.7 else 0,
+        subframe_offset=int(rng.integers(10)),
+    )
+    return config, lte_waveform(config, rng)
+
+
+# TDD uplink-downlink patterns in use, slots of 30 kHz (at 15 kHz the same letters last twice as long).
+NR_TDD = ("DDDSU", "DDDSUUDDDD", "DDDDDDDSUU", "DSUU", "DDSU", "DDDSUDDSUU", "DDDDDDDDSU")
+
+
+def field_nr(rng, bandwidth, scs):
+    """A random NR carrier: (NrConfig, Waveform)."""
+    n_rb, slots = NR_RB[scs][bandwidth], round(FRAME_MS * scs / 15e3)
+    downlink = None
+    if rng.random() < 0.4:
+        kinds = {"D": 14, "S": int(rng.choice([4, 6, 8, 10, 12])), "U": 0}
+        pattern = [kinds[letter] for letter in NR_TDD[rng.integers(len(NR_TDD))]]
+        downlink = np.roll(np.tile(pattern, -(-slots // len(pattern))), rng.integers(len(pattern)))[:slots]
+    case = "A" if scs == 15e3 else str(rng.choice(["B", "C"]))
+    blocks = int(rng.choice([4, 8]))
+    sent = np.zeros(blocks, int)
+    sent[: rng.choice([1, 1, 2, 4, blocks])] = 1
+    if rng.random() < 0.3:
+        sent = rng.integers(0, 2, blocks)
+    period = int(rng.choice([5, 10, 20, 20, 20, 20, 40, 80, 160]))
+    control = np.zeros((slots, n_rb // 3), bool)
+    control_style = rng.choice(["none", "random", "fixed", "full"], p=[0.15, 0.5, 0.2, 0.15])
+    if control_style == "random":
+        control = rng.random(control.shape) < rng.uniform(0, 0.8) * (rng.random((slots, 1)) < rng.uniform(0.2, 1))
+    elif control_style == "fixed":
+        control[:] = rng.random(control.shape[1]) < rng.uniform(0.05, 0.6)
+    elif control_style == "full":
+        control[:] = True
+    tracking = None
+    if rng.random() < 0.4:
+        every = int(rng.choice([10, 20, 40])) * slots // FRAME_MS
+        tracking = (np.arange(slots) - rng.integers(every)) % every < 2
+    coreset = int(rng.integers(1, 4))
+    first = int(rng.choice([0, coreset, coreset, 2]))
+    front = max(int(rng.choice([2, 3])), first)
+    extra = [(), (11,), (7, 11), (5, 8, 11)][rng.choice(4, p=[0.35, 0.35, 0.2, 0.1])]
+    dmrs_only = bool(rng.random() < 0.6)
+    config = NrConfig(
+        bandwidth_hz=bandwidth,
+        scs=scs,
+        cell_id=int(rng.integers(1008)),
+        allocation=random_schedule(rng, slots, n_rb),
+        order=_random_order(rng, slots),
+        ssb_case=case,
+        ssb_blocks=tuple(sent),
+        ssb_period_ms=period,
+        ssb_start_ms=int(rng.integers(period // 5) * 5),
+        ssb_subcarrier=None if rng.random() < 0.4 else int(rng.integers(max(1, 12 * n_rb - 240 + 1))),
+        ssb_amplitude=float(10 ** (rng.choice([0, 0, 0, 3, 6, -3]) / 20)),
+        coreset_symbols=coreset,
+        control=control,
+        pdsch_symbols=(first, int(rng.choice([14 - first, 14 - first, 14 - first, rng.integers(4, 15 - first)]))),
+        dmrs_symbols=(front, *extra),
+        dmrs_boost=float(np.sqrt(2)) if dmrs_only and rng.random() < 0.7 else 1.0,
+        dmrs_only=dmrs_only,
+        csi_rs_slots=tracking,
+        downlink_symbols=downlink,
+        window=int(rng.uniform(0, 0.06) * 4096 * n_rb / 300) if rng.random() < 0.5 else 0,
+    )
+    return config, nr_waveform(config, rng)
+
+
+def _random_carrier_kind(rng):
+    """(technology, bandwidth, subcarrier spacing) as operators use them: wide carriers more often than narrow ones."""
+    if rng.random() < 0.5:
+        return "LTE", float(rng.choice(list(LTE_RB), p=[0.06, 0.08, 0.2, 0.24, 0.18, 0.24])), 15e3
+    scs = float(rng.choice([15e3, 30e3]))
+    share = [0.1, 0.16, 0.14, 0.18, 0.1, 0.1, 0.12, 0.1]
+    return "NR", float(rng.choice(list(NR_RB[scs]), p=share)), scs
+
+
+def _place(rng, widths):
+    """Centres for channels of these widths inside the band without overlap, in random order, or None if too wide.
+
+    One frame in five packs them edge to edge, as neighbouring channels are in real bands.
+    """
+    room = SAMPLE_RATE - 2 * HZ_PER_PIXEL - sum(widths)
+    if room < 0:
+        return None
+    gaps = np.sort(rng.uniform(0, room, len(widths)))
+    if rng.random() < 0.2:
+        gaps[:] = gaps[0]
+    starts = gaps + np.concatenate([[0], np.cumsum(widths)[:-1]]) - SAMPLE_RATE / 2 + HZ_PER_PIXEL
+    return starts + np.array(widths) / 2
+
+
+def _floor_shape(rng):
+    """The receiver's noise floor over the band in dB: tilt, ripple, and sometimes a narrow filter. float (4096,)."""
+    x = np.linspace(-1, 1, 4096)
+    shape = rng.normal(0, 0.7) * x + rng.normal(0, 0.7) * x**2
+    shape += rng.uniform(0, 0.5) * np.sin(np.pi * x * rng.uniform(1, 6) + rng.uniform(0, 6))
+    if rng.random() < 0.4:
+        edge = rng.uniform(0.3, 0.95)
+        depth = rng.uniform(-60, -6) if rng.random() < 0.2 else rng.uniform(-6, 2)
+        shape += depth * np.clip((np.abs(x) - edge) / rng.uniform(0.01, 0.1), 0, 1)
+    return shape
+
+
+def field_frame(rng):
+    """One frame as a receiver may meet it. Returns (iq complex64 (2457600,), carriers)."""
+    count = int(rng.choice([0, 1, 2, 3, 4], p=[0.05, 0.4, 0.3, 0.17, 0.08]))
+    kinds, centers = [], None
+    while centers is None:
+        kinds = [_random_carrier_kind(rng) for _ in range(count)]
+        centers = _place(rng, [width for _, width, _ in kinds]) if kinds else ()
+    if count == 1 and rng.random() < 0.1:  # a carrier that reaches over the edge of the receiver's band
+        centers = [float(rng.choice([-1, 1]) * (SAMPLE_RATE / 2 - rng.uniform(-0.2, 0.4) * kinds[0][1]))]
+
+    band, carriers = Band(), []
+    strongest = rng.uniform(0, 40)
+    for i, ((technology, bandwidth, scs), center) in enumerate(zip(kinds, centers, strict=True)):
+        config, wave = field_lte(rng, bandwidth) if technology == "LTE" else field_nr(rng, bandwidth, scs)
+        if wave.active_share == 0:
+            continue
+        samples = np.roll(wave.samples, int(rng.integers(len(wave.samples))))
+        if rng.random() < 0.25:
+            samples = soft_limiter(samples, rng.uniform(6, 12))
+        doppler = float(rng.choice([0, rng.uniform(1, 10), rng.uniform(10, 100), rng.uniform(100, 500)]))
+        profile = str(rng.choice(list(PROFILES)))
+        samples = multipath(samples, wave.sample_rate, profile, doppler, rng)
+        snr_db = strongest if i == 0 else max(strongest - rng.exponential(8), rng.uniform(0, strongest))
+        amplitude = snr_amplitude(samples, wave.active_share, wave.occupied_hz, snr_db)
+        stopband = rng.uniform(0, 40) if rng.random() < 0.6 else 0.0
+        band.add(samples, wave.sample_rate, center, amplitude, bandwidth, stopband)
+        carriers.append(_describe(technology, config, center, snr_db))
+
+    if rng.random() < 0.08:  # a narrower capture, put into the middle of a noise floor
+        low, high = -rng.uniform(7e6, 25e6), rng.uniform(7e6, 25e6)
+        band.cut(low, high)
+        carriers = _clip(carriers, low, high)
+    band.add_noise(1.0, rng, _floor_shape(rng) if rng.random() < 0.5 else None)
+    iq = receive(
+        band.samples(),
+        rng,
+        dc_db=rng.uniform(-40, 0) if rng.random() < 0.35 else None,
+        image_db=rng.uniform(-55, -25) if rng.random() < 0.3 else None,
+        phase_noise_deg=rng.uniform(0.2, 3) if rng.random() < 0.3 else 0.0,
+        bits=int(rng.choice([8, 10, 12])) if rng.random() < 0.35 else None,
+    )
+    # The picture's floor is eps in absolute units, so its contrast depends on the receiver's gain.
+    return iq * np.float32(10 ** (rng.uniform(-50, 10) / 20) / np.sqrt(np.mean(np.abs(iq) ** 2))), carriers
