@@ -1,0 +1,88 @@
+"""The segmentation networks of this repository, torchvision's own, and what goes into them.
+
+Sources: DeepLabV3, Chen 2017 (arXiv:1706.05587); MobileNetV3 and LR-ASPP, Howard 2019 (arXiv:1905.02244).
+Needs torch and torchvision, and ModelError of models/__init__.py.
+"""
+
+from urllib.error import URLError
+
+import torch
+from torch import nn
+from torchvision.models import segmentation
+from torchvision.models.mobilenetv3 import MobileNet_V3_Large_Weights
+from torchvision.models.resnet import ResNet50_Weights, ResNet101_Weights
+
+from models import ModelError
+
+# name: (torchvision's function, the ImageNet weights of its backbone)
+FACTORIES = {
+    "deeplabv3_mobilenet_v3_large": (
+        segmentation.deeplabv3_mobilenet_v3_large,
+        MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+    ),
+    "deeplabv3_resnet50": (segmentation.deeplabv3_resnet50, ResNet50_Weights.IMAGENET1K_V1),
+    "deeplabv3_resnet101": (segmentation.deeplabv3_resnet101, ResNet101_Weights.IMAGENET1K_V1),
+    "lraspp_mobilenet_v3_large": (segmentation.lraspp_mobilenet_v3_large, MobileNet_V3_Large_Weights.IMAGENET1K_V1),
+}
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, per colour, of values in 0..1
+STD = (0.229, 0.224, 0.225)
+
+
+def build(name: str, num_classes: int = 3, pretrained_backbone: bool = False, aux_loss: bool = False) -> nn.Module:
+    """A network from float (N, 3, H, W) to {"out": float (N, num_classes, H, W)}, logits at the input's size.
+
+    Args:
+        name: a key of FACTORIES.
+        num_classes: channels of the output.
+        pretrained_backbone: load torchvision's ImageNet weights of the backbone (downloaded once by torch.hub).
+        aux_loss: add DeepLabV3's second head, output "aux".
+
+    Raises:
+        ModelError: unknown name, no auxiliary head for this network, or the weights can't be downloaded.
+    """
+    if name not in FACTORIES:
+        raise ModelError(f"unknown model {name!r}: choose one of {', '.join(FACTORIES)}")
+    function, imagenet = FACTORIES[name]
+    _, arguments = factory(name, num_classes, aux_loss)
+    try:
+        return function(weights=None, weights_backbone=imagenet if pretrained_backbone else None, **arguments)
+    except (URLError, ConnectionError, TimeoutError) as error:
+        reason = getattr(error, "reason", error)
+        raise ModelError(
+            f"torchvision's ImageNet weights can't be downloaded ({reason}): "
+            "leave --pretrained-backbone out to train from scratch, or connect once so that torch.hub keeps them"
+        ) from error
+
+
+def factory(name: str, num_classes: int = 3, aux_loss: bool = False) -> tuple[str, dict]:
+    """What models.rebuild.describe wants to know of `build`: torchvision's function by name, and its arguments."""
+    if name.startswith("lraspp"):
+        if aux_loss:
+            raise ModelError(f"{name} has no auxiliary head: leave --aux-loss out")
+        return f"torchvision.models.segmentation.{name}", {"num_classes": num_classes}
+    return f"torchvision.models.segmentation.{name}", {"num_classes": num_classes, "aux_loss": aux_loss}
+
+
+def normalise(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 (N, 3, H, W) RGB -> float of the same shape and memory format, ImageNet's mean 0 and deviation 1."""
+    mean = torch.tensor(MEAN, dtype=dtype, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, dtype=dtype, device=images.device).view(3, 1, 1)
+    return (images.to(dtype) / 255 - mean) / std
+
+
+def colourise(index: torch.Tensor, palette: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Colour numbers uint8 (N, H, W) and a table uint8 (256, 3) -> normalise(image), float (N, 3, H, W).
+
+    The table is normalised instead of the pixels, and the result lies in memory as channels_last.
+    """
+    table = normalise(palette.view(-1, 3, 1, 1), dtype).view(-1, 3)  # (256, 3)
+    pixels = table.to(index.device)[index.int()]  # (N, H, W, 3)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """uint8 images (N, 3, H, W) on any device -> class numbers int64 (N, H, W) on the model's; set eval mode before."""
+    device = next(model.parameters()).device
+    x = normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        return model(x)["out"].argmax(1)

@@ -1,0 +1,344 @@
+"""train_seg.py on frames of 64 x 64 pixels: seconds. Run: python -m pytest tests/test_train_seg.py"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import train_seg
+from data.hdf4 import read_raster, write_raster
+from data.spectrogram import PARULA
+from data.spectrum_sensing import find_frames, split
+from models import segmentation
+from models.rebuild import rebuild
+from utils import checkpoint, runs
+
+REPOSITORY = Path(__file__).parents[1]
+FAST = ["--model", "lraspp_mobilenet_v3_large", "--batch-size", "4"]
+
+
+def write_levels(root: Path, names: list[str], seed: int = 0) -> Path:
+    """Frames in parula colours: noise, and one band, brighter for LTE; the mask has 127 and 255."""
+    for number, name in enumerate(names):
+        rng = np.random.default_rng([seed, number])
+        lte = "LTE" in name
+        levels, mask = rng.normal(60, 15, (64, 64)), np.zeros((64, 64), np.uint8)
+        left, width = rng.integers(32), rng.integers(12, 32)
+        levels[:, left : left + width] += 120 if lte else 60
+        mask[:, left : left + width] = 255 if lte else 127
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PARULA[levels.clip(0, 255).astype(np.uint8)]).save(root / f"{name}.png")
+        write_raster(root / f"{name}.hdf", mask)
+    return root
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory) -> Path:
+    """20 single-signal frames, so 16 to train on, 2 to choose by, 2 to report; 2 combined ones."""
+    names = [f"{family}_frame_{i}" for family in ("NR", "LTE") for i in range(10)]
+    return write_levels(tmp_path_factory.mktemp("levels"), names + ["LTE_NR/LTE_NR_frame_1", "LTE_NR/LTE_NR_frame_2"])
+
+
+@pytest.fixture(scope="module")
+def options(frames) -> list[str]:
+    return ["--data-dir", str(frames), *FAST, "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def whole(options, tmp_path_factory) -> Path:
+    """A run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train_seg.main([*options, "--out", str(folder)]) == 0
+    return folder
+
+
+def assert_equal(ours, theirs):
+    """Same structure, plain values equal, tensors bit for bit."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - {"command"}:
+            assert_equal(ours[key], theirs[key])
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert_equal(a, b)
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    else:
+        assert ours == theirs
+
+
+def assert_same_run(folder: Path, whole: Path):
+    for name in ("last.pt", "best.pt"):
+        states = [checkpoint.load(path / name) for path in (folder, whole)]
+        for state in states:
+            state["rng"] = [rng["torch"] for rng in state.get("rng", [])]  # nothing here draws from another one
+        assert_equal(*states)
+    results = [json.loads((path / "result.json").read_text())["sets"] for path in (folder, whole)]
+    assert results[0] == results[1]
+    logs = [[json.loads(line) for line in open(path / "log.jsonl")] for path in (folder, whole)]
+    for line in logs[0] + logs[1]:
+        line.pop("images_per_second")
+    assert logs[0] == logs[1]
+
+
+# ---- a run ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_leaves_files_that_load(frames, tmp_path):
+    folder = tmp_path / "run"
+    more = ["--preset", "published", "--epochs", "6", "--save-weights", str(tmp_path / "w.pt")]
+    assert train_seg.main(["--data-dir", str(frames), *FAST, *more, "--out", str(folder)]) == 0
+    log = [json.loads(line) for line in open(folder / "log.jsonl")]
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["validation"]["mean_iou"] == max(line["validation_miou"] for line in log)
+    assert log[result["epoch"] - 1]["validation_miou"] == result["validation"]["mean_iou"]
+    assert result["sets"]["test"]["frames"] == 2 and result["sets"]["combined"]["pixels"] == 2 * 64 * 64
+    assert {path.name for path in (folder / "pictures").iterdir()} >= {"test_confusion.png", "combined_confusion.png"}
+    shipped = checkpoint.load(tmp_path / "w.pt")  # its SHA-256 is checked
+    assert shipped["kind"] == "segmentation" and "optimizer" not in shipped
+    facts = json.loads((tmp_path / "w.json").read_text())
+    assert facts["sets"] == result["sets"] and facts["seed"] == 0
+    assert rebuild(shipped).training
+
+
+def test_scores_of_a_run_equal_an_independent_count(frames, whole):
+    network = rebuild(checkpoint.load(whole / "best.pt")).eval()
+    matrix = np.zeros((3, 3), int)
+    for frame in split(find_frames(frames))["test"]:
+        image = torch.from_numpy(np.array(Image.open(frame.png))).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            guess = network(segmentation.normalise(image))["out"][0].argmax(0).numpy()
+        truth = {0: 0, 127: 1, 255: 2}
+        truth = np.vectorize(truth.get)(read_raster(frame.hdf))
+        np.add.at(matrix, (truth.ravel(), guess.ravel()), 1)
+    assert json.loads((whole / "result.json").read_text())["sets"]["test"]["confusion_matrix"] == matrix.tolist()
+
+
+KILL = """
+import json, os, signal, sys
+import torch
+import train_seg
+from utils import checkpoint
+torch.set_num_threads(1)
+
+def die_at(module, name, count):
+    inner, left = getattr(module, name), [count]
+    def counting(*args, **values):
+        left[0] -= 1
+        return inner(*args, **values) if left[0] else os.kill(os.getpid(), signal.SIGKILL)
+    setattr(module, name, counting)
+
+places = (train_seg.nn.utils, "clip_grad_norm_", 4), (train_seg, "cut_log", 1), (train_seg, "log", 1)
+for module, name, count in places:
+    child = os.fork()
+    if not child:
+        die_at(module, name, count)
+        train_seg.main(sys.argv[2:])
+        os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    state = checkpoint.load(sys.argv[1] + "/last.pt")
+    print(json.dumps([os.WTERMSIG(status), state["epoch"], state["step"]]))
+"""
+
+
+def test_a_run_killed_inside_and_between_epochs_ends_like_one_that_was_not(options, whole, tmp_path):
+    folder = tmp_path / "run"
+    argv = [*options, "--out", str(folder), "--resume", "--save-every", "2"]
+    call = [sys.executable, "-c", KILL, str(folder), *argv]
+    done = subprocess.run(call, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kills = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    # in the 4th step; again before the first; and with epoch 1 validated but not yet logged or marked as finished
+    assert kills == [[9, 0, 2], [9, 0, 2], [9, 0, 4]], done.stderr
+    assert train_seg.main(argv) == 0
+    assert_same_run(folder, whole)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_can_be_resumed(options, whole, tmp_path, monkeypatch, capsys):
+    argv = [*options, "--out", str(tmp_path / "run"), "--resume"]
+    inner, calls = nn.utils.clip_grad_norm_, []
+
+    def interrupt(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), 2)
+        return inner(*args)
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", interrupt)
+    assert runs.run(lambda: train_seg.main(argv), *train_seg.ERRORS) == 130
+    assert "--resume" in capsys.readouterr().err
+    state = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert (state["epoch"], state["step"]) == (1, 2)
+    assert train_seg.main(argv) == 0
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_two_processes_of_torchrun_give_the_metrics_of_the_whole_set(frames, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    argv = ["--data-dir", str(frames), *FAST, "--epochs", "1", "--device", "cpu"]
+    done = subprocess.run(
+        [*launch, f"--master-port={port}", "train_seg.py", *argv, "--out", str(tmp_path / "run")],
+        cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("combined") == 1  # one process speaks
+    together = json.loads((tmp_path / "run" / "result.json").read_text())["sets"]
+    assert together["test"]["pixels"] == 2 * 64 * 64
+    shutil.rmtree(tmp_path / "run" / "pictures")
+    args = train_seg.parse_args([*argv, "--out", str(tmp_path / "alone")])
+    parts = split(find_frames(frames))
+    sets = {name: parts[name] for name in ("test", "combined")}
+    train_seg.report(args, checkpoint.load(tmp_path / "run" / "best.pt"), sets, torch.device("cpu"), 0, 1)
+    assert json.loads((tmp_path / "alone" / "result.json").read_text())["sets"] == together
+    state = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert len(state["rng"]) == 2 and not torch.equal(state["rng"][0]["torch"], state["rng"][1]["torch"])
+
+
+# ---- recipes -------------------------------------------------------------------------------------------------------
+
+
+def test_the_published_preset_is_the_published_recipe():
+    args = train_seg.parse_args(["--preset", "published"])
+    assert (args.epochs, args.batch_size, args.lr, args.model) == (10, 4, 0.02, "deeplabv3_mobilenet_v3_large")
+    args.model = "lraspp_mobilenet_v3_large"
+    network = train_seg.new_network(args)
+    assert {layer.momentum for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.01, 0.1}
+    optimizer, scheduler = train_seg.make_optimizer(args, network, 3, torch.device("cpu"))
+    group = optimizer.param_groups[0]
+    assert (type(optimizer), group["momentum"], group["weight_decay"]) == (torch.optim.SGD, 0.9, 1e-4)
+    reference = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.zeros(1)], 0.02), 10, 0.1)
+    for _ in range(21):
+        for _ in range(3):
+            assert scheduler.get_last_lr()[0] == pytest.approx(reference.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        reference.optimizer.step()
+        reference.step()
+
+
+def test_the_default_recipe_warms_up_and_ends_at_zero_with_fast_batch_norm():
+    args = train_seg.parse_args([*FAST, "--epochs", "10"])
+    network = train_seg.new_network(args)
+    assert {layer.momentum for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
+    optimizer, scheduler = train_seg.make_optimizer(args, network, 20, torch.device("cpu"))
+    rates = []
+    for _ in range(200):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(args.lr / 10) and max(rates) == pytest.approx(args.lr, rel=0.01)
+    assert rates[-1] < 1e-3 * args.lr and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_an_epoch_takes_every_frame_once_and_differs_from_the_next():
+    order = train_seg.epoch_order(12, 12, 0, 0)
+    assert sorted(order.tolist()) == list(range(12)) and torch.equal(order, train_seg.epoch_order(12, 12, 0, 0))
+    assert not torch.equal(order, train_seg.epoch_order(12, 12, 0, 1))
+    assert not torch.equal(order, train_seg.epoch_order(12, 12, 1, 0))
+    assert len(train_seg.epoch_order(3, 8, 0, 0)) == 8  # fewer frames than a batch
+
+
+def test_pictures_in_other_colours_are_trained_on_without_level_jitter(capsys):
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    same, palette = train_seg.as_levels(images, 0)
+    assert same is images and palette is None and "no level jitter" in capsys.readouterr().out
+    torch.manual_seed(0)
+    x, y = train_seg.prepare(images, images[:, 0], None, augmented=True, rows=4)
+    assert x.shape == (2, 3, 4, 8) and y.shape == (2, 4, 8)
+    assert x.is_contiguous(memory_format=torch.channels_last) and y.dtype == torch.int64
+    assert torch.allclose(x[:, 0], (y / 255 - 0.485) / 0.229, atol=1e-6)  # red and mask moved alike
+
+
+# ---- other people's frames -----------------------------------------------------------------------------------------
+
+
+def test_eval_only_scores_frames_of_no_known_family(whole, tmp_path, capsys):
+    write_levels(tmp_path / "set", ["mine_1", "deep/er/mine_LTE_2", "third"])
+    for name in ("best.pt", "last.pt"):
+        out = tmp_path / name
+        argv = ["--eval-only", str(whole / name), "--data-dir", str(tmp_path / "set"), "--out", str(out)]
+        assert train_seg.main(argv) == 0
+        sets = json.loads((out / "result.json").read_text())["sets"]
+        assert list(sets) == ["all"] and sets["all"]["frames"] == 3
+        assert len(list((out / "pictures").iterdir())) == 4
+    assert "mIoU" in capsys.readouterr().out
+
+
+def test_eval_only_reports_every_family_and_writes_nothing_unasked(frames, whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train_seg.main(["--eval-only", str(whole / "best.pt"), "--data-dir", str(frames)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line[:18].strip() for line in lines[1:]]
+    assert titles[:5] == ["all", "all, single-signal", "all, LTE", "all, LTE_NR", "all, NR"]
+    assert not os.listdir(tmp_path)
+
+
+def test_without_data_a_small_set_is_made_and_said_so(frames, tmp_path, monkeypatch, capsys):
+    import data.synthetic
+
+    def generate(directory, counts, workers=None):
+        shutil.copytree(frames, directory)
+
+    monkeypatch.setattr(data.synthetic, "generate", generate)
+    monkeypatch.chdir(tmp_path)
+    assert train_seg.main([*FAST, "--epochs", "1"]) == 0
+    assert "datasets/small" in capsys.readouterr().out
+    assert (tmp_path / "runs/seg/result.json").exists()
+
+
+# ---- faults --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, frames, tmp_path, capsys):
+    (tmp_path / "text.pt").write_text("hello")
+    checkpoint.save(tmp_path / "other.pt", {"kind": "modulation"})
+    write_levels(tmp_path / "few", ["NR_frame_1", "NR_frame_2"])
+    out = ["--out", str(tmp_path / "out")]
+    evaluate = ["--data-dir", str(frames), "--eval-only"]
+    cases = [
+        (["--data-dir", str(tmp_path / "nowhere"), *out], "nowhere"),
+        (["--data-dir", str(tmp_path / "few"), *out], "too few"),
+        ([*options, "--out", str(whole)], "--resume"),
+        ([*options, "--out", str(whole), "--resume", "--lr", "0.5"], "lr ="),
+        ([*options, *out, "--device", "nothing"], "nothing"),
+        ([*options, *out, "--aux-loss"], "auxiliary head"),
+        ([*options, *out, "--train-on-combined", "2"], "0 to 1"),
+        ([*evaluate, str(tmp_path / "missing.pt")], "missing.pt"),
+        ([*evaluate, str(tmp_path / "text.pt")], "text.pt"),
+        ([*evaluate, str(tmp_path / "other.pt")], "not a segmentation network"),
+        ([*evaluate, str(whole / "best.pt"), "--out", str(whole)], "training run"),
+    ]
+    for argv, words in cases:
+        assert runs.run(lambda argv=argv: train_seg.main(argv), *train_seg.ERRORS) == 2, argv
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and words in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(options, tmp_path, monkeypatch, capsys):
+    inner, calls = nn.functional.cross_entropy, []
+
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        return inner(*args, **kwargs) * (float("nan") if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(train_seg.F, "cross_entropy", poisoned)
+    argv = [*options, "--out", str(tmp_path / "run"), "--save-every", "3"]
+    assert runs.run(lambda: train_seg.main(argv), *train_seg.ERRORS) == 2
+    assert "loss is nan in epoch 1, step 4" in capsys.readouterr().err.splitlines()[-1]
+    state = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert state["step"] == 3 and all(t.isfinite().all() for t in state["state_dict"].values())

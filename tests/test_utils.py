@@ -1,0 +1,291 @@
+"""Checkpoints, metrics, augmentation, pictures, run folders. Run: python -m pytest tests/test_utils.py"""
+
+import json
+import os
+import random
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from utils import augment, checkpoint, metrics, pictures, runs
+from utils.checkpoint import CheckpointError
+from utils.runs import RunError, StopSignal
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_equal(tmp_path):
+    data = {"t": torch.arange(3.0), "list": [1, (2.5, None)], "text": "a", 7: {"flag": True, "raw": b"x"}}
+    checkpoint.save(tmp_path / "new" / "a.pt", data)
+    again = checkpoint.load(tmp_path / "new" / "a.pt")
+    assert torch.equal(again.pop("t"), data.pop("t")) and again == data
+    assert os.listdir(tmp_path / "new") == ["a.pt"]
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"x": 1})
+
+    def full(data, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoint.save(path, {"x": 2})
+    monkeypatch.undo()
+    assert checkpoint.load(path) == {"x": 1} and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_objects_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(CheckpointError, match=r"data\['a'\]\[1\]"):
+        checkpoint.save(tmp_path / "a.pt", {"a": [1, object()]})
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short", None])
+def test_files_that_are_no_checkpoints_give_one_sentence(tmp_path, content):
+    path = tmp_path / "a.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="a.pt") as caught:
+        checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_cut_of_a_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"x": torch.randn(100)})
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            checkpoint.load(path)
+
+
+def test_weights_are_half_precision_but_for_vectors_and_their_sum_is_checked(tmp_path):
+    path = tmp_path / "w.pt"
+    state = {"kernel": torch.randn(2, 2), "bias": torch.tensor([1e6, 1.0]), "count": torch.tensor(3)}
+    checkpoint.save_weights(path, {"state_dict": state}, {"seed": 4})
+    facts = json.loads((tmp_path / "w.json").read_text())
+    assert facts["seed"] == 4 and facts["bytes"] == path.stat().st_size
+    again = checkpoint.load(path)["state_dict"]
+    assert again["kernel"].dtype == torch.float16 and torch.equal(again["bias"], state["bias"])
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        checkpoint.load(path)
+    (tmp_path / "w.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="w.json"):
+        checkpoint.load(path)
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path):
+    checkpoint.save(tmp_path / "r.pt", checkpoint.rng_state())
+    draw = lambda: (random.random(), float(np.random.rand()), float(torch.rand(())))  # noqa: E731
+    first = draw()
+    checkpoint.set_rng_state(checkpoint.load(tmp_path / "r.pt"))
+    assert draw() == first != draw()
+
+
+# ---- metrics -------------------------------------------------------------------------------------------------------
+
+
+def test_scores_equal_their_definition_by_sets_of_pixels():
+    torch.manual_seed(0)
+    truth, guess = torch.randint(3, (4, 20, 20)), torch.randint(3, (4, 20, 20))
+    truth[0, :5] = 255
+    matrix = sum(metrics.confusion_matrix(g, t) for g, t in zip(guess, truth, strict=True))
+    found = metrics.scores(matrix)
+    counted = {i for i, t in enumerate(truth.flatten().tolist()) if t != 255}
+    where = [{i for i in counted if values[i] == c} for values in (truth.flatten(), guess.flatten()) for c in range(3)]
+    for c, name in enumerate(("noise", "NR", "LTE")):
+        true, predicted = where[c], where[c + 3]
+        both = len(true & predicted)
+        precision, recall = both / len(predicted), both / len(true)
+        expected = {"iou": both / len(true | predicted), "precision": precision, "recall": recall}
+        expected["f1"] = 2 * precision * recall / (precision + recall)
+        assert found["classes"][name] == pytest.approx(expected)
+    assert found["accuracy"] == sum(len(where[c] & where[c + 3]) for c in range(3)) / len(counted)
+    assert found["mean_iou"] == pytest.approx(sum(found["classes"][n]["iou"] for n in found["classes"]) / 3)
+    assert found["pixels"] == len(counted) and found["absent"] == []
+
+
+def test_an_absent_class_is_named_and_left_out_of_the_means():
+    truth, guess = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 1])
+    found = metrics.scores(metrics.confusion_matrix(guess, truth))
+    assert found["absent"] == ["LTE"] and found["classes"]["LTE"] is None
+    assert found["mean_iou"] == pytest.approx((0.5 + 1) / 2) and found["accuracy"] == 0.75
+    assert metrics.scores(torch.zeros(3, 3, dtype=torch.int64))["mean_iou"] is None
+    lines = metrics.table({"some": (1, found)}).splitlines()
+    assert lines[1].split()[-1] == "-" and "left out" in lines[-1]
+
+
+def test_confusion_matrix_refuses_what_it_cannot_count():
+    with pytest.raises(ValueError, match="shape"):
+        metrics.confusion_matrix(torch.zeros(2), torch.zeros(3))
+    for prediction, target in [([0, 3], [0, 1]), ([0, 1], [0, 4]), ([-1, 0], [0, 0])]:
+        with pytest.raises(ValueError, match="outside"):
+            metrics.confusion_matrix(torch.tensor(prediction), torch.tensor(target))
+
+
+def test_frame_matrices_of_shares_add_up_to_the_whole():
+    images = torch.randint(3, (5, 3, 4, 4), dtype=torch.uint8)
+    masks = torch.randint(3, (5, 4, 4), dtype=torch.uint8)
+    whole = metrics.frame_matrices(lambda x: x[:, 0], images, masks, batch_size=2)
+    for i in range(5):
+        assert torch.equal(whole[i], metrics.confusion_matrix(images[i, 0], masks[i]))
+    shares = [metrics.frame_matrices(lambda x: x[:, 0], images, masks, range(rank, 5, 2)) for rank in (0, 1)]
+    assert torch.equal(sum(shares), whole)
+
+
+def test_frames_are_grouped_by_family_and_snr():
+    groups = metrics.frame_groups("test", ["NR", "LTE", "FIELD", "FIELD"], [3.0, 40.0, None, -0.5])
+    assert groups == {
+        "test": [0, 1, 2, 3],
+        "test, single-signal": [0, 1],
+        "test, FIELD": [2, 3],
+        "test, LTE": [1],
+        "test, NR": [0],
+        "test, -10 to 0 dB": [3],
+        "test, 0 to 10 dB": [0],
+        "test, 40 to 50 dB": [1],
+    }
+    assert metrics.frame_groups("all", ["OTHER", "OTHER"], [None, None]) == {"all": [0, 1]}
+
+
+# ---- augmentation --------------------------------------------------------------------------------------------------
+
+
+def test_colours_become_levels_and_back():
+    palette = torch.stack((torch.arange(256), 255 - torch.arange(256), torch.arange(256) // 2), 1).to(torch.uint8)
+    levels = torch.randint(256, (3, 16, 16), dtype=torch.uint8)
+    images = palette[levels.long()].permute(0, 3, 1, 2)
+    found, error = augment.colour_index(images, palette)
+    assert error == 0 and torch.equal(found, levels)
+    off = images.clone()
+    off[0, 2, 0, 0] ^= 1
+    found, error = augment.colour_index(off, palette)
+    assert error == 1 and torch.equal(found, levels)
+    assert augment.colour_index(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), palette)[1] > 50
+
+
+def test_shifts_and_flips_equal_roll_and_flip_and_the_mask_moves_along():
+    torch.manual_seed(3)
+    levels = torch.randint(256, (32, 6, 10), dtype=torch.uint8)
+    geometry = augment.draw_geometry(32, 6, 10)
+    moved, mask = augment.shift_and_flip(levels, levels.clone(), geometry)
+    assert torch.equal(moved, mask)
+    seen = set()
+    for i in range(32):
+        choices = {
+            (flip_rows, flip_columns, down, right): torch.roll(
+                levels[i].flip([d for d, flip in ((0, flip_rows), (1, flip_columns)) if flip]), (down, right), (0, 1)
+            )
+            for flip_rows in (False, True)
+            for flip_columns in (False, True)
+            for down in range(6)
+            for right in range(10)
+        }
+        which = [name for name, choice in choices.items() if torch.equal(choice, moved[i])]
+        assert len(which) == 1
+        seen.add(which[0][:2])
+    assert len(seen) == 4  # every kind of flip occurs
+    pictures_too, _ = augment.shift_and_flip(levels[:, None].expand(-1, 3, -1, -1), levels, geometry)
+    assert torch.equal(pictures_too[:, 1], moved)
+
+
+def test_level_jitter_is_a_clipped_line_and_leaves_some_frames_alone():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).repeat(2, 1, 1)
+    moved = augment.jitter_levels(levels, torch.tensor([1.2, 1.0]), torch.tensor([-40.0, 0.0]))
+    expected = np.clip(np.rint(np.float32(1.2) * np.arange(256, dtype=np.float32) - 40), 0, 255)
+    assert np.array_equal(moved[0].flatten().numpy(), expected) and torch.equal(moved[1], levels[1])
+    gain, offset = augment.draw_levels(1000, torch.Generator().manual_seed(0))
+    same = (gain == 1) & (offset == 0)
+    assert 450 < same.sum() < 550
+    highest = gain * 255 + offset  # where the strongest level goes: never beyond the scale
+    assert 0.8 * 255 - 0.01 <= highest.min() and highest.max() <= 255.01
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_show_spectrogram_truth_and_prediction_in_this_order(tmp_path):
+    image = torch.randint(256, (3, 40, 50), dtype=torch.uint8)
+    truth, guess = torch.full((40, 50), 1), torch.full((40, 50), 2, dtype=torch.uint8)
+    picture = np.asarray(pictures.side_by_side(image, truth, guess, "name"))[-40:]
+    assert np.array_equal(picture[:, :50], image.permute(1, 2, 0).numpy())
+    assert (picture[:, 54:104] == pictures.COLOURS[1].numpy()).all()
+    assert (picture[:, 108:] == pictures.COLOURS[2].numpy()).all()
+    assert (pictures.paint(torch.full((1, 1), 255)).flatten() == pictures.IGNORED).all()
+
+
+def test_confusion_picture_is_darkest_where_all_pixels_are(tmp_path):
+    matrix = torch.tensor([[9, 0, 0], [0, 0, 9], [0, 0, 0]])
+    pictures.save(pictures.confusion_picture(matrix, ("noise", "NR", "LTE"), "test"), tmp_path / "new" / "c.png")
+    assert (tmp_path / "new" / "c.png").read_bytes().startswith(b"\x89PNG")
+    pixels = np.asarray(pictures.confusion_picture(matrix, ("noise", "NR", "LTE"))).astype(int).sum(2)
+    shade = [[pixels[56 + 96 * i + 10, 80 + 96 * j + 10] for j in range(3)] for i in range(3)]
+    assert shade[0][0] == shade[1][2] < shade[0][1] == shade[2][0]
+
+
+# ---- run folders ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_with_other_values(tmp_path):
+    runs.start(tmp_path / "r", {"lr": 7}, False, ("lr",))  # got no further
+    folder = runs.start(tmp_path / "r", {"lr": 0.1, "device": "cpu"}, False, ("lr",))
+    (folder / "last.pt").write_text("")
+    with pytest.raises(RunError, match="--resume"):
+        runs.start(folder, {"lr": 0.1}, False, ("lr",))
+    runs.start(folder, {"lr": 0.1, "device": "cuda"}, True, ("lr",))
+    with pytest.raises(RunError, match="lr = 0.1, not 0.2"):
+        runs.start(folder, {"lr": 0.2}, True, ("lr",))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        runs.start(folder, {"lr": 0.1}, True, ("lr",))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/r/config.json"):
+        runs.start(tmp_path / "file" / "r", {}, False, ())
+
+
+def test_the_log_loses_what_will_be_done_again_and_half_lines(tmp_path):
+    for epoch in (1, 2, 3):
+        runs.log(tmp_path, epoch=epoch, loss=0.5)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"epoch": 4, "lo')
+    runs.cut_log(tmp_path, 2)
+    assert [json.loads(line)["epoch"] for line in open(tmp_path / "log.jsonl")] == [1, 2]
+
+
+def test_known_errors_are_one_sentence_and_code_2_and_others_are_not_hidden(capsys):
+    def fail(error):
+        raise error
+
+    assert runs.run(lambda: None) == 0
+    assert runs.run(lambda: fail(CheckpointError("no such file")), CheckpointError) == 2
+    assert capsys.readouterr().err == "error: no such file\n"
+    assert runs.run(lambda: fail(KeyboardInterrupt())) == 130
+    assert runs.run(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 130
+    with pytest.raises(ZeroDivisionError):
+        runs.run(lambda: 1 // 0, CheckpointError)
+
+
+def test_the_first_signal_is_a_wish_and_the_second_an_order():
+    with StopSignal() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_recorded_command_has_no_folders_of_this_machine(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some/where/train_seg.py", "--out", "runs/a b"])
+    assert runs.command() == "python train_seg.py --out 'runs/a b'"

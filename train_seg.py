@@ -1,0 +1,372 @@
+"""Train a spectrogram segmentation network: which pixels are noise, 5G NR, LTE.
+
+    python train_seg.py                                                  # makes 270 frames, trains on them
+    python train_seg.py --data-dir datasets/spectrum_sensing --out runs/teacher          # the full set
+    python train_seg.py --data-dir datasets/spectrum_sensing --out runs/teacher --resume # after an interruption
+    python train_seg.py --eval-only weights/seg_teacher.pt --data-dir MY_FRAMES          # score any folder of frames
+    torchrun --nproc-per-node=2 train_seg.py --data-dir datasets/spectrum_sensing        # several devices
+
+DeepLabV3 on MobileNetV3-Large (Chen 2017, Howard 2019) as torchvision has it, 11.02 M parameters, from scratch. The
+best epoch is chosen on the validation part; test, combined and other frames are scored once, at the end. The run's
+folder (runs/seg unless --out names another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
+"""
+
+import argparse
+import hashlib
+import math
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from data import DataError
+from data.spectrogram import PARULA
+from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, frame_snr, read_tensors, split
+from models import ModelError, segmentation
+from models.fast_layers import cut_dead_taps, native_bf16, speed_up
+from models.rebuild import describe, rebuild
+from utils import augment, checkpoint, metrics, pictures
+from utils.processes import first_process, gather, join_processes, mean_over_processes, sum_over_processes
+from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, run, start, write_json
+
+ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
+PRESETS = {
+    "default": {"epochs": 11, "batch_size": 8, "lr": 1e-3},
+    "published": {"epochs": 10, "batch_size": 4, "lr": 0.02},
+}
+SMALL_SET = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # generated where no data set is given
+PARULA_TOLERANCE = 4  # colour values; MATLAB's releases differ by less, other colour maps by more
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
+    parser.add_argument("--out", type=Path, help="run folder, default runs/seg; with --eval-only default none")
+    parser.add_argument("--model", choices=segmentation.FACTORIES, default="deeplabv3_mobilenet_v3_large")
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
+    parser.add_argument("--epochs", type=int, help=f"default {_defaults('epochs')}")
+    parser.add_argument("--batch-size", type=int, help=f"for each process, default {_defaults('batch_size')}")
+    parser.add_argument("--lr", type=float, help=f"highest learning rate, default {_defaults('lr')}")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation; the split is fixed")
+    parser.add_argument("--pretrained-backbone", action="store_true", help="torchvision's ImageNet weights")
+    parser.add_argument("--aux-loss", action="store_true", help="DeepLabV3's second head, its loss weighted .5")
+    parser.add_argument("--train-on-combined", type=float, default=0.0, metavar="SHARE", help="of LTE_NR, 0 to 1")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="a kill loses at most these")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
+    parser.add_argument("--eval-only", type=Path, metavar="CHECKPOINT", help="score it on all frames of --data-dir")
+    parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
+    args = parser.parse_args(argv)
+    for name, value in PRESETS[args.preset].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if min(args.epochs, args.batch_size, args.save_every) < 1 or args.lr <= 0:
+        parser.error("--epochs, --batch-size, --save-every and --lr must be positive")
+    if args.save_weights and args.save_weights.suffix != ".pt":
+        parser.error("--save-weights takes a name that ends in .pt; the JSON is written beside it")
+    return args
+
+
+def _defaults(name: str) -> str:
+    return ", ".join(f"{values[name]} ({preset})" for preset, values in PRESETS.items())
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    rank, world, device = join_processes(args.device)
+    if args.eval_only:
+        return score_folder(args, device, rank, world)
+
+    # Data
+    if args.data_dir is None:
+        args.data_dir = choose_data(args)
+    frames = find_frames(args.data_dir)
+    parts = split(frames, train_on_combined=args.train_on_combined)
+    if not parts["validation"] or not parts["test"]:
+        raise RunError(f"{args.data_dir}: {len(frames)} frames are too few to split, 10 single-signal ones are needed")
+
+    images, masks = read_tensors(parts["train"], progress=rank == 0)
+    images, palette = as_levels(images, rank) if args.preset == "default" else (images, None)
+    validation = read_tensors(parts["validation"], progress=rank == 0)
+
+    # Model; where the run was, if it goes on
+    args.out = args.out or Path("runs/seg")
+    torch.manual_seed(args.seed)
+    state = checkpoint.load(args.out / "last.pt") if args.resume and (args.out / "last.pt").exists() else None
+    network = rebuild(state) if state else new_network(args)
+
+    # The run's folder: written only now that everything could be read and built
+    names = "\n".join(frame.name for frame in parts["train"])
+    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    config |= {"processes": world, "training_frames": len(parts["train"]), "command": command()}
+    config["training_frames_sha256"] = hashlib.sha256(names.encode()).hexdigest()
+    same = ("model", "preset", "epochs", "batch_size", "lr", "seed", "pretrained_backbone", "aux_loss", "processes")
+    same += ("train_on_combined", "training_frames", "training_frames_sha256")
+    first_process(lambda: start(args.out, config, args.resume, same), RunError)
+
+    with StopSignal() as stop:
+        finished = train(args, network, state, (images, masks, palette), validation, device, rank, world, stop)
+    if not finished:
+        if rank == 0:
+            print(f"stopped; {args.out}/last.pt holds everything, go on with --resume", file=sys.stderr)
+        return 130
+
+    # Report the best epoch, once
+    best = checkpoint.load(args.out / "best.pt")
+    sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
+    report(args, best, sets, device, rank, world)
+    return 0
+
+
+def train(args, network, state, training, validation, device, rank: int, world: int, stop: StopSignal) -> bool:
+    """The training loop; False if `stop` was requested, with everything saved in last.pt."""
+    images, masks, palette = training
+    weights = class_weights(masks).to(device)
+    images, masks = images.to(device), masks.to(device)  # uint8: the whole set fits
+    steps = max(1, len(images) // (args.batch_size * world))
+    augmented = args.preset == "default"
+
+    network = speed_up(network).to(device, memory_format=torch.channels_last)
+    optimizer, scheduler = make_optimizer(args, network, steps, device)
+    first_epoch, first_step, loss_sum, best = 0, 0, 0.0, -1.0
+    torch.manual_seed(args.seed + rank)  # augmentation and dropout differ between processes
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        first_epoch, first_step, loss_sum, best = (state[key] for key in ("epoch", "step", "loss_sum", "best"))
+        checkpoint.set_rng_state(state["rng"][rank])
+    model = DistributedDataParallel(network) if world > 1 else network  # batch norm sees each process's batch only
+    half = augmented and native_bf16(device)
+    autocast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+    if rank == 0:
+        cut_log(args.out, first_epoch)
+
+    def save_last(epoch: int, step: int, loss_sum: float) -> None:
+        rng = gather(checkpoint.rng_state())
+        if rank == 0:
+            place = {"epoch": epoch, "step": step, "loss_sum": loss_sum, "best": best, "rng": rng}
+            inner = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            checkpoint.save(args.out / "last.pt", saved(network, args) | place | inner)
+
+    for epoch in range(first_epoch, args.epochs):
+        order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch)
+        # Half of the time axis costs less than half of the work; the last epochs see whole frames.
+        rows = masks.shape[1] // 2 if augmented and epoch < args.epochs * 5 // 6 else masks.shape[1]
+        model.train()
+        began = time.perf_counter()
+        for step in tqdm(
+            range(first_step, steps), f"epoch {epoch + 1}/{args.epochs}", unit="step", disable=rank > 0, file=sys.stderr
+        ):
+            batch = order[step * world + rank :: steps * world].to(device)
+            x, y = prepare(images[batch], masks[batch], palette, augmented, rows)  # (B, 3, rows, W), (B, rows, W)
+            with autocast:
+                logits = model(x)
+                loss = F.cross_entropy(logits["out"].float(), y, weights, ignore_index=IGNORE)
+                if "aux" in logits:
+                    loss = loss + 0.5 * F.cross_entropy(logits["aux"].float(), y, weights, ignore_index=IGNORE)
+            optimizer.zero_grad()
+            loss.backward()
+            if augmented:
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            value, asked = mean_over_processes([loss.item(), float(stop.requested)])
+            if not math.isfinite(value):
+                raise RunError(
+                    f"the loss is {value} in epoch {epoch + 1}, step {step + 1}: try a smaller --lr; "
+                    f"{args.out}/last.pt, if there, is from before"
+                )
+            optimizer.step()
+            scheduler.step()
+            loss_sum += value
+            if asked or (step + 1) % args.save_every == 0:
+                save_last(epoch, step + 1, loss_sum)
+            if asked:
+                return False
+        trained = (steps - first_step) * args.batch_size * world / (time.perf_counter() - began)
+
+        # Choose on the validation part
+        result = metrics.scores(frame_matrices(network, *validation, rank, world).sum(0), CLASSES)
+        if result["mean_iou"] > best:
+            best = result["mean_iou"]
+            if rank == 0:
+                checkpoint.save(args.out / "best.pt", saved(network, args) | {"epoch": epoch + 1, "validation": result})
+        if rank == 0:
+            line = {"epoch": epoch + 1, "loss": loss_sum / steps, "lr": scheduler.get_last_lr()[0]}
+            line |= {"validation_miou": result["mean_iou"], "images_per_second": round(trained, 2)}
+            log(args.out, **line)
+            print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
+        first_step, loss_sum = 0, 0.0
+        save_last(epoch + 1, 0, 0.0)
+    return True
+
+
+def new_network(args) -> nn.Module:
+    network = segmentation.build(args.model, len(CLASSES), args.pretrained_backbone, args.aux_loss)
+    if args.preset == "default":
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = 0.1  # torchvision's MobileNetV3 has .01: statistics lag in a training this short
+            elif isinstance(layer, nn.Conv2d) and layer.dilation[0] >= 8:
+                # ASPP's taps above and below the centre: frames of half height never reach them, so they start at 0
+                # rather than as noise that the first whole frames would meet.
+                nn.init.zeros_(layer.weight[:, :, ::2])
+    return network
+
+
+def saved(network: nn.Module, args) -> dict:
+    """A network as models.rebuild reads it, and where it comes from."""
+    name, arguments = segmentation.factory(args.model, len(CLASSES), args.aux_loss)
+    origin = {"kind": "segmentation", "classes": list(CLASSES), "seed": args.seed, "command": command()}
+    return describe(network, name, arguments) | origin
+
+
+def make_optimizer(args, network: nn.Module, steps: int, device: torch.device):
+    """Optimizer and learning rate by step: SGD and StepLR(10, .1), or AdamW with a warm-up and a cosine."""
+    fused = device.type in ("cpu", "cuda")
+    if args.preset == "published":
+        optimizer = torch.optim.SGD(network.parameters(), args.lr, momentum=0.9, weight_decay=1e-4, fused=fused)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 ** (step // steps // 10))
+    optimizer = torch.optim.AdamW(network.parameters(), args.lr, weight_decay=0.01, fused=fused)
+    total, warm_up = args.epochs * steps, max(1, args.epochs * steps // 20)
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / total))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def as_levels(images: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Pictures (N, 3, H, W) -> levels (N, H, W) and their colours (256, 3), or the pictures and None if not parula."""
+    palette = torch.from_numpy(PARULA)
+    levels, difference = augment.colour_index(images, palette)
+    if difference <= PARULA_TOLERANCE:
+        return levels, palette
+    if rank == 0:
+        print(f"training pictures are not all in parula colours (off by {difference}): no level jitter")
+    return images, None
+
+
+def prepare(images: torch.Tensor, masks: torch.Tensor, palette: torch.Tensor | None, augmented: bool, rows: int):
+    """uint8 levels (B, H, W) or pictures (B, 3, H, W), and masks -> float (B, 3, rows, W), int64 masks (B, rows, W)."""
+    if augmented:
+        images, masks = augment.shift_and_flip(images, masks, augment.draw_geometry(*masks.shape))
+        images, masks = images[..., :rows, :], masks[:, :rows]
+    if palette is None:
+        return segmentation.normalise(images).contiguous(memory_format=torch.channels_last), masks.long()
+    images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
+    return segmentation.colourise(images, palette.to(images.device)), masks.long()
+
+
+def epoch_order(n: int, needed: int, seed: int, epoch: int) -> torch.Tensor:
+    """The frames of an epoch, a function of seed and epoch; cut to whole batches, repeated where there are too few."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + epoch))
+    return order.repeat(-(-needed // n))[:needed]
+
+
+def frame_matrices(network: nn.Module, images: torch.Tensor, masks: torch.Tensor, rank: int, world: int):
+    """Confusion matrices int64 (N, 3, 3) of all frames in float32; each process looks at its share."""
+    network.eval()
+    share = range(rank, len(images), world)
+    matrices = metrics.frame_matrices(
+        lambda x: segmentation.predict(network, x), images, masks, share, num_classes=len(CLASSES), ignore=IGNORE
+    )
+    return sum_over_processes(matrices)
+
+
+def report(args, data: dict, sets: dict, device: torch.device, rank: int, world: int) -> None:
+    """Score a saved network on sets of frames: table on stdout, result.json and pictures in --out, --save-weights."""
+    network = rebuild(data)
+    if args.save_weights:  # what is reported is then what that file holds
+        data, network = lighter(data, network, next(iter(sets.values()))[0])
+    network = network.to(device, memory_format=torch.channels_last)
+    scored, matrices = {}, {}
+    for title, frames in sets.items():
+        images, masks = read_tensors(frames, progress=rank == 0)
+        by_frame = frame_matrices(network, images, masks, rank, world)
+        groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
+        for name, members in groups.items():
+            matrices[name] = by_frame[members].sum(0)
+            scored[name] = len(members), metrics.scores(matrices[name], CLASSES)
+        if rank == 0 and args.out:
+            draw(args.out / "pictures", title, frames, images, masks, network, matrices[title])
+    if rank > 0:
+        return
+    print(metrics.table(scored, CLASSES))
+    facts = {
+        "network": data["factory"],
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "trained_by": data.get("command"),
+        "seed": data.get("seed"),
+        "epoch": data.get("epoch"),
+        "validation": data.get("validation"),
+        "scored_by": command(),
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "sets": {
+            name: {"frames": frames, **values, "confusion_matrix": matrices[name].tolist()}
+            for name, (frames, values) in scored.items()
+        },
+    }
+    if args.out:
+        write_json(args.out / "result.json", facts)
+        print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")
+    if args.save_weights:
+        checkpoint.save_weights(args.save_weights, data, facts)
+        print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e6:.1f} MB")
+
+
+def lighter(data: dict, network: nn.Module, frame) -> tuple[dict, nn.Module]:
+    """Without dead taps for frames of this size, without the training's state, in half precision."""
+    cut_dead_taps(network, tuple(read_tensors([frame], progress=False)[1].shape[1:]))
+    kept = {key: data[key] for key in ("kind", "classes", "seed", "command", "epoch", "validation") if key in data}
+    data = describe(network, data["factory"], data["arguments"]) | kept
+    data["state_dict"] = checkpoint.halve(data["state_dict"])
+    return data, rebuild(data)
+
+
+def draw(folder: Path, title: str, frames: list, images, masks, network: nn.Module, matrix: torch.Tensor) -> None:
+    """Some frames of a set, evenly chosen, and its confusion matrix."""
+    pictures.save(pictures.confusion_picture(matrix, CLASSES, title), folder / f"{title}_confusion.png")
+    some = sorted({round(i * (len(frames) - 1) / 5) for i in range(6)})
+    for i, prediction in zip(some, segmentation.predict(network, images[some]).cpu(), strict=True):
+        picture = pictures.side_by_side(images[i], masks[i], prediction, frames[i].name)
+        pictures.save(picture, folder / f"{title}_{frames[i].name.replace('/', '_')}.png")
+
+
+def score_folder(args, device: torch.device, rank: int, world: int) -> int:
+    """--eval-only: every frame of a folder, whatever family it is of; nothing is split."""
+    if args.data_dir is None:
+        args.data_dir = choose_data(args)
+    if args.out and (args.out / "last.pt").exists():
+        raise RunError(f"{args.out} holds a training run, its result.json is its own: choose another folder with --out")
+    data = checkpoint.load(args.eval_only)
+    if data.get("kind") != "segmentation":
+        raise RunError(f"{args.eval_only}: not a segmentation network; name a file of train_seg.py, or train one")
+    report(args, data, {"all": find_frames(args.data_dir)}, device, rank, world)
+    return 0
+
+
+def choose_data(args) -> Path:
+    """The set that is there, or a small one made here."""
+    full, small = Path("datasets/spectrum_sensing"), Path("datasets/small")
+    if full.exists():
+        return full
+
+    def generate_small() -> None:
+        from data.synthetic import generate
+
+        print(f"no {full}, so a small synthetic set in {small}: {sum(SMALL_SET.values())} frames, a minute or two")
+        generate(small, SMALL_SET, workers=args.workers)
+
+    first_process(generate_small, DataError)
+    return small
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, *ERRORS))

@@ -1,0 +1,95 @@
+"""What may be done to a spectrogram and its mask without leaving the physics, on whole batches on any device.
+
+    index, error = colour_index(images, palette)                         # once: pictures -> levels
+    index, masks = shift_and_flip(index, masks, draw_geometry(8, 256, 256))
+    index = jitter_levels(index, *draw_levels(8))
+
+A frame may start at any time and lie at any place in the band (circular shifts), may be mirrored in frequency (the
+conjugate signal) or played backwards, and its levels are arbitrary because every picture is rescaled to its own minimum
+and maximum. Random numbers are drawn on the CPU from torch's global generator unless another one is given.
+Torch only.
+"""
+
+import torch
+
+
+def colour_index(images: torch.Tensor, palette: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Undo a colour map: the number of the nearest colour for each pixel.
+
+    Args:
+        images: uint8 (N, 3, H, W), RGB.
+        palette: uint8 (256, 3), RGB.
+
+    Returns:
+        index uint8 (N, H, W), and the largest difference of a colour value between a pixel and its palette colour:
+        0 where palette[index] is the image exactly, 1 or 2 from another edition of the map, more for another map.
+    """
+    seen = torch.zeros(1 << 24, dtype=torch.bool)
+    for image in images:
+        seen[_packed(image)] = True
+    colours = seen.nonzero().squeeze(1)  # (K,), a few hundred where one colour map was used
+    nearest = torch.zeros(1 << 24, dtype=torch.uint8)
+    largest = 0
+    for part in colours.split(65536):
+        rgb = torch.stack((part >> 16, part >> 8 & 255, part & 255), 1).float()  # (K, 3)
+        choice = torch.cdist(rgb, palette.float()).argmin(1)
+        nearest[part] = choice.to(torch.uint8)
+        largest = max(largest, int((rgb - palette[choice].float()).abs().max()))
+    index = torch.empty(images.shape[0], *images.shape[2:], dtype=torch.uint8)
+    for i, image in enumerate(images):
+        index[i] = nearest[_packed(image)]
+    return index, largest
+
+
+def draw_geometry(n: int, height: int, width: int, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+    """Random shifts and flips of n frames: {"rows": (n, H), "columns": (n, W)}, where each pixel comes from, int64."""
+    axes = {}
+    for name, size in (("rows", height), ("columns", width)):
+        shift = torch.randint(size, (n, 1), generator=generator)
+        sign = torch.randint(2, (n, 1), generator=generator) * 2 - 1
+        axes[name] = (torch.arange(size) * sign + shift) % size
+    return axes
+
+
+def shift_and_flip(
+    images: torch.Tensor, masks: torch.Tensor, geometry: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Circular shifts and flips of images (N, H, W) or (N, 3, H, W) and masks (N, H, W) together, in one gather."""
+    rows = geometry["rows"].to(images.device)[:, :, None]  # (N, H, 1)
+    columns = geometry["columns"].to(images.device)[:, None, :]  # (N, 1, W)
+    frame = torch.arange(len(images), device=images.device)[:, None, None]
+    if images.dim() == 3:
+        return images[frame, rows, columns], masks[frame, rows, columns]
+    moved = images.permute(0, 2, 3, 1)[frame, rows, columns]  # (N, H, W, 3)
+    return moved.permute(0, 3, 1, 2), masks[frame, rows, columns]
+
+
+def draw_levels(
+    n: int,
+    generator: torch.Generator | None = None,
+    stretch: tuple[float, float] = (0.7, 1.4),
+    ceiling: tuple[float, float] = (0.8, 1.0),
+    probability: float = 0.5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random level changes of n frames as gain and offset, float (n,): level -> ceiling (255 - stretch (255 - level)).
+
+    A picture runs from its own minimum to its own maximum. A deeper or higher minimum stretches or compresses it below
+    the strongest value, a stronger value elsewhere lowers all others: no signal is ever driven into saturation. Each
+    frame keeps its levels with 1 - probability.
+    """
+    changed = (torch.rand(n, generator=generator) < probability).float()
+    g = 1 + changed * (stretch[0] - 1 + (stretch[1] - stretch[0]) * torch.rand(n, generator=generator))
+    top = 1 + changed * (ceiling[0] - 1 + (ceiling[1] - ceiling[0]) * torch.rand(n, generator=generator))
+    return top * g, top * 255 * (1 - g)
+
+
+def jitter_levels(index: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """uint8 levels (N, H, W) -> round(gain * level + offset), clipped to 0..255, uint8; gain and offset are (N,)."""
+    gain, offset = (values.to(index.device)[:, None, None] for values in (gain, offset))
+    return (index * gain + offset).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _packed(image: torch.Tensor) -> torch.Tensor:
+    """uint8 (3, H, W) -> int64 (H, W), the colour as one number."""
+    red, green, blue = image.long()
+    return red << 16 | green << 8 | blue

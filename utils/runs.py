@@ -1,0 +1,152 @@
+"""A run's folder: config.json, log.jsonl, result.json; how a script stops, and what a shell sees of it.
+
+    if __name__ == "__main__":
+        sys.exit(run(main, DataError, ModelError))
+
+Exit codes: 0 done, 2 a known fault in one sentence on stderr, 130 stopped by Ctrl-C or SIGTERM. Torch only.
+"""
+
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+class RunError(ValueError):
+    """A run that can't start or go on as asked; the message names the fault and the remedy."""
+
+
+def start(folder: str | Path, config: dict, resume: bool, must_match: tuple[str, ...]) -> Path:
+    """Make a run's folder with its config.json, or check that a resumed one was started alike.
+
+    A folder holds a run once a checkpoint is in it; what a start that failed earlier has left is written anew.
+
+    Args:
+        folder: of the run.
+        config: plain values.
+        resume: go on with what is there, if anything is.
+        must_match: keys of `config` that change the result; a resumed run keeps them.
+
+    Raises:
+        RunError: the folder holds a run and `resume` is not set, or the run was started with other values.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    begun = any(folder.glob("*.pt"))
+    if begun and not resume:
+        raise RunError(f"{folder} holds a run: go on with --resume, or choose another folder with --out")
+    if begun:
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise RunError(f"{path}: missing or damaged ({error}); start again with another --out") from error
+        for key in must_match:
+            if before.get(key) != config[key]:
+                raise RunError(
+                    f"{folder} was started with {key} = {before.get(key)}, not {config[key]}: "
+                    "resume with the same options, or choose another folder with --out"
+                )
+    else:
+        write_json(path, config)
+    return folder
+
+
+def write_json(path: str | Path, values: dict) -> None:
+    """Write plain values; a reader sees the old file or the new one, never half of it. RunError: the disk refuses."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"{path}: can't be written ({error.strerror}); choose another folder") from error
+
+
+def log(folder: str | Path, **values) -> None:
+    """Append one line to log.jsonl."""
+    with open(Path(folder) / "log.jsonl", "a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def cut_log(folder: str | Path, epochs: int) -> None:
+    """Drop lines of epochs that a resumed run will do again, and a last line that a kill left unfinished."""
+    path = Path(folder) / "log.jsonl"
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            kept += [line] if json.loads(line)["epoch"] <= epochs else []
+        except json.JSONDecodeError:
+            break
+    path.write_text("".join(f"{line}\n" for line in kept))
+
+
+def hardware(device: str | torch.device = "cpu") -> str:
+    """Processor, threads and, for CUDA, the GPU: what a speed must be read with."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    text = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if torch.cpu._is_amx_tile_supported():
+        text += ", AMX"
+    if torch.device(device).type == "cuda":
+        text += f", {torch.cuda.get_device_name(device)}"
+    return text
+
+
+def command() -> str:
+    """The command line, without the folder that Python or the script lies in."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+class StopSignal:
+    """Turns Ctrl-C and SIGTERM into a wish that a loop looks at after each step; a second one stops at once.
+
+    with StopSignal() as stop:
+        for batch in batches:
+            step(batch)
+            if stop.requested: save and leave
+    """
+
+    def __enter__(self) -> "StopSignal":
+        self.requested = False
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def run(main: Callable[[], int | None], *errors: type[Exception]) -> int:
+    """Call a script's main function and return the exit code; `errors` and RunError become one sentence on stderr."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        return main() or 0
+    except (RunError, *errors) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped before the end; nothing is half written", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
