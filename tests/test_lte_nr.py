@@ -202,13 +202,13 @@ def test_qam_has_unit_power_and_all_its_points(order):
 
 def test_fading_is_rayleigh_with_the_doppler_it_was_asked_for():
     rng = np.random.default_rng(0)
-    gains = np.array([fading(rng, 400.0) for _ in range(400)])
+    gains = np.array([fading(rng, 400.0) for _ in range(200)])
     power = np.abs(gains) ** 2
-    assert power.mean() == pytest.approx(1, abs=0.05)
-    assert (power < 0.1).mean() == pytest.approx(1 - np.exp(-0.1), abs=0.02)
+    assert power.mean() == pytest.approx(1, abs=0.1)
+    assert (power < 0.1).mean() == pytest.approx(1 - np.exp(-0.1), abs=0.03)
     # Clarke: the autocorrelation is a Bessel function, first zero at 2.405 / (2 pi f_d) = .957 ms.
     lag = round(0.957e-3 / 40e-3 * (gains.shape[1] - 1))
-    assert abs(np.mean(gains[:, :-lag] * np.conj(gains[:, lag:]))) < 0.08
+    assert abs(np.mean(gains[:, :-lag] * np.conj(gains[:, lag:]))) < 0.12
 
 
 def test_a_carrier_lands_at_its_frequency_and_is_lost_outside_the_band():
