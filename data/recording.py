@@ -1,0 +1,326 @@
+"""Radio recordings of any rate and length, 40 ms at a time, on the 61.44 MS/s grid of the spectrograms.
+
+    recording = open_recording("capture.bin", datatype="ci8", sample_rate=19.2e6, center_frequency=1815.3e6)
+    for frame in recording.frames():
+        for first_column, iq in frame.pieces():
+            picture = spectrogram_image(iq)
+
+SigMF (NAME.sigmf-meta beside NAME.sigmf-data) or bare I/Q samples. One frame is in memory at a time. Its spectrum is
+cut or widened to 61.44 MHz: a narrower capture gets white noise at its own floor where it has nothing, a wider one is
+cut in pieces that overlap by half. SigMF: https://sigmf.org. Needs numpy, torch and data/spectrogram.py.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import DataError
+from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, SAMPLE_RATE, SIZE
+
+FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE  # 40 ms
+RATES = (1e6, 1e9)  # Hz; below, no carrier fits; above, a frame takes several GB
+SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: a column in lines of a 40 ms spectrum, 25 Hz apart
+EDGE_HZ = HZ_PER_PIXEL / 2  # width of the raised cosine from the capture's spectrum to the noise beside it
+CUT_HZ = 4 * HZ_PER_PIXEL  # and at a piece's edge inside the capture, where a neighbour piece shows the rest
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A stretch of a recording at one centre frequency: sample number in the file, samples, byte, Hz or None."""
+
+    start: int
+    count: int
+    byte: int
+    center_hz: float | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Up to 40 ms of samples."""
+
+    start: int  # number of the first sample; the recording's first has the number `Recording.offset`
+    samples: np.ndarray  # complex64 (count,)
+    sample_rate: float
+    center_hz: float | None
+    floor: float  # power per Hz of the noise, see `noise_floor`
+    damaged: int = 0  # samples that were no numbers (NaN, infinite) and count as 0
+    seed: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the spectrogram that hold samples; a frame cut short is filled up with noise."""
+        return min(SIZE, max(1, int(SIZE * len(self.samples) / (self.sample_rate * FRAME_SECONDS) + 1e-6)))
+
+    def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(column, iq) of each 61.44 MHz wide piece, ascending.
+
+        iq: complex64 (2457600,), 40 ms at 61.44 MS/s, the input of data.spectrogram. column: number of the picture's
+        first column, where column c holds the baseband frequencies from 240 kHz * c to 240 kHz * (c + 1).
+        """
+        half = SIZE // 2
+        reach = columns(self.sample_rate) // 2 - half  # columns from 0 to the centre of the outermost piece
+        whole = max(round(self.sample_rate * FRAME_SECONDS), len(self.samples))
+        rng = np.random.default_rng([self.seed, self.start])
+        samples = self.samples
+        if len(samples) < whole:
+            tail = _noise(rng, whole - len(samples)) * np.float32(math.sqrt(self.floor * self.sample_rate))
+            samples = np.concatenate([samples, tail])
+        if self.sample_rate == SAMPLE_RATE:
+            yield -half, samples
+            return
+        spectrum = torch.fft.fftshift(torch.fft.fft(torch.from_numpy(samples))).numpy()
+        spectrum *= np.float32(FRAME_SAMPLES / whole)
+        count = 1 if reach <= 0 else 1 + math.ceil(2 * reach / half)
+        for center in np.round(np.linspace(-reach, reach, count)).astype(int) if reach > 0 else [0]:
+            yield int(center) - half, self._piece(spectrum, int(center) * SHIFT_BINS, rng)
+
+    def _piece(self, spectrum, shift, rng):
+        """61.44 MHz of a centred 40 ms spectrum (whole,) around line `shift` -> complex64 (2457600,)."""
+        whole = len(spectrum)
+        first = shift - FRAME_SAMPLES // 2 + whole // 2  # line of `spectrum` that becomes the piece's first
+        inside = slice(max(first, 0), min(first + FRAME_SAMPLES, whole))
+        placed = slice(inside.start - first, inside.stop - first)
+        piece = _noise(rng, FRAME_SAMPLES) * np.float32(math.sqrt(self.floor * SAMPLE_RATE * FRAME_SAMPLES))
+        # Signal and noise share the power at edges, so that the floor has no step there. A cut through the spectrum is
+        # softer: its two ends are neighbours for the sampled signal, and would leak into each other.
+        line = np.arange(inside.start, inside.stop, dtype=np.float32) + 0.5
+        share = np.minimum(line, whole - line) / (EDGE_HZ * FRAME_SECONDS)
+        if first > 0:
+            share = np.minimum(share, (line - first) / (CUT_HZ * FRAME_SECONDS))
+        if first + FRAME_SAMPLES < whole:
+            share = np.minimum(share, (first + FRAME_SAMPLES - line) / (CUT_HZ * FRAME_SECONDS))
+        angle = np.pi / 2 * np.minimum(share, 1)
+        piece[placed] = np.sin(angle) * spectrum[inside] + np.cos(angle) * piece[placed]
+        return torch.fft.ifft(torch.fft.ifftshift(torch.from_numpy(piece))).numpy()
+
+
+def columns(sample_rate: float) -> int:
+    """Columns of 240 kHz that a capture fills (their centre lies in it), as many below its centre as above."""
+    return 2 * int(sample_rate / HZ_PER_PIXEL / 2 + 0.5)
+
+
+def noise_floor(samples: np.ndarray, sample_rate: float) -> float:
+    """Power per Hz of the noise in complex64 (count,) samples, within 1 dB where a twentieth of the area is free.
+
+    The lowest 5% of the cells of 480 kHz and 67 microseconds decide, so the gaps of a carrier's time grid are enough.
+    The outer 5% of the band on each side are left out: receivers' filters fall off there. 0 for silence.
+    """
+    size = 2 * max(8, int(sample_rate / 120e3))  # lines some 60 kHz apart
+    blocks = len(samples) // (4 * size) * 4
+    if blocks == 0:
+        return float(np.mean(np.abs(samples) ** 2)) / sample_rate
+    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    windowed = torch.from_numpy(samples[: blocks * size].reshape(blocks, size) * window)
+    lines = torch.fft.fftshift(torch.fft.fft(windowed), 1)
+    power = torch.view_as_real(lines).square().sum(-1).numpy()  # (blocks, size)
+    keep = int(0.45 * size)
+    power = power[:, size // 2 - keep : size // 2 + keep]
+    groups = max(1, power.shape[1] // 8)
+    power = power[:, : groups * 8] if power.shape[1] >= 8 else power
+    cells = power.reshape(blocks // 4, 4, groups, -1).mean((1, 3))
+    cells = cells[cells > 0]  # a receiver that stopped for a while wrote zeros
+    if cells.size == 0:
+        return 0.0
+    # Such a cell averages some 18 independent values; their 5% quantile lies at .64 of the mean, with half of the
+    # cells taken by carriers at .71.
+    return float(np.quantile(cells, 0.05)) / 0.68 / (sample_rate * float(np.sum(window**2)))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording on disk; `open_recording` makes it."""
+
+    path: Path  # the file with the samples
+    datatype: str
+    sample_rate: float  # Hz
+    captures: tuple[Capture, ...]
+    channel: int = 0
+    channels: int = 1
+    offset: int = 0  # core:offset, the number of the first sample
+    meta_path: Path | None = None
+    meta: dict = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what a reader of the results should know
+
+    def __len__(self) -> int:
+        """Number of frames, the last of each capture cut short or not."""
+        return sum(self._frame_count(capture) for capture in self.captures)
+
+    def _frame_count(self, capture):
+        """A rest shorter than one row of the picture, 156 microseconds, makes no frame of its own."""
+        length = self.sample_rate * FRAME_SECONDS
+        return max(1, math.ceil((capture.count - length / SIZE) / length))
+
+    def frames(self) -> Iterator[Frame]:
+        """The recording in steps of 40 ms; raises DataError when the file can't be read to its end."""
+        numbers = _numbers(self.datatype)
+        width = 2 * numbers.itemsize * self.channels  # bytes of one sample
+        try:
+            with open(self.path, "rb") as file:
+                for capture in self.captures:
+                    for i in range(self._frame_count(capture)):
+                        first, end = (round(k * self.sample_rate * FRAME_SECONDS) for k in (i, i + 1))
+                        count = min(end, capture.count) - first
+                        file.seek(capture.byte + first * width)
+                        data = file.read(count * width)
+                        if len(data) < count * width:
+                            raise DataError(f"{self.path}: became shorter while it was read; run again")
+                        samples = np.frombuffer(data, numbers).reshape(count, self.channels, 2)[:, self.channel]
+                        yield self._frame(samples, self.offset + capture.start + first, capture.center_hz)
+        except OSError as error:
+            raise DataError(f"{self.path}: can't be read ({error.strerror}); check the disk and the rights") from error
+
+    def _frame(self, pairs, start, center_hz):
+        """Numbers (count, 2) as stored -> Frame."""
+        samples = pairs.astype(np.float32 if pairs.dtype.itemsize < 8 else np.float64)
+        if pairs.dtype.kind != "f":
+            half = 2.0 ** (8 * pairs.dtype.itemsize - 1)
+            samples = (samples - (half if pairs.dtype.kind == "u" else 0)) / half
+        damaged = ~np.isfinite(samples).all(1)
+        samples[damaged] = 0
+        level = math.sqrt(2 * np.mean(np.square(samples, dtype=np.float64)))
+        # The picture's logarithm has a floor at -156 dB per Hz, where the units of some recordings would end up. The
+        # generator's frames have levels of .003 to 3.
+        if level > 0 and not 0.003 < level < 100:
+            samples /= level
+        iq = np.ascontiguousarray(samples, np.float32).view(np.complex64)[:, 0]
+        return Frame(start, iq, self.sample_rate, center_hz, noise_floor(iq, self.sample_rate), int(damaged.sum()))
+
+
+def open_recording(
+    path: str | Path,
+    datatype: str | None = None,
+    sample_rate: float | None = None,
+    center_frequency: float | None = None,
+    channel: int = 0,
+) -> Recording:
+    """Look at a recording without reading its samples.
+
+    Args:
+        path: NAME.sigmf-meta, NAME.sigmf-data, NAME of such a pair, or a file of bare I/Q samples.
+        datatype: of bare samples, in SigMF's names: ci8, cu8, ci16_le, cf32_le and the like.
+        sample_rate: Hz; for bare samples, and for metadata that lack it or have it wrong.
+        center_frequency: Hz, likewise; left out, frequencies count from the centre of the capture.
+        channel: which one, from 0, of a recording with several.
+
+    Raises:
+        DataError: missing, empty, unreadable or contradictory files, metadata without sample rate, unknown datatype.
+    """
+    path = Path(path)
+    meta_path = next((p for p in _meta_paths(path) if p.is_file()), None)
+    if path.suffix in (".sigmf", ".sigmf-collection"):
+        raise DataError(f"{path}: bundles recordings; unpack it and name one .sigmf-meta")
+    if meta_path is None and (not path.is_file() or path.suffix in (".sigmf-meta", ".sigmf-data")):
+        wanted = path.with_suffix(".sigmf-meta") if path.suffix == ".sigmf-data" else path
+        raise DataError(f"{wanted}: no such file; name a .sigmf-meta with its .sigmf-data beside it, or bare samples")
+    meta = read_meta(meta_path) if meta_path else {"global": {}, "captures": [], "annotations": []}
+    general = meta["global"]
+    if meta_path:
+        if general.get("core:metadata_only"):
+            raise DataError(f"{meta_path}: has no samples (core:metadata_only); name a recording that has")
+        name = general.get("core:dataset", meta_path.with_suffix(".sigmf-data").name)
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise DataError(f"{meta_path}: core:dataset must name a file beside it, not {name!r}")
+        path = meta_path.with_name(name)
+    datatype = datatype or general.get("core:datatype")
+    rate = sample_rate if sample_rate is not None else _number(meta_path, general, "core:sample_rate")
+    for value, flag in ((datatype, "--datatype"), (rate, "--sample-rate")):
+        if value is None:
+            raise DataError(f"{meta_path or path}: does not say its {flag[2:].replace('-', ' ')}; add {flag}")
+    _numbers(datatype, meta_path or path)
+    if not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"{meta_path or path}: a sample rate of {rate:g} Hz can't be used, 1 MHz to 1 GHz can")
+    channels = _number(meta_path, general, "core:num_channels", 1, whole=True)
+    if channels < 1 or not 0 <= channel < channels:
+        raise DataError(f"{meta_path or path}: has {channels} channel(s), so there is no --channel {channel}")
+    recording = Recording(path, datatype, float(rate), (), channel, channels, meta_path=meta_path, meta=meta)
+    return _with_captures(recording, center_frequency)
+
+
+def _with_captures(recording, center_frequency):
+    """Find out where each capture lies in the file."""
+    general, named = recording.meta["global"], recording.meta_path
+    try:
+        size = recording.path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{recording.path}: can't be read ({error.strerror}); check name and rights") from error
+    offset = _number(named, general, "core:offset", 0, whole=True)
+    size -= _number(named, general, "core:trailing_bytes", 0, whole=True)
+    width = 2 * _numbers(recording.datatype).itemsize * recording.channels
+    entries, header = [], 0
+    for entry in recording.meta["captures"] or [{"core:sample_start": 0}]:
+        header += _number(named, entry, "core:header_bytes", 0, whole=True)
+        start = _number(named, entry, "core:sample_start", 0, whole=True) - offset
+        center = center_frequency if center_frequency is not None else _number(named, entry, "core:frequency")
+        entries.append((start, header, center))
+    total, rest = divmod(max(0, size - header), width)
+    notes = [f"the last {rest} byte(s) are no whole sample and were left out"] if rest else []
+    starts = [max(start, 0) for start, _, _ in entries]
+    if starts[0] > 0:
+        notes.append(f"the first {starts[0]} samples belong to no capture and were left out")
+    if starts != sorted(starts):
+        raise DataError(f"{named}: captures are not in order of core:sample_start; put them in order")
+    captures = []
+    for (_, skip, center), start, end in zip(entries, starts, [*starts[1:], total], strict=True):
+        count = min(end, total) - start
+        if count > 0:
+            captures.append(Capture(start, count, skip + start * width, center))
+    if not captures:
+        raise DataError(f"{recording.path}: holds no sample; record again, or check the datatype and header sizes")
+    return replace(recording, captures=tuple(captures), offset=offset, notes=tuple(notes))
+
+
+def _meta_paths(path):
+    """Where the metadata of a recording that is called `path` may lie."""
+    if path.suffix in (".sigmf-meta", ".sigmf-data"):
+        return [path.with_suffix(".sigmf-meta")]
+    return [] if path.is_file() else [path.with_name(path.name + ".sigmf-meta")]
+
+
+def read_meta(path: Path) -> dict:
+    """The JSON of a .sigmf-meta with its three parts, global, captures and annotations; DataError if they are not."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: is no readable SigMF metadata ({error}); write it again") from error
+    parts = {"global": dict, "captures": list, "annotations": list}
+    meta = {part: kind() for part, kind in parts.items()} | meta if isinstance(meta, dict) else None
+    if meta is None or not all(isinstance(meta[part], kind) for part, kind in parts.items()):
+        raise DataError(f"{path}: is no SigMF metadata: global, captures and annotations are expected; write it again")
+    for entry in meta["captures"] + meta["annotations"]:
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}: captures and annotations must hold objects, not {entry!r}; write it again")
+        _number(path, entry, "core:sample_start", 0, whole=True)
+    return meta
+
+
+def _number(path, entry, key, default=None, whole=False):
+    """A number of the metadata; a missing one is `default`."""
+    value = entry.get(key, default)
+    if value is default:
+        return default
+    kinds = int if whole else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value) or (whole and value < 0):
+        raise DataError(f"{path}: {key} is {value!r}, not a {'count' if whole else 'number'}; correct it")
+    return value
+
+
+def _numbers(datatype, path=None):
+    """numpy type of a half of a complex SigMF datatype, ci8 to cf64_be."""
+    match = re.fullmatch(r"c(?:([iu])(8|16_le|16_be|32_le|32_be)|(f)(32_le|32_be|64_le|64_be))", str(datatype))
+    if not match:
+        raise DataError(f"{path}: datatype {datatype!r} is unknown; use ci8, cu8, ci16_le or cf32_le")
+    kind, size = (match[1], match[2]) if match[1] else (match[3], match[4])
+    bits, _, order = size.partition("_")
+    return np.dtype(f"{'>' if order == 'be' else '<'}{kind}{int(bits) // 8}")
+
+
+def _noise(rng, count):
+    """complex64 (count,) white noise of power 1."""
+    pairs = rng.standard_normal((count, 2), np.float32) * np.float32(math.sqrt(0.5))
+    return pairs.view(np.complex64)[:, 0]

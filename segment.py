@@ -1,0 +1,327 @@
+"""Find LTE and 5G NR carriers in a radio recording.
+
+    python segment.py capture.sigmf-meta                                   # table, runs/segment/, one picture a frame
+    python segment.py capture.sigmf-meta --annotate                        # and write them into the metadata
+    python segment.py capture.bin --datatype ci8 --sample-rate 19.2e6 --center-frequency 1815.3e6
+    python segment.py spectrogram.png                                      # 256x256 pixels of 240 kHz x 156 us
+
+About a second for each 40 ms of 61.44 MHz on one core. The network labels pixels; a carrier is a run of columns that a
+frame's majority of time gives one technology. Edges mean the channel, guard bands included, to 240 kHz. `active` is the
+share of time in which a carrier's mean level is 2 dB above the noise, `confidence` the mean softmax probability.
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+from tqdm import tqdm
+
+from data import DataError
+from data.recording import Frame, Recording, columns, open_recording, read_meta
+from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, SIZE, shown_power, spectrogram_image
+from data.spectrum_sensing import CLASSES
+from models import ModelError
+from models.rebuild import rebuild
+from models.segmentation import normalise
+from utils import checkpoint, pictures
+from utils.augment import colour_index
+from utils.carriers import MIN_COLUMNS, Carrier, find_bands, merge, table
+from utils.runs import RunError, command, run, write_json
+
+GENERATOR = "spectrum sensing, segment.py"  # core:generator of our annotations
+WEIGHTS = ("weights/seg_student.pt", "weights/seg_teacher.pt")
+ACTIVE_DB = 2.0
+SILENT_COLUMNS = 6  # 1.44 MHz: more than the guard band of a 20 MHz LTE channel, or than a fade is wide
+
+
+@dataclass(frozen=True)
+class View:
+    """What the network makes of 40 ms: rows are time, the last row first; columns ascending frequency."""
+
+    start: int  # first sample
+    count: int  # samples
+    center_hz: float | None
+    span_hz: float  # width of the capture
+    column_hz: float
+    picture: np.ndarray  # uint8 (rows, C, 3)
+    probability: np.ndarray  # float32 (3, rows, C)
+    power: np.ndarray | None  # float32 (rows, C), relative to any unit
+    floor: float = math.nan  # of `power`, where no column is noise
+    damaged: int = 0  # samples that were no numbers
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recording", type=Path, help=".sigmf-meta, bare I/Q samples, or a spectrogram .png")
+    parser.add_argument("--datatype", help="of bare samples: ci8, cu8, ci16_le, cf32_le")
+    parser.add_argument("--sample-rate", type=float, metavar="HZ")
+    parser.add_argument("--center-frequency", type=float, metavar="HZ")
+    parser.add_argument("--channel", type=int, default=0, help="of a recording with several, from 0")
+    parser.add_argument("--checkpoint", type=Path, help=f"default {WEIGHTS[0]} or else {WEIGHTS[1]}")
+    parser.add_argument("--out", type=Path, default=Path("runs/segment"))
+    parser.add_argument("--annotate", action="store_true", help="write the carriers into the SigMF metadata")
+    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="at most so many, of the first frames")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    if args.sample_rate is not None and not 0 < args.sample_rate < math.inf:
+        parser.error(f"--sample-rate {args.sample_rate:g} is no rate")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+
+    # Recording and network
+    recording = None
+    if args.recording.suffix.lower() == ".png":
+        if args.annotate:
+            raise RunError(f"{args.recording}: a picture can't be annotated; leave --annotate out")
+        picture, notes = read_picture(args.recording)
+    else:
+        recording = open_recording(args.recording, args.datatype, args.sample_rate, args.center_frequency, args.channel)
+        notes = list(recording.notes)
+        meta_path = recording.meta_path or recording.path.with_name(recording.path.name + ".sigmf-meta")
+        if args.annotate and not recording.meta_path and meta_path.exists():
+            raise RunError(f"{meta_path.name} is there already: name it instead of {args.recording.name}")
+    model, weights = load_network(args.checkpoint, args.device)
+
+    # 40 ms at a time
+    if recording:
+        views = (look_at(frame, model) for frame in recording.frames())
+    else:
+        views = iter([look_at_picture(picture, model, args.sample_rate or SAMPLE_RATE, args.center_frequency)])
+    carriers, frames, damaged = [], 0, 0
+    remove_pictures(args.out)
+    for view in tqdm(views, total=len(recording) if recording else 1, unit="frame", file=sys.stderr):
+        found = find_carriers(view)
+        merge(carriers, found)
+        if frames < args.pictures:
+            save_picture(overlay(view, found), args.out / f"frame_{frames:05d}.png")
+        frames += 1
+        damaged += view.damaged
+    carriers.sort(key=lambda carrier: (not carrier.absolute, carrier.lower_hz, carrier.upper_hz))
+
+    # Report
+    if damaged:
+        notes.append(f"{damaged} samples were no numbers and were taken as 0")
+    print(table(carriers))
+    for note in notes:
+        print(f"note: {note}")
+    result = {"recording": args.recording.name, "frames": frames, "checkpoint": str(weights), "command": command()}
+    result |= {"notes": notes, "carriers": [carrier.plain() for carrier in carriers]}
+    write_json(args.out / "result.json", result)
+    if args.annotate:
+        write_json(meta_path, with_annotations(recording, carriers))
+        print(f"{meta_path}: annotated")
+    return 0
+
+
+def load_network(path: Path | None, device: str) -> tuple[nn.Module, Path]:
+    """The network in evaluation mode on the device, and the file it came from."""
+    if path is None:
+        found = [file for name in WEIGHTS if (file := Path(__file__).parent / name).is_file()]
+        if not found:
+            raise RunError(f"no {' or '.join(WEIGHTS)} here: train one with train_seg.py and name it with --checkpoint")
+        path = found[0]
+    data = checkpoint.load(path)
+    if data.get("kind", "segmentation") != "segmentation":
+        raise ModelError(f"{path}: is a network for {data['kind']}, not for segmentation; name another --checkpoint")
+    try:
+        model = rebuild(data).to(device, memory_format=torch.channels_last).eval()
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it lacks
+        raise RunError(f"--device {device} can't be used ({str(error).splitlines()[0]}); try --device cpu") from error
+    return model, path
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, picture: np.ndarray) -> np.ndarray:
+    """uint8 (256, 256, 3) -> softmax probability of each class, float32 (3, 256, 256)."""
+    image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]  # (1, 3, 256, 256)
+    x = normalise(image.to(next(model.parameters()).device)).contiguous(memory_format=torch.channels_last)
+    return model(x)["out"].float().softmax(1)[0].cpu().numpy()
+
+
+def look_at(frame: Frame, model: nn.Module) -> View:
+    """Label a frame of a recording. Columns and rows that the recording does not have never leave this function."""
+    width = columns(frame.sample_rate)
+    probability, weight = np.zeros((len(CLASSES), SIZE, width), np.float32), np.zeros(width, np.float32)
+    picture, power = np.zeros((SIZE, width, 3), np.uint8), np.zeros((SIZE, width), np.float32)
+    from_edge = 1 + np.minimum(np.arange(SIZE), SIZE - 1 - np.arange(SIZE))
+    nearest = np.zeros(width, int)  # distance of a column from the edge of the piece that shows it
+    for column, iq in frame.pieces():
+        first = column + width // 2  # the capture's columns are numbered from 0
+        here = slice(max(0, first), min(width, first + SIZE))
+        there = slice(here.start - first, here.stop - first)
+        image = spectrogram_image(iq)
+        probability[:, :, here] += predict(model, image)[:, :, there] * from_edge[there]
+        weight[here] += from_edge[there]
+        better = np.flatnonzero(from_edge[there] > nearest[here])
+        shown = shown_power(iq)[::-1]
+        for whole, part in ((picture, image), (power, shown)):
+            whole[:, here.start + better] = part[:, there.start + better]
+        nearest[here.start + better] = from_edge[there.start + better]
+    rows = slice(SIZE - frame.rows, SIZE)
+    return View(
+        frame.start,
+        len(frame.samples),
+        frame.center_hz,
+        frame.sample_rate,
+        HZ_PER_PIXEL,
+        picture[rows],
+        probability[:, rows] / weight,
+        power[rows],
+        frame.floor,
+        frame.damaged,
+    )
+
+
+def read_picture(path: Path) -> tuple[np.ndarray, list[str]]:
+    """A spectrogram as uint8 (256, 256, 3), and what is odd about it."""
+    try:
+        with Image.open(path) as image:
+            size, picture = image.size, image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: is no readable picture ({error}); name a .png or a recording") from error
+    odd = f"the picture has {size[0]}x{size[1]} pixels and was scaled to {SIZE}x{SIZE}"
+    return np.asarray(picture), [] if size == (SIZE, SIZE) else [odd]
+
+
+def look_at_picture(picture: np.ndarray, model: nn.Module, span_hz: float, center_hz: float | None) -> View:
+    """Label a spectrogram that comes as a picture; its level in dB is told by the spread of its noise."""
+    probability = predict(model, picture)
+    index, _ = colour_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
+    noise = index[0].numpy()[:, probability.mean(1).argmax(0) == 0]
+    # In dB, the middle half of exponentially distributed power spans 10 log10(ln 4 / ln (4/3)) = 6.8.
+    quarter = np.subtract(*np.percentile(noise, (75, 25))) if noise.size else 0
+    power = 10 ** (index[0].numpy() * (0.683 / quarter)) if quarter > 0 else None
+    return View(0, FRAME_SAMPLES, center_hz, span_hz, span_hz / SIZE, picture, probability, power)
+
+
+def find_carriers(view: View) -> list[Carrier]:
+    """The carriers of one frame. A channel's edges lie, on average, in the middle of its outermost columns."""
+    label = view.probability.mean(1).argmax(0)  # (C,): the vote over time
+    last, center = len(label) - 1, view.center_hz or 0.0
+    hz = center + (np.arange(len(label)) - last / 2) * view.column_hz
+    floor = view.floor
+    if view.power is not None and (label == 0).sum() >= MIN_COLUMNS:
+        floor = float(np.median(view.power[:, label == 0])) / math.log(2)  # exponentially distributed: median to mean
+    label = without_silence(label, view.power, floor)
+    carriers = []
+    for kind, first, stop in find_bands(label):
+        below, above = first <= 1, stop >= last
+        lower = center - view.span_hz / 2 if below else float(hz[first])
+        upper = center + view.span_hz / 2 if above else float(hz[stop - 1])
+        active = None
+        if view.power is not None and not math.isnan(floor):
+            level = view.power[:, first:stop].mean(1)  # (rows,)
+            active = float((level > floor * 10 ** (ACTIVE_DB / 10)).mean())
+        confidence = float(view.probability[kind, :, first:stop].mean())
+        place = (CLASSES[kind], lower, upper, view.center_hz is not None)
+        runs = [[view.start, view.count]]
+        carriers.append(Carrier(*place, active, confidence, below, above, view.count, runs))
+    return carriers
+
+
+def without_silence(label: np.ndarray, power: np.ndarray | None, floor: float) -> np.ndarray:
+    """Call those columns noise, int (C,), that the network gives to LTE although no LTE can be there.
+
+    LTE sends reference signals over its whole channel in every downlink subframe (TS 36.211, 6.10.1). So a wide
+    stretch that stays at the noise all the time, while the band rises at least 10 dB above it, lies between carriers.
+    These keep the guard band, 5% of a channel, that belongs to them. NR has no such signals and is left alone.
+    """
+    if power is None or len(power) < SIZE // 2 or not floor > 0:
+        return label
+    peak = 10 * np.log10(np.quantile(power, 0.97, axis=0) / (floor * math.log(1 / 0.03)))  # dB; 0 for noise
+    label = label.copy()
+    for kind, first, stop in find_bands(label):
+        inside = peak[first:stop]
+        if CLASSES[kind] != "LTE" or np.percentile(inside, 75) < 10:
+            continue
+        silent = [run[1:] for run in find_bands((inside < 2.5).astype(int)) if run[2] - run[1] >= SILENT_COLUMNS]
+        label[first:stop] = 0
+        cuts = [0, *(column for stretch in silent for column in stretch), len(inside)]
+        for start, end in zip(cuts[::2], cuts[1::2], strict=True):
+            guard = int(0.05 * (end - start))
+            label[first + max(0, start - guard) : first + min(len(inside), end + guard)] = kind
+    return label
+
+
+def overlay(view: View, carriers: list[Carrier]) -> Image.Image:
+    """The spectrogram, and its labels: colours are pixels' classes, bars above them the carriers; MHz below."""
+    rows, width = view.picture.shape[:2]
+    label = torch.from_numpy(view.probability.argmax(0))
+    grey = np.broadcast_to(view.picture.mean(2, keepdims=True), view.picture.shape)
+    painted = np.where(label[..., None] > 0, 0.5 * grey + 0.5 * pictures.COLOURS[label].numpy(), grey).astype(np.uint8)
+
+    wide, high, top, gap = width * math.ceil(400 / width), rows * 2, 24, 12
+    low = (view.center_hz or 0.0) - view.span_hz / 2
+    canvas = Image.new("RGB", (2 * wide + 3 * gap, top + high + 20), "white")
+    draw = ImageDraw.Draw(canvas)
+    for left, part in ((gap, view.picture), (wide + 2 * gap, painted)):
+        canvas.paste(Image.fromarray(part).resize((wide, high), Image.Resampling.NEAREST), (left, top))
+        for tick, anchor in enumerate(("la", "ma", "ma", "ma", "ra")):
+            x, hz = left + round(tick / 4 * (wide - 1)), low + tick / 4 * view.span_hz
+            draw.line((x, top + high, x, top + high + 4), fill="black")
+            draw.text((x, top + high + 6), f"{hz / 1e6:.2f}", fill="black", anchor=anchor)
+    for c in carriers:
+        first, stop = (wide + 2 * gap + (hz - low) / view.span_hz * wide for hz in (c.lower_hz, c.upper_hz))
+        colour = tuple(pictures.COLOURS[CLASSES.index(c.technology)].tolist())
+        draw.rectangle((first, top - 6, stop, top - 2), fill=colour)
+        draw.text(((first + stop) / 2, 3), f"{c.technology} {c.confidence:.2f}", fill="black", anchor="ma")
+    draw.text((gap, 3), f"from sample {view.start} (below) on, MHz", fill="black")
+    return canvas
+
+
+def remove_pictures(folder: Path) -> None:
+    """Those of an earlier recording would stand beside the new table."""
+    try:
+        for old in folder.glob("frame_[0-9][0-9][0-9][0-9][0-9].png"):
+            old.unlink()
+    except OSError as error:
+        raise RunError(f"{folder}: can't be changed ({error.strerror}); choose another folder with --out") from error
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    try:
+        pictures.save(picture, path)
+    except OSError as error:
+        raise RunError(f"{path}: can't be written ({error.strerror}); choose another folder with --out") from error
+
+
+def with_annotations(recording: Recording, carriers: list[Carrier]) -> dict:
+    """The recording's metadata, as it is on disk now, with our annotations in place of those of an earlier run."""
+    if recording.meta_path:
+        meta = read_meta(recording.meta_path)
+    else:  # SigMF calls bare samples a non-conforming dataset; its metadata names the file
+        known = {"core:datatype": recording.datatype, "core:sample_rate": recording.sample_rate}
+        named = {"core:version": "1.0.0", "core:dataset": recording.path.name}
+        center = recording.captures[0].center_hz
+        capture = {"core:sample_start": 0} | ({} if center is None else {"core:frequency": center})
+        meta = {"global": known | named, "captures": [capture], "annotations": []}
+    ours = []
+    for carrier in carriers:
+        active = "" if carrier.active is None else f", active {100 * carrier.active:.0f} % of the time"
+        for start, count in carrier.runs:
+            ours.append(
+                {
+                    "core:sample_start": start,
+                    "core:sample_count": count,
+                    "core:freq_lower_edge": carrier.lower_hz,
+                    "core:freq_upper_edge": carrier.upper_hz,
+                    "core:label": carrier.technology,
+                    "core:generator": GENERATOR,
+                    "core:comment": f"confidence {carrier.confidence:.2f}{active}",
+                }
+            )
+    kept = [entry for entry in meta["annotations"] if entry.get("core:generator") != GENERATOR]
+    return meta | {"annotations": sorted(kept + ours, key=lambda entry: entry.get("core:sample_start", 0))}
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, DataError, ModelError, checkpoint.CheckpointError))

@@ -1,0 +1,323 @@
+"""segment.py from file to table; a stand-in for the network labels by level.   pytest tests/test_segment.py"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import segment
+from data.recording import open_recording
+from data.spectrogram import FRAME_SAMPLES, PARULA, SAMPLE_RATE, SIZE, spectrogram_image
+from models import segmentation
+from models.rebuild import describe, rebuild
+from utils import checkpoint
+from utils.augment import colour_index
+from utils.carriers import Carrier, find_bands, merge, table
+from utils.runs import run
+
+CENTER = 1.8e9
+
+
+def band(rate, count, carriers, seed=0):
+    """Noise of power 1 per sample, plus flat bands (low_hz, high_hz, dB above the noise[, share of the time])."""
+    rng = np.random.default_rng(seed)
+
+    def noise():
+        return rng.standard_normal((count, 2), np.float32).view(np.complex64)[:, 0] * np.float32(0.5**0.5)
+
+    total, hz = noise(), np.fft.fftfreq(count, 1 / rate)
+    for low, high, db, *share in carriers:
+        inside = (hz >= low) & (hz < high)
+        signal = np.fft.ifft(np.fft.fft(noise()) * inside).astype(np.complex64) * np.float32(10 ** (db / 20))
+        total[: int(count * share[0]) if share else count] += signal[: int(count * share[0]) if share else count]
+    return total
+
+
+def write_sigmf(folder, iq, rate, annotations=(), name="rec", center=CENTER, **general):
+    fields = {"core:version": "1.0.0", "core:datatype": "cf32_le", "core:sample_rate": rate} | general
+    capture = {"core:sample_start": fields.get("core:offset", 0)} | ({"core:frequency": center} if center else {})
+    meta = {"global": fields, "captures": [capture], "annotations": list(annotations)}
+    (folder / f"{name}.sigmf-meta").write_text(json.dumps(meta))
+    (folder / f"{name}.sigmf-data").write_bytes(iq.astype("<c8").tobytes())
+    return folder / f"{name}.sigmf-meta"
+
+
+def label_by_level(model, picture):
+    """Columns 5 dB above the picture's noise are LTE, columns 25 dB above it NR; the scale comes from the noise."""
+    index, _ = colour_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
+    index = index[0].numpy()
+    quiet = index[:, index.mean(0) <= np.percentile(index.mean(0), 20)]
+    db = 6.83 / max(1, np.subtract(*np.percentile(quiet, (75, 25))))
+    level = (np.percentile(index, 90, axis=0) - np.percentile(quiet, 90)) * db
+    kind = np.where(level > 25, 1, np.where(level > 5, 2, 0))
+    one_hot = np.eye(3, dtype=np.float32)[kind].T  # (3, 256)
+    return np.repeat((0.7 * one_hot + 0.1)[:, None], SIZE, 1)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A checkpoint as train_seg.py writes it, of an untrained network."""
+    factory, arguments = segmentation.factory("lraspp_mobilenet_v3_large")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "seg.pt"
+    network = segmentation.build("lraspp_mobilenet_v3_large")
+    checkpoint.save(path, describe(network, factory, arguments) | {"kind": "segmentation"})
+    return path
+
+
+@pytest.fixture
+def find(monkeypatch, tmp_path, weights):
+    """Run segment.py with the stand-in; returns result.json."""
+    monkeypatch.setattr(segment, "predict", label_by_level)
+
+    def call(*arguments):
+        out = tmp_path / "out"
+        known = ["--checkpoint", str(weights), "--device", "cpu", "--out", str(out)]
+        assert segment.main([str(argument) for argument in [*arguments, *known]]) == 0
+        return json.loads((out / "result.json").read_text())
+
+    return call
+
+
+def edges(result):
+    return [(c["technology"], c["lower_hz"] - CENTER, c["upper_hz"] - CENTER) for c in result["carriers"]]
+
+
+def test_carriers_of_a_narrow_capture_are_found_at_their_edges_and_nothing_outside_it(find, tmp_path, capsys):
+    rate = 19.2e6
+    iq = band(rate, round(0.05 * rate), [(-7e6, -2e6, 12), (1e6, 5e6, 35, 0.5)])  # the last frame is cut short
+    result = find(write_sigmf(tmp_path, iq, rate))
+    assert result["frames"] == 2
+    lte, nr = edges(result)[0], edges(result)[1:]
+    assert lte == ("LTE", pytest.approx(-7e6, abs=0.25e6), pytest.approx(-2e6, abs=0.25e6))
+    assert {row[0] for row in nr} == {"NR"}
+    assert nr[0][1:] == (pytest.approx(1e6, abs=0.5e6), pytest.approx(5e6, abs=0.5e6))
+    assert all(not c["reaches_lower_edge"] and not c["reaches_upper_edge"] for c in result["carriers"])
+    assert result["carriers"][0]["active"] > 0.95 and result["carriers"][0]["confidence"] == pytest.approx(0.8)
+    assert result["carriers"][0]["runs"] == [{"sample_start": 0, "sample_count": len(iq)}]
+    printed = capsys.readouterr().out
+    assert "LTE" in printed and f" {result['carriers'][0]['lower_hz'] / 1e6:.2f} " in printed
+    pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert pictures == ["frame_00000.png", "frame_00001.png"]
+
+
+def test_a_carrier_that_fills_the_capture_is_said_to_reach_its_edges(find, tmp_path, capsys):
+    iq = band(8e6, 320_000, [(-4e6, 4e6, 15)])
+    iq[:32000] = band(8e6, 32_000, [])  # a gap in which the floor shows
+    result = find(write_sigmf(tmp_path, iq, 8e6))
+    (carrier,) = result["carriers"]
+    assert carrier["reaches_lower_edge"] and carrier["reaches_upper_edge"]
+    assert (carrier["lower_hz"], carrier["upper_hz"]) == (CENTER - 4e6, CENTER + 4e6)
+    assert carrier["active"] == pytest.approx(0.9, abs=0.03)
+    printed = capsys.readouterr().out
+    assert "<=1796.00" in printed and ">=1804.00" in printed and "reaches the capture's edge" in printed
+
+
+def test_carriers_of_a_wide_capture_are_whole_where_its_pieces_meet(find, tmp_path):
+    iq = band(70e6, 2_800_000, [(-34e6, -16e6, 12), (-6e6, 12e6, 12), (18e6, 32e6, 35)])
+    got = edges(find(write_sigmf(tmp_path, iq, 70e6)))
+    wanted = [("LTE", -34e6, -16e6), ("LTE", -6e6, 12e6), ("NR", 18e6, 32e6)]
+    assert [row[0] for row in got] == [row[0] for row in wanted]
+    assert np.allclose([row[1:] for row in got], [row[1:] for row in wanted], atol=0.5e6)
+
+
+def test_active_counts_the_time_in_which_the_band_is_above_the_noise(weights, monkeypatch, tmp_path):
+    monkeypatch.setattr(segment, "predict", label_by_level)
+    model, _ = segment.load_network(weights, "cpu")
+    iq = band(10e6, 400_000, [(-2e6, 2e6, 15, 0.3)])
+    meta = write_sigmf(tmp_path, iq, 10e6)
+    (carrier,) = segment.find_carriers(segment.look_at(next(open_recording(meta).frames()), model))
+    assert carrier.active == pytest.approx(0.3, abs=0.04)
+
+
+@pytest.fixture(scope="module")
+def grid_frame(tmp_path_factory):
+    """A frame at 61.44 MS/s: SigMF metadata, and the picture that the generator writes of it."""
+    folder = tmp_path_factory.mktemp("grid")
+    iq = band(SAMPLE_RATE, FRAME_SAMPLES, [(-20e6, -10e6, 30, 0.6), (3e6, 23e6, 8)])
+    Image.fromarray(spectrogram_image(iq)).save(folder / "rec.png")
+    return write_sigmf(folder, iq, SAMPLE_RATE, center=None)
+
+
+def test_a_recording_on_the_grid_shows_the_network_the_picture_of_the_data_set(grid_frame, weights):
+    model, _ = segment.load_network(weights, "cpu")
+    view = segment.look_at(next(open_recording(grid_frame).frames()), model)
+    picture = np.asarray(Image.open(grid_frame.with_suffix(".png")))
+    assert np.array_equal(view.picture, picture)
+    network = rebuild(checkpoint.load(weights)).eval()
+    with torch.no_grad():
+        x = segmentation.normalise(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
+        expected = network(x)["out"].softmax(1)[0].numpy()
+    assert np.allclose(view.probability, expected, atol=1e-4)
+
+
+def test_a_picture_gives_the_table_of_the_recording_it_shows(find, grid_frame, tmp_path):
+    of_samples = find(grid_frame)["carriers"]
+    of_picture = find(grid_frame.with_suffix(".png"))["carriers"]
+    assert len(of_samples) == 2
+    for a, b in zip(of_samples, of_picture, strict=True):
+        assert (a["technology"], a["lower_hz"], a["upper_hz"]) == (b["technology"], b["lower_hz"], b["upper_hz"])
+        assert a["active"] == pytest.approx(b["active"], abs=0.05) and not b["absolute"]
+    large = tmp_path / "large.png"
+    Image.open(grid_frame.with_suffix(".png")).resize((512, 512), Image.Resampling.NEAREST).save(large)
+    result = find(large)
+    assert result["carriers"] == of_picture and "512x512" in result["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "bands"),
+    [
+        ("..LLLLLL..", [("L", 2, 8)]),
+        ("LLLL...LLLL", [("L", 0, 4), ("L", 7, 11)]),  # .72 MHz apart: two carriers
+        ("LLLL..LLLL.", [("L", 0, 10)]),
+        ("LLLLNNNLLLL", [("L", 0, 11)]),  # a sliver of the other technology
+        ("LLLL.N.LLLL", [("L", 0, 11)]),
+        ("LLLLLNNNNNN", [("L", 0, 5), ("N", 5, 11)]),
+        ("LLLLLNNNN.LLLLL", [("L", 0, 5), ("N", 5, 9), ("L", 10, 15)]),
+        ("..NLLLLLLNN.", [("L", 2, 11)]),
+        (".LLL...NNN.", []),
+        ("LL.LL", [("L", 0, 5)]),
+        ("...........", []),
+        ("LLLLLLLLLLL", [("L", 0, 11)]),
+    ],
+)
+def test_columns_become_carriers(columns, bands):
+    label = np.array([".NL".index(letter) for letter in columns])
+    assert find_bands(label) == [(".NL".index(kind), first, stop) for kind, first, stop in bands]
+
+
+def power_of(columns, db):
+    """Exponentially distributed power (256, C): `db` above the noise where `columns` has a letter, half of the time."""
+    power = np.random.default_rng(0).exponential(1, (SIZE, len(columns)))
+    busy = np.array([letter != "." for letter in columns])
+    power[::2, busy] *= 10 ** (db / 10)
+    return power
+
+
+@pytest.mark.parametrize(
+    ("network", "signal", "db", "expected"),
+    [
+        ("L" * 50, "L" * 30 + "." * 12 + "L" * 8, 15, "L" * 31 + "." * 11 + "L" * 8),  # .05 * 30 columns of guard band
+        ("L" * 50, "L" * 40 + "." * 10, 15, "L" * 42 + "." * 8),
+        ("L" * 50, "L" * 24 + "." * 4 + "L" * 22, 15, "L" * 50),  # as narrow as a fade, or as guard bands
+        ("L" * 50, "L" * 30 + "." * 12 + "L" * 8, 4, "L" * 50),  # weak: silence proves nothing
+        ("N" * 50, "N" * 20 + "." * 30, 15, "N" * 50),  # NR may leave most of its channel empty
+        ("." * 10 + "L" * 20 + "." * 10, "." * 10 + "L" * 20 + "." * 10, 15, "." * 10 + "L" * 20 + "." * 10),
+    ],
+)
+def test_lte_is_not_reported_where_it_would_have_to_send_and_does_not(network, signal, db, expected):
+    label = np.array([".NL".index(letter) for letter in network])
+    result = segment.without_silence(label, power_of(signal, db), 1.0)
+    assert "".join(".NL"[kind] for kind in result) == expected
+
+
+def carrier(technology, lower, upper, start, count=10, **values):
+    given = {"absolute": True, "active": 0.5, "confidence": 0.9, "weight": count, "runs": [[start, count]]} | values
+    return Carrier(technology, lower * 1e6, upper * 1e6, **given)
+
+
+def test_a_carrier_seen_in_many_frames_is_one_row_weighted_by_time():
+    rows = []
+    merge(rows, [carrier("LTE", 10, 20, 0), carrier("NR", 30, 50, 0)])
+    merge(rows, [carrier("LTE", 10.3, 20.3, 10, 20, active=0.8), carrier("LTE", 10, 30, 10, 20)])
+    merge(rows, [carrier("NR", 30, 50, 30), carrier("NR", 9.9, 20, 30), carrier("LTE", 10, 20, 40)])
+    assert [(row.technology, row.weight, row.runs) for row in rows] == [
+        ("LTE", 40, [[0, 30], [40, 10]]),
+        ("NR", 20, [[0, 10], [30, 10]]),
+        ("LTE", 20, [[10, 20]]),
+        ("NR", 10, [[30, 10]]),
+    ]
+    assert rows[0].lower_hz == pytest.approx((10 * 10 + 20 * 10.3 + 10 * 10) / 40 * 1e6)
+    assert rows[0].active == pytest.approx((10 * 0.5 + 20 * 0.8 + 10 * 0.5) / 40)
+    two = [carrier("LTE", 10, 20, 0), carrier("LTE", 10.2, 20.2, 0)]
+    rows = []
+    merge(rows, [replace(one) for one in two])
+    assert len(rows) == 2  # of one frame: never merged with each other
+    assert "no LTE or NR" in table([]) and "-" in table([carrier("LTE", 1, 2, 0, active=None)])
+
+
+@pytest.mark.filterwarnings("ignore:Data source ends before")  # the package does not count core:offset
+def test_annotations_keep_what_was_there_replace_our_own_and_satisfy_sigmf(find, tmp_path):
+    theirs = {"core:sample_start": 140_000, "core:sample_count": 5, "core:label": "mine", "core:generator": "me"}
+    iq = band(5e6, 150_000, [(-1e6, 1e6, 15)])
+    meta = write_sigmf(tmp_path, iq, 5e6, [theirs], **{"core:offset": 1000, "core:author": "me"})
+    texts = []
+    for _ in range(2):
+        find(meta, "--annotate")
+        texts.append(meta.read_text())
+    assert texts[0] == texts[1]
+    written = json.loads(texts[0])
+    assert written["global"]["core:author"] == "me" and theirs in written["annotations"]
+    ours = [entry for entry in written["annotations"] if entry["core:generator"] == segment.GENERATOR]
+    assert [(a["core:sample_start"], a["core:sample_count"], a["core:label"]) for a in ours] == [(1000, 150_000, "LTE")]
+    assert ours[0]["core:freq_lower_edge"] == pytest.approx(CENTER - 1e6, abs=0.25e6)
+    assert ours[0]["core:freq_upper_edge"] == pytest.approx(CENTER + 1e6, abs=0.25e6)
+    starts = [entry["core:sample_start"] for entry in written["annotations"]]
+    assert starts == sorted(starts)
+    sigmf = pytest.importorskip("sigmf")
+    sigmf.fromfile(str(meta)).validate()
+
+
+def test_annotating_bare_samples_writes_metadata_that_sigmf_can_read(find, tmp_path):
+    iq = band(5e6, 200_000, [(-1e6, 1e6, 15)])
+    file = tmp_path / "bare.1.bin"
+    file.write_bytes((iq / np.abs(iq).max() * 127).view(np.float32).round().astype(np.int8).tobytes())
+    find(file, "--datatype", "ci8", "--sample-rate", 5e6, "--center-frequency", CENTER, "--annotate")
+    meta = tmp_path / "bare.1.bin.sigmf-meta"
+    (entry,) = json.loads(meta.read_text())["annotations"]
+    assert entry["core:label"] == "LTE"
+    assert len(open_recording(meta)) == 1 and open_recording(meta).path == file
+    sigmf = pytest.importorskip("sigmf")
+    opened = sigmf.fromfile(str(meta))
+    opened.validate()
+    assert opened.sample_count == 200_000
+
+
+def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_path, weights, capsys, monkeypatch):
+    def fails(*arguments):
+        out = tmp_path / "never"
+        errors = (segment.DataError, segment.ModelError, checkpoint.CheckpointError)
+        known = ["--out", str(out), "--device", "cpu"]
+        assert run(lambda: segment.main([str(argument) for argument in [*known, *arguments]]), *errors) == 2
+        assert not out.exists()
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+        return printed.err
+
+    use = ("--checkpoint", weights)
+    bare = tmp_path / "bare.bin"
+    bare.write_bytes(bytes(1000))
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (256, 256)).save(tmp_path / "flat.png")
+    other = tmp_path / "other.pt"
+    checkpoint.save(other, checkpoint.load(weights) | {"kind": "modulation"})
+    assert "add --datatype" in fails(bare, *use)
+    assert "add --sample-rate" in fails(bare, "--datatype", "ci8", *use)
+    assert "no such file" in fails(tmp_path / "missing.bin", *use)
+    assert "no readable picture" in fails(tmp_path / "text.png", *use)
+    assert "can't be annotated" in fails(tmp_path / "flat.png", "--annotate", *use)
+    assert "no such checkpoint" in fails(tmp_path / "flat.png", "--checkpoint", tmp_path / "missing.pt")
+    assert "not a checkpoint" in fails(tmp_path / "flat.png", "--checkpoint", bare)
+    assert "modulation" in fails(tmp_path / "flat.png", "--checkpoint", other)
+    assert "try --device cpu" in fails(tmp_path / "flat.png", "--device", "warp", *use)
+    monkeypatch.setattr(segment, "WEIGHTS", ("weights/none.pt", "weights/neither.pt"))
+    assert "train one with train_seg.py" in fails(tmp_path / "flat.png")
+    raw = ("--datatype", "ci8", "--sample-rate", 2e6, *use)
+    (tmp_path / "bare.bin.sigmf-meta").write_text("{}")
+    assert "is there already" in fails(bare, *raw, "--annotate")
+
+
+def test_silence_and_a_flat_picture_hold_no_carrier(find, tmp_path):
+    meta = write_sigmf(tmp_path, np.zeros(50_000, np.complex64), 2e6, center=None)
+    assert find(meta)["carriers"] == []
+    Image.new("RGB", (256, 256)).save(tmp_path / "flat.png")
+    assert find(tmp_path / "flat.png")["carriers"] == []
+
+
+def test_the_number_of_pictures_is_limited_and_those_of_an_earlier_recording_go(find, tmp_path, grid_frame):
+    for wanted in (1, 0):
+        find(grid_frame.with_suffix(".png"), "--pictures", wanted)
+        assert len(list((tmp_path / "out").glob("*.png"))) == wanted
