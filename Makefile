@@ -21,9 +21,9 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 demo: $(VENV)/.runtime
 	$(RUN) -m data.synthetic datasets/demo --nr 40 --lte 40 --combined 16 --field 80
 	$(RUN) -m data.synthetic datasets/demo_recording --nr 0 --lte 0 --combined 1 --field 0 --keep-iq
-	$(RUN) train_seg.py --data-dir datasets/demo --out runs/demo_teacher --epochs 4
+	$(RUN) train_seg.py --data-dir datasets/demo --out runs/demo_teacher --epochs 4 --resume
 	$(RUN) segment.py datasets/demo_recording/LTE_NR/LTE_NR_frame_1.sigmf-meta --out runs/demo_segment
-	@echo "Pictures: runs/demo_teacher/*.png, runs/demo_segment/*.png"
+	@echo "Pictures: runs/demo_teacher/pictures, runs/demo_segment"
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest
