@@ -1,0 +1,392 @@
+"""RadioML 2018.01A and files like it: 24 modulations at 26 signal-to-noise ratios, far larger than memory.
+
+    frames = open_frames("GOLD_XYZ_OSC.0001_1024.hdf5")     # 2,555,904 frames, 21.4 GB; nothing is read yet
+    frames = open_cache(frames, bits=8)                     # the same as int8 codes, 5.2 GB, written once beside it
+    parts = split(frames)                                   # the challenge's test frames; train, validation
+    for x, label in batches(frames, parts["train"], 256, shuffle=True):
+        ...                                                 # float32 (256, 2, 1024), int64 (256,)
+
+The set (O'Shea, Roy and Clancy 2018, arXiv:1712.04578; CC BY-NC-SA 4.0) comes from deepsig.ai; everyone fetches it
+themselves. Datasets: X (N, 1024, 2) float32, I and Q; Y (N, 24) integers, one-hot; Z (N, 1) integers, SNR in dB. Frames
+are ordered by modulation, then SNR, 4096 to a cell; the generator of modulations.py writes the same with fewer. The
+classes.txt that is shipped with the set has the names in a wrong order: MODULATIONS is the true one.
+
+A cache holds what the quantised network's input layer makes of the samples, round(clamp(x * 2^(bits - 2))), so each bit
+width needs its own. Private memory: about 100 MB for the tables, and a batch; pages of the file are the system's.
+"""
+
+import fcntl
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data import DataError
+
+MODULATIONS = (
+    "OOK", "4ASK", "8ASK", "BPSK", "QPSK", "8PSK", "16PSK", "32PSK", "16APSK", "32APSK", "64APSK", "128APSK",
+    "16QAM", "32QAM", "64QAM", "128QAM", "256QAM", "AM-SSB-WC", "AM-SSB-SC", "AM-DSB-WC", "AM-DSB-SC", "FM",
+    "GMSK", "OQPSK",
+)  # fmt: skip
+SNRS = tuple(range(-20, 31, 2))  # dB
+SAMPLES = 1024  # of a frame
+CELLS = len(MODULATIONS) * len(SNRS)
+BLOCK = 4096  # frames a step where a whole file is read: 32 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Frames(Dataset):
+    """Frames on disk as a torch data set: [i] -> (float32 (2, L), label), [array of i] -> a batch of both.
+
+    x: float32 (N, L, 2) or (N, 2, L), or int8 codes (N, 2, L); a memory map, array or h5py dataset.
+    labels: int64 (N,), index into `classes`.
+    snrs: int64 (N,), dB.
+    path: the file, None for arrays.
+    scale: value of one code, None where `x` holds samples.
+    """
+
+    x: np.ndarray | h5py.Dataset
+    labels: np.ndarray
+    snrs: np.ndarray
+    classes: tuple[str, ...] = MODULATIONS
+    path: Path | None = None
+    scale: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = np.atleast_1d(np.asarray(index))
+        x, label = self.samples(rows), torch.from_numpy(self.labels[rows])
+        return (x, label) if np.ndim(index) else (x[0], label[0])
+
+    def samples(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 (len(rows), 2, L), in the order of `rows`; fastest from disk if they ascend."""
+        if isinstance(self.x, h5py.Dataset):  # wants ascending rows without repeats
+            unique, back = np.unique(rows, return_inverse=True)
+            x = torch.from_numpy(self.x[unique][back])
+        else:
+            x = torch.from_numpy(np.take(self.x, rows, axis=0))
+        if x.shape[2] == 2:
+            x = x.transpose(1, 2)  # (B, L, 2) -> (B, 2, L)
+        x = x.to(torch.float32).contiguous()
+        return x if self.scale is None else x.mul_(self.scale)
+
+
+def open_frames(path: str | Path) -> Frames:
+    """A file in the original layout, checked, its samples as a memory map.
+
+    Raises:
+        DataError: no such file, not HDF5, truncated, a dataset missing, other shapes, dtypes, order or class names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; fetch RadioML 2018.01A, or run python -m data.modulations {path}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        if "truncated" in str(error):
+            raise DataError(f"{path}: truncated, only {path.stat().st_size} bytes are there; fetch it again") from error
+        raise DataError(f"{path}: not a readable HDF5 file ({error}); unpack or fetch it again") from error
+    if missing := [name for name in "XYZ" if not isinstance(file.get(name), h5py.Dataset)]:
+        found = ", ".join(file) or "nothing"
+        raise DataError(f"{path}: has no dataset {missing[0]} but {found}; for other layouts see radioml.from_arrays")
+    x, y, z = file["X"], file["Y"], file["Z"]
+    count = len(x) if x.shape else 0
+    expected = {"X": ((count, SAMPLES, 2), "f"), "Y": ((count, len(MODULATIONS)), "iu"), "Z": ((count, 1), "i")}
+    for name, (shape, kinds) in expected.items():
+        dtype = file[name].dtype
+        if file[name].shape != shape or dtype.kind not in kinds or (name == "X" and dtype != np.dtype("<f4")):
+            wanted = "float32" if name == "X" else "int64"
+            raise DataError(
+                f"{path}: {name} is {dtype} {file[name].shape}, RadioML 2018.01A has {wanted} {shape}; "
+                "for other layouts see radioml.from_arrays"
+            )
+    if count == 0 or count % CELLS:
+        raise DataError(f"{path}: {count} frames don't make {CELLS} equal cells of 24 modulations at 26 SNRs")
+    labels, snrs = _original_order(count // CELLS)
+    _check_order(path, y, z, labels, snrs)
+    _check_classes(path, file)
+    offset = x.id.get_offset()  # None: chunked or compressed; then h5py reads it, slowly, and a cache is worth it
+    if offset is not None:
+        shape = x.shape
+        file.close()
+        x = np.memmap(path, np.float32, "r", offset, shape)
+    return Frames(x, labels, snrs, MODULATIONS, path)
+
+
+def from_arrays(x, labels, snrs=None, classes: tuple[str, ...] = MODULATIONS, path: str | Path | None = None) -> Frames:
+    """Frames of your own, in any order; split, batches and cache work as with the original file.
+
+        x = np.load("x.npy", mmap_mode="r")     # or an h5py dataset; it isn't read as a whole
+        frames = from_arrays(x, np.load("label.npy"), np.load("snr.npy"), ("BPSK", "QPSK"), "x.npy")
+
+    Args:
+        x: complex64 (N, L), or float32 (N, L, 2) or (N, 2, L): I and Q, at about unit power.
+        labels: integers (N,) below len(classes), or one-hot (N, len(classes)).
+        snrs: integers (N,) or (N, 1), dB; None where unknown, then all 0.
+        classes: names in the order of the labels.
+        path: the file that x comes from, if it is to have a cache.
+
+    Raises:
+        DataError: shapes, dtypes or labels that don't fit.
+    """
+    where = f"{path}: " if path else ""
+    if x.dtype == np.complex64 and len(x.shape) == 2 and isinstance(x, np.ndarray):
+        x = x.view(np.float32).reshape(*x.shape, 2)
+    if x.dtype != np.float32 or len(x.shape) != 3 or 2 not in x.shape[1:]:
+        raise DataError(f"{where}x is {x.dtype} {x.shape}, expected complex64 (N, L) or float32 (N, L, 2) or (N, 2, L)")
+    labels = np.asarray(labels)
+    labels = labels.argmax(1) if labels.ndim == 2 and labels.shape[1] == len(classes) else labels
+    snrs = np.zeros(len(x), np.int64) if snrs is None else np.asarray(snrs)
+    if labels.shape != (len(x),) or snrs.size != len(x):
+        raise DataError(f"{where}{len(x)} frames, but labels {labels.shape} and SNRs {snrs.shape}: give one for each")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
+        raise DataError(f"{where}labels must be integers from 0 to {len(classes) - 1}, the places in `classes`")
+    return Frames(x, labels.astype(np.int64), snrs.reshape(-1).astype(np.int64), tuple(classes), path and Path(path))
+
+
+def create_file(path: str | Path, frames_per_cell: int) -> h5py.File:
+    """A new file in the original layout with Y and Z written and X zero, open for writing X; the caller closes it."""
+    labels, snrs = _original_order(frames_per_cell)
+    file = h5py.File(path, "w")
+    # Without fill_time HDF5 would write all of X as zeros when its first frames come.
+    file.create_dataset("X", (len(labels), SAMPLES, 2), np.float32, fill_time="never")
+    one_hot = file.create_dataset("Y", (len(labels), len(MODULATIONS)), np.int64)
+    for start in range(0, len(labels), 2**16):
+        one_hot[start : start + 2**16] = labels[start : start + 2**16, None] == np.arange(len(MODULATIONS))
+    file["Z"] = snrs[:, None]
+    return file
+
+
+def split(frames: Frames, validation: float = 0.05, seed: int = 2018) -> dict[str, np.ndarray]:
+    """Rows of "train", "validation" and "test", int64, ascending.
+
+    Test is the challenge's: for every modulation and SNR the list of rows is shuffled by numpy's RandomState(2018), and
+    the first tenth, rounded up, is tested; 255,840 frames of the original file. Validation is the next part of the same
+    lists, so it comes out of what the challenge trains on.
+
+    Args:
+        frames: any; those of a cell (one class at one SNR) are taken in the file's order.
+        validation: share of each cell, rounded up.
+
+    Raises:
+        DataError: a cell has too few frames for three parts.
+    """
+    random = np.random.RandomState(seed)
+    order = np.lexsort((frames.snrs, frames.labels))  # by label, then SNR; stable
+    keys = np.stack([frames.labels[order], frames.snrs[order]])
+    edges = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(0)) + 1
+    parts = {"train": [], "validation": [], "test": []}
+    for rows in np.split(order, edges):
+        random.shuffle(rows)
+        tested, validated = (math.ceil(len(rows) * share) for share in (0.1, validation))
+        if tested + validated >= len(rows):
+            name, snr = frames.classes[frames.labels[rows[0]]], frames.snrs[rows[0]]
+            raise DataError(f"{len(rows)} frames of {name} at {snr} dB are too few for three parts; get at least three")
+        parts["test"].append(rows[:tested])
+        parts["validation"].append(rows[tested : tested + validated])
+        parts["train"].append(rows[tested + validated :])
+    return {name: np.sort(np.concatenate(rows)) for name, rows in parts.items()}
+
+
+def select(
+    frames: Frames, rows: np.ndarray, classes: Iterable[str] | None = None, snrs: Iterable[int] | None = None
+) -> np.ndarray:
+    """Those of `rows` whose class and SNR (dB) are among the given ones; None is all.
+
+    Raises:
+        DataError: a class or SNR that the frames don't have.
+    """
+    keep = np.ones(len(rows), bool)
+    if classes is not None:
+        classes = list(classes)
+        if unknown := [name for name in classes if name not in frames.classes]:
+            raise DataError(f"unknown class {unknown[0]!r}: choose among {', '.join(frames.classes)}")
+        keep &= np.isin(frames.labels[rows], [frames.classes.index(name) for name in classes])
+    if snrs is not None:
+        snrs, present = list(snrs), np.unique(frames.snrs)
+        if unknown := [snr for snr in snrs if snr not in present]:
+            raise DataError(f"no frame has {unknown[0]} dB: choose among {', '.join(map(str, present))}")
+        keep &= np.isin(frames.snrs[rows], snrs)
+    return rows[keep]
+
+
+def batches(
+    frames: Frames,
+    rows: np.ndarray,
+    batch_size: int,
+    shuffle: bool = False,
+    generator: torch.Generator | None = None,
+    device: str | torch.device = "cpu",
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One pass over `rows` as (float32 (B, 2, L), int64 (B,)) on `device`; the last batch may be smaller.
+
+    Args:
+        shuffle: in random order, drawn from `generator` or torch's own; otherwise in the order of `rows`.
+
+    A thread reads the next batch while the caller works on this one.
+    """
+    if shuffle:
+        rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+    def read(part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        x, label = frames[np.sort(part) if shuffle else part]  # ascending rows are faster from disk
+        return x.to(device), label.to(device)
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read, parts[0]) if parts else None
+        for following in [*parts[1:], None]:
+            if ahead is not None:
+                batch = ahead.result()
+                ahead = None if following is None else pool.submit(read, following)
+                yield batch
+
+
+def encode(x: np.ndarray, bits: int) -> np.ndarray:
+    """int8 codes of samples of any shape, +-2 is full scale; exactly what models.fake_quant.QuantInput(bits) makes."""
+    n = 2 ** (bits - 1)
+    return np.rint(np.clip(x * np.float32(n / 2), -n, n - 1)).astype(np.int8)
+
+
+def open_cache(frames: Frames, bits: int, directory: str | Path | None = None) -> Frames:
+    """The same frames as int8 codes of one bit width, from FILE.codesBITS; written first where it isn't there.
+
+    Writing shows a bar, goes on where it was interrupted, and ends with reading all of it back against the checksums
+    in FILE.codesBITS.json. Opening compares size and 256 frames with the source; a cache of another file is replaced.
+
+    Args:
+        frames: from `open_frames`, or `from_arrays` with a path.
+        bits: 2 to 8, of the network's input.
+        directory: for the cache; None is beside the file.
+
+    Raises:
+        DataError: no path, a sample that isn't a number, no space, no permission, or another process is writing.
+    """
+    if frames.path is None or frames.scale is not None or not 2 <= bits <= 8:
+        raise DataError("a cache needs frames with samples and a path, and 2 to 8 bits")
+    target = Path(directory or frames.path.parent) / f"{frames.path.name}.codes{bits}"
+    samples = frames.x.shape[1] if frames.x.shape[2] == 2 else frames.x.shape[2]
+    shape = (len(frames), 2, samples)
+    probe = np.linspace(0, len(frames) - 1, min(256, len(frames))).astype(np.int64)
+    expected = encode(frames.samples(probe).numpy(), bits)
+    if not (_fits(target, shape) and np.array_equal(np.memmap(target, np.int8, "r", shape=shape)[probe], expected)):
+        try:
+            _write_cache(frames, bits, target, shape, zlib.crc32(expected))
+        except OSError as error:
+            raise DataError(f"{target}: can't be written ({error}); free some space or name another folder") from error
+    return replace(frames, x=np.memmap(target, np.int8, "r", shape=shape), scale=2.0 ** (2 - bits))
+
+
+def verify_cache(frames: Frames, bits: int, directory: str | Path | None = None) -> None:
+    """Read a whole cache against its checksums, and against the source; DataError where they differ."""
+    target = Path(directory or frames.path.parent) / f"{frames.path.name}.codes{bits}"
+    codes = open_cache(frames, bits, directory).x
+    sums = json.loads(_facts(target).read_text())["crc32"]
+    for number, start in enumerate(tqdm(range(0, len(frames), BLOCK), f"verify {target.name}", unit="block")):
+        block = np.ascontiguousarray(codes[start : start + BLOCK])
+        source = encode(frames.samples(np.arange(start, start + len(block))).numpy(), bits)
+        if zlib.crc32(block) != sums[number] or not np.array_equal(block, source):
+            raise DataError(f"{target}: differs from its source in the {BLOCK} frames from {start} on; delete it")
+
+
+def _write_cache(frames: Frames, bits: int, target: Path, shape: tuple, source: int) -> None:
+    """Append block by block to TARGET.part, noting each block's checksum, read it back, then rename.
+
+    `source` is a checksum of some frames: notes of another source don't count.
+    """
+    part, facts = target.with_name(target.name + ".part"), _facts(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(frames), BLOCK)
+    with open(part, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{part}: another process is writing it; wait until it has finished") from error
+        try:
+            notes = json.loads(facts.read_text())
+        except (OSError, ValueError):
+            notes = {}
+        sums = notes.get("crc32", []) if notes.get("source") == source and notes.get("shape") == list(shape) else []
+        bytes_a_frame = shape[1] * shape[2]
+        sums = sums[: _intact(part, sums, BLOCK * bytes_a_frame)]
+        file.truncate(len(sums) * BLOCK * bytes_a_frame)
+        for start in tqdm(starts[len(sums) :], target.name, len(starts), initial=len(sums), unit="block"):
+            rows = np.arange(start, min(start + BLOCK, len(frames)))
+            samples = frames.samples(rows).numpy()
+            if np.isnan(samples).any():
+                bad = rows[np.isnan(samples).any((1, 2))][0]
+                raise DataError(f"{frames.path}: frame {bad} holds a sample that isn't a number; fetch the file again")
+            codes = encode(samples, bits)
+            file.write(codes)
+            file.flush()
+            sums.append(zlib.crc32(codes))
+            temporary = facts.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"source": source, "shape": shape, "bits": bits, "crc32": sums}))
+            os.replace(temporary, facts)
+        os.fsync(file.fileno())
+        if _intact(part, sums, BLOCK * bytes_a_frame) < len(sums):
+            raise DataError(f"{part}: reads back otherwise than it was written; is the disk sound?")
+        os.replace(part, target)
+
+
+def _intact(path: Path, sums: list[int], block_bytes: int) -> int:
+    """How many blocks at the start of a file have the given checksums."""
+    with open(path, "rb") as file:
+        for number, expected in enumerate(sums):
+            if zlib.crc32(file.read(block_bytes)) != expected:
+                return number
+    return len(sums)
+
+
+def _facts(target: Path) -> Path:
+    return target.with_name(target.name + ".json")
+
+
+def _fits(target: Path, shape: tuple) -> bool:
+    return target.is_file() and target.stat().st_size == math.prod(shape)
+
+
+def _original_order(frames_per_cell: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and SNRs, int64 (N,), in the original order: by modulation, then SNR."""
+    labels = np.repeat(np.arange(len(MODULATIONS)), len(SNRS) * frames_per_cell)
+    snrs = np.tile(np.repeat(np.array(SNRS), frames_per_cell), len(MODULATIONS))
+    return labels, snrs
+
+
+def _check_order(path: Path, y: h5py.Dataset, z: h5py.Dataset, labels: np.ndarray, snrs: np.ndarray) -> None:
+    """All of Z, and Y at both ends of every cell (all of it would be half a gigabyte)."""
+    if len(odd := np.flatnonzero(z[:, 0] != snrs)):
+        raise DataError(
+            f"{path}: Z is {z[odd[0], 0]} dB in row {odd[0]}, RadioML 2018.01A has {snrs[odd[0]]} dB there; "
+            "frames in another order go through radioml.from_arrays"
+        )
+    size = len(labels) // CELLS
+    ends = np.unique(np.concatenate([np.arange(0, len(labels), size), np.arange(size - 1, len(labels), size)]))
+    one_hot = y[ends]
+    odd = ends[(one_hot != (labels[ends, None] == np.arange(len(MODULATIONS)))).any(1)]
+    if len(odd):
+        raise DataError(
+            f"{path}: Y in row {odd[0]} isn't {MODULATIONS[labels[odd[0]]]}, place {labels[odd[0]]} of 24; "
+            "frames in another order go through radioml.from_arrays"
+        )
+
+
+def _check_classes(path: Path, file: h5py.File) -> None:
+    """The original has no names inside; a file that has (attribute "classes") must have the true ones."""
+    names = file.attrs.get("classes")
+    if names is not None:
+        names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+        if names != MODULATIONS:
+            raise DataError(f"{path}: its classes are {', '.join(names)[:80]}..., not RadioML 2018.01A's in order")

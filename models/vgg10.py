@@ -1,0 +1,217 @@
+"""VGG10, quantised: the modulation of 1024 samples of I and Q, as in ITU's "lightning-fast modulation" challenge.
+
+    model = VGG10(bits=4)                               # float (N, 2, 1024) -> logits (N, 24)
+    model = from_brevitas(torch.load("pretrained_VGG10_w8a8_20.pth", map_location="cpu", weights_only=True))
+
+Seven convolutions of kernel 3, each followed by batch norm, quantised ReLU and max-pool 2, then three dense layers
+(O'Shea, Roy and Clancy 2018, arXiv:1712.04578; quantised as in github.com/Xilinx/brevitas-radioml-challenge-21).
+In eval mode with one thread the logits equal those of Brevitas 0.6.0 bit for bit. Inside, a frame is an image one
+sample high: PyTorch's fast code for convolution, norm and pooling in the channels-last order is two-dimensional.
+
+Under `torch.autocast(device, torch.bfloat16)` convolutions, norm and pooling run in bfloat16, the quantisers in
+float32; use it for training where the processor is fast at it, and never for evaluation, where it changes codes.
+Needs fake_quant.py beside it; @register only serves rebuild.py.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models import ModelError
+from models.fake_quant import QuantConv2d, QuantInput, QuantLinear, QuantReLU
+from models.rebuild import register
+
+CONVOLUTIONS = 7
+
+
+class Block(nn.Module):
+    """Convolution or dense layer, batch norm, quantised ReLU, and with `pool` a max-pool of 2 along the last axis."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module, bits: int, pool: bool):
+        super().__init__()
+        self.layer, self.norm, self.activation = layer, norm, QuantReLU(bits)
+        self.pool, self.pool_first = pool, False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.with_scale(x)[0]
+
+    def with_scale(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, C, 1, L) -> (N, C', 1, L // 2), or (N, C) -> (N, C'); and the scale of the result, for a bias."""
+        x = self.norm(self.layer(x))
+        if not self.pool:
+            return self.activation.quantise(x)
+        # The quantised ReLU is monotone, so pooling first gives equal values for half the work. But gradients of values
+        # that round to the same code go another way, and the percentile of the initial steps wants all values.
+        initial = self.training and not self.activation.learning
+        if not initial and (self.pool_first or not torch.is_grad_enabled()):
+            return self.activation.quantise(F.max_pool2d(x, (1, 2)))
+        x, scale = self.activation.quantise(x)
+        return F.max_pool2d(x, (1, 2)), scale
+
+
+@register
+class VGG10(nn.Module):
+    """Float (N, 2, L) with about unit power -> logits float32 (N, num_classes).
+
+    Args:
+        bits: width of weights and activations, 2 to 8.
+        activation_bits: width of activations and input where it differs from the weights'.
+        filters: channels of the convolutions, one number or seven.
+        dense: neurons of the two hidden dense layers, one number or two.
+        num_classes: neurons of the last layer.
+        samples: L, a multiple of 128.
+        learned_steps: learn the weights' scales (LSQ) instead of taking them from the largest weight.
+        pool_first: pool before the quantised ReLU in training: equal values, faster, gradients on ties differ.
+
+    Raises:
+        ModelError: a bit width outside 2 to 8, or sizes that don't fit together.
+    """
+
+    def __init__(
+        self,
+        bits: int = 8,
+        activation_bits: int | None = None,
+        filters: int | tuple[int, ...] = 64,
+        dense: int | tuple[int, int] = 128,
+        num_classes: int = 24,
+        samples: int = 1024,
+        learned_steps: bool = False,
+        pool_first: bool = False,
+    ):
+        super().__init__()
+        filters = (filters,) * CONVOLUTIONS if isinstance(filters, int) else tuple(filters)
+        dense = (dense,) * 2 if isinstance(dense, int) else tuple(dense)
+        if len(filters) != CONVOLUTIONS or len(dense) != 2 or min(filters + dense) < 1:
+            raise ModelError(f"filters {filters}, dense {dense}: give one number, or seven and two, all above zero")
+        if samples < 1 or samples % 2**CONVOLUTIONS:
+            raise ModelError(f"samples {samples}: choose a multiple of {2**CONVOLUTIONS}, it is halved seven times")
+        self.bits, self.activation_bits = bits, bits if activation_bits is None else activation_bits
+        self.samples, self.pool_first = samples, pool_first
+        widths = {"weight_bits": bits, "input_bits": self.activation_bits, "learned_step": learned_steps}
+        self.input = QuantInput(self.activation_bits)
+        self.features = nn.ModuleList()
+        for before, after in zip((2, *filters), filters, strict=False):
+            conv = QuantConv2d(before, after, (1, 3), padding=(0, 1), bias=False, **widths)
+            self.features.append(Block(conv, nn.BatchNorm2d(after), self.activation_bits, pool=True))
+        self.dense = nn.ModuleList()
+        for before, after in zip((filters[-1] * samples // 2**CONVOLUTIONS, *dense), dense, strict=False):
+            linear = QuantLinear(before, after, bias=False, **widths)
+            self.dense.append(Block(linear, nn.BatchNorm1d(after), self.activation_bits, pool=False))
+        self.output = QuantLinear(dense[-1], num_classes, **widths)
+        for block in self.features:
+            block.pool_first = pool_first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() != 3 or x.shape[1] != 2 or x.shape[2] != self.samples:
+            raise ModelError(f"input of shape {tuple(x.shape)}: expected (N, 2, {self.samples}), I and Q")
+        # Channels last is faster; evaluation keeps the order of additions that Brevitas has.
+        order = torch.channels_last if self.training else torch.contiguous_format
+        x = self.input(x).unsqueeze(2).contiguous(memory_format=order)  # (N, 2, 1, L)
+        for block in self.features:
+            x = block(x)  # (N, filters, 1, L / 2), ... , (N, filters, 1, L / 128)
+        x = self.dense[0](x.flatten(1))  # (N, filters * L / 128), channel by channel
+        x, scale = self.dense[1].with_scale(x)  # (N, dense)
+        return self.output(x, scale).float()
+
+    def learn_weight_steps(self) -> None:
+        """Go over to learned weight scales (LSQ), started from the present weights."""
+        for layer in self.layers().values():
+            layer.learn_step()
+
+    def layers(self) -> dict[str, QuantConv2d | QuantLinear]:
+        """The ten layers with weights by name, in the order of computation.
+
+        Each has weight_bits, input_bits, weight_codes() and quantised_weight(); that is what a cost counter asks for.
+        """
+        return {n: m for n, m in self.named_modules() if isinstance(m, (QuantConv2d, QuantLinear))}
+
+    def arguments(self) -> dict:
+        """Plain values; VGG10(**arguments) has the present shapes, also after channels were cut in place."""
+        return {
+            "bits": self.bits,
+            "activation_bits": self.activation_bits,
+            "filters": tuple(block.layer.weight.shape[0] for block in self.features),
+            "dense": tuple(block.layer.weight.shape[0] for block in self.dense),
+            "num_classes": self.output.weight.shape[0],
+            "samples": self.samples,
+            "learned_steps": self.output.weight_step is not None,
+            "pool_first": self.pool_first,
+        }
+
+
+def fast_bfloat16(device: str | torch.device = "cpu") -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AMX, AVX-512 BF16, or a GPU that has it)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.device(device).type == "cpu" and any(capabilities.get(key) for key in ("amx_bf16", "avx512_bf16"))
+
+
+def key_map() -> dict[str, str]:
+    """Name in the challenge's checkpoint: name here; 65 of each, so the map can be turned round.
+
+    There everything is one nn.Sequential: input 0, then convolution, norm, activation, pool from 1 to 28, flatten 29,
+    then dense layer, norm, activation from 30 to 35, and the last layer 36.
+    """
+    threshold = "act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value"
+    blocks = {1 + 4 * i: f"features.{i}" for i in range(CONVOLUTIONS)} | {30 + 3 * i: f"dense.{i}" for i in range(2)}
+    names = {"36.weight": "output.weight", "36.bias": "output.bias"}
+    for first, block in blocks.items():
+        names[f"{first}.weight"] = f"{block}.layer.weight"
+        for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            names[f"{first + 1}.{key}"] = f"{block}.norm.{key}"
+        names[f"{first + 2}.{threshold}"] = f"{block}.activation.threshold"
+    return names
+
+
+def from_brevitas(state: dict[str, torch.Tensor], bits: int = 8, activation_bits: int | None = None) -> VGG10:
+    """The network of a checkpoint of the challenge, in eval mode.
+
+    Args:
+        state: its 65 tensors; of any width, number of filters and classes.
+        bits: the checkpoint doesn't hold it: 8 for pretrained_VGG10_w8a8_20.pth.
+        activation_bits: where it differs from the weights'.
+
+    Raises:
+        ModelError: other keys or shapes.
+    """
+    names = key_map()
+    if odd := sorted(names.keys() ^ state.keys()):
+        where = "missing" if odd[0] in names else "unknown"
+        raise ModelError(f"not a VGG10 checkpoint of the challenge: {len(odd)} keys differ, {odd[0]!r} is {where}")
+    weights = [state[key] for key, name in names.items() if name.endswith("layer.weight")]
+    try:
+        model = VGG10(
+            bits,
+            activation_bits,
+            filters=tuple(len(weight) for weight in weights[:CONVOLUTIONS]),
+            dense=tuple(len(weight) for weight in weights[CONVOLUTIONS:]),
+            num_classes=len(state["36.weight"]),
+            samples=weights[CONVOLUTIONS].shape[1] // len(weights[CONVOLUTIONS - 1]) * 2**CONVOLUTIONS,
+        )
+        own = model.state_dict()
+        for key, name in names.items():
+            tensor = state[key].unsqueeze(2) if state[key].dim() == 3 else state[key]  # (O, I, 3) -> (O, I, 1, 3)
+            if tensor.shape != own[name].shape:
+                raise ModelError(f"{key!r} is {list(state[key].shape)}, which doesn't fit the layers before it")
+            own[name] = tensor
+    except (IndexError, TypeError) as error:
+        raise ModelError(f"not a VGG10 checkpoint of the challenge: a tensor has the wrong shape ({error})") from error
+    for name in own:
+        if name.endswith("activation.steps"):
+            own[name] = torch.tensor(QuantReLU().initial_steps)  # a stored threshold is a learned one
+    model.load_state_dict(own)
+    return model.eval()
+
+
+def to_brevitas(model: VGG10) -> dict[str, torch.Tensor]:
+    """The inverse of `from_brevitas`: 65 tensors under the challenge's names, copies.
+
+    Raises:
+        ModelError: learned weight steps, for which the challenge's network has no place.
+    """
+    if model.arguments()["learned_steps"]:
+        raise ModelError("learned weight steps have no place in a Brevitas checkpoint of the challenge")
+    own = model.state_dict()
+    state = {key: own[name].clone() for key, name in key_map().items()}
+    return {key: tensor.squeeze(2) if tensor.dim() == 4 else tensor for key, tensor in state.items()}
