@@ -3,6 +3,7 @@
     python train_seg.py                                                  # makes 270 frames, trains on them
     python train_seg.py --data-dir datasets/spectrum_sensing --out runs/teacher          # the full set
     python train_seg.py --data-dir datasets/spectrum_sensing --out runs/teacher --resume # after an interruption
+    python train_seg.py --checkpoint weights/seg_teacher.pt --lr 3e-4 --data-dir MY_FRAMES          # train it further
     python train_seg.py --eval-only weights/seg_teacher.pt --data-dir MY_FRAMES          # score any folder of frames
     torchrun --nproc-per-node=2 train_seg.py --data-dir datasets/spectrum_sensing        # several devices
 
@@ -49,6 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
     parser.add_argument("--out", type=Path, help="run folder, default runs/seg; with --eval-only default none")
     parser.add_argument("--model", choices=segmentation.FACTORIES, default="deeplabv3_mobilenet_v3_large")
+    parser.add_argument("--checkpoint", type=Path, help="start from this network instead of new weights")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
     parser.add_argument("--epochs", type=int, help=f"default {_defaults('epochs')}")
     parser.add_argument("--batch-size", type=int, help=f"for each process, default {_defaults('batch_size')}")
@@ -100,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out = args.out or Path("runs/seg")
     torch.manual_seed(args.seed)
     state = checkpoint.load(args.out / "last.pt") if args.resume and (args.out / "last.pt").exists() else None
-    network = rebuild(state) if state else new_network(args)
+    network = rebuild(state) if state else first_network(args)
 
     # The run's folder: written only now that everything could be read and built
     names = "\n".join(frame.name for frame in parts["train"])
@@ -108,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     config |= {"processes": world, "training_frames": len(parts["train"]), "command": command()}
     config["training_frames_sha256"] = hashlib.sha256(names.encode()).hexdigest()
     same = ("model", "preset", "epochs", "batch_size", "lr", "seed", "pretrained_backbone", "aux_loss", "processes")
-    same += ("train_on_combined", "training_frames", "training_frames_sha256")
+    same += ("checkpoint", "train_on_combined", "training_frames", "training_frames_sha256")
     first_process(lambda: start(args.out, config, args.resume, same), RunError)
 
     with StopSignal() as stop:
@@ -206,7 +208,13 @@ def train(args, network, state, training, validation, device, rank: int, world: 
     return True
 
 
-def new_network(args) -> nn.Module:
+def first_network(args) -> nn.Module:
+    if args.checkpoint:
+        data = checkpoint.load(args.checkpoint)
+        expected = segmentation.factory(args.model, len(CLASSES), args.aux_loss)
+        if data.get("kind") != "segmentation" or (data["factory"], data["arguments"]) != expected:
+            raise RunError(f"{args.checkpoint}: not a {args.model} of train_seg.py; name the network with --model")
+        return rebuild(data)
     network = segmentation.build(args.model, len(CLASSES), args.pretrained_backbone, args.aux_loss)
     if args.preset == "default":
         for layer in network.modules():

@@ -39,14 +39,15 @@ def _describe(technology, config, center, snr_db):
     return about
 
 
-def _clip(carriers, low_hz, high_hz):
-    """The parts of the carriers within low_hz .. high_hz, those of less than a pixel left out."""
+def _clip(carriers, low_hz, high_hz, shift_hz=0.0):
+    """The parts of the carriers within low_hz .. high_hz, moved by shift_hz; those of less than a pixel left out."""
     clipped = []
     for carrier in carriers:
         half = carrier["bandwidth_hz"] / 2
         low, high = max(low_hz, carrier["center_hz"] - half), min(high_hz, carrier["center_hz"] + half)
         if high - low > HZ_PER_PIXEL:
-            clipped.append({**carrier, "center_hz": round((low + high) / 2, 1), "bandwidth_hz": round(high - low, 1)})
+            center = round((low + high) / 2 + shift_hz, 1)
+            clipped.append({**carrier, "center_hz": center, "bandwidth_hz": round(high - low, 1)})
     return clipped
 
 
@@ -163,7 +164,7 @@ def mathworks_frame(family, rng):
 # ---- what a receiver meets ------------------------------------------------------------------------------------------
 
 
-SCHEDULES = {"full": 0.3, "idle": 0.07, "bursty": 0.24, "random": 0.15, "blocks": 0.09, "periodic": 0.09, "split": 0.06}
+SCHEDULES = {"full": 0.28, "idle": 0.12, "bursty": 0.21, "random": 0.15, "blocks": 0.1, "periodic": 0.08, "split": 0.06}
 
 
 def random_schedule(rng, intervals, n_rb):
@@ -329,6 +330,25 @@ def _floor_shape(rng):
     return shape
 
 
+# Sample rates in use: powers of two of 3GPP's, and round numbers; half of the captures take any rate.
+CAPTURE_RATES = (7.68e6, 10e6, 15.36e6, 19.2e6, 20e6, 23.04e6, 25e6, 30.72e6, 40e6, 46.08e6, 50e6, 56e6)
+
+
+def _narrow_capture(band, carriers, rng):
+    """Cut the band to a slower receiver's; returns the carriers it sees. Half lack a steep anti-alias filter."""
+    rate = float(rng.choice(CAPTURE_RATES)) if rng.random() < 0.5 else rng.uniform(7e6, 58e6)
+    low, high = -rate / 2, rate / 2
+    if rng.random() < 0.3:
+        low, high = low + rng.uniform(-2e6, 2e6), high + rng.uniform(-2e6, 2e6)
+        low, high = max(low, -SAMPLE_RATE / 2), min(high, SAMPLE_RATE / 2)
+    reach = rng.uniform(0, 0.25) * rate if rng.random() < 0.5 else 0.0
+    band.narrow(low, high, reach)
+    seen = _clip(carriers, low, high)
+    seen += _clip(carriers, low - reach, low, high - low)  # what folds back still looks like what it is
+    seen += _clip(carriers, high, high + reach, low - high)
+    return seen
+
+
 def field_frame(rng):
     """One frame as a receiver may meet it. Returns (iq complex64 (2457600,), carriers)."""
     count = int(rng.choice([0, 1, 2, 3, 4], p=[0.05, 0.4, 0.3, 0.17, 0.08]))
@@ -339,8 +359,13 @@ def field_frame(rng):
     if count == 1 and rng.random() < 0.1:  # a carrier that reaches over the edge of the receiver's band
         centers = [float(rng.choice([-1, 1]) * (SAMPLE_RATE / 2 - rng.uniform(-0.2, 0.4) * kinds[0][1]))]
 
+    for kind, center in list(zip(kinds, centers, strict=True)):  # two cells of one operator on top of each other
+        if kind[0] == "LTE" and rng.random() < 0.1:
+            kinds.append(("LTE", float(rng.choice(list(LTE_RB))), 15e3))
+            centers = [*centers, center + rng.uniform(-0.5, 0.5) * kind[1]]
+
     band, carriers = Band(), []
-    strongest = rng.uniform(0, 40)
+    strongest = rng.uniform(0, 40) if rng.random() < 0.8 else rng.uniform(0, 10)
     for i, ((technology, bandwidth, scs), center) in enumerate(zip(kinds, centers, strict=True)):
         config, wave = field_lte(rng, bandwidth) if technology == "LTE" else field_nr(rng, bandwidth, scs)
         if wave.active_share == 0:
@@ -357,15 +382,15 @@ def field_frame(rng):
         band.add(samples, wave.sample_rate, center, amplitude, bandwidth, stopband)
         carriers.append(_describe(technology, config, center, snr_db))
 
-    if rng.random() < 0.08:  # a narrower capture, put into the middle of a noise floor
-        low, high = -rng.uniform(7e6, 25e6), rng.uniform(7e6, 25e6)
-        band.cut(low, high)
-        carriers = _clip(carriers, low, high)
+    if rng.random() < 0.2:  # a narrower capture, put into the middle of a noise floor
+        carriers = _narrow_capture(band, carriers, rng)
+    for _ in range(rng.integers(1, 11) if rng.random() < 0.25 else 0):
+        band.add_tone(rng.uniform(-0.499, 0.499) * SAMPLE_RATE, rng.uniform(-5, 25))
     band.add_noise(1.0, rng, _floor_shape(rng) if rng.random() < 0.5 else None)
     iq = receive(
         band.samples(),
         rng,
-        dc_db=rng.uniform(-40, 0) if rng.random() < 0.35 else None,
+        dc_db=rng.uniform(-40, 0) if rng.random() < 0.45 else None,
         image_db=rng.uniform(-55, -25) if rng.random() < 0.3 else None,
         phase_noise_deg=rng.uniform(0.2, 3) if rng.random() < 0.3 else 0.0,
         bits=int(rng.choice([8, 10, 12])) if rng.random() < 0.35 else None,

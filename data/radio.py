@@ -130,11 +130,26 @@ class Band:
             noise.reshape(len(shape_db), -1)[:] *= (10 ** (shape_db / 20)).astype(np.float32)[:, None]
         self.spectrum += noise
 
-    def cut(self, low_hz, high_hz):
-        """Remove everything outside low_hz .. high_hz, as a narrower receiver does."""
-        low, high = (FRAME_SAMPLES // 2 + round(hz * FRAME_SECONDS) for hz in (low_hz, high_hz))
-        self.spectrum[:low] = 0
-        self.spectrum[high:] = 0
+    def narrow(self, low_hz, high_hz, folded_hz=0.0):
+        """Keep low_hz .. high_hz, as a slower receiver does; what lies up to folded_hz beyond an edge folds back.
+
+        Sampling at high_hz - low_hz moves what the anti-alias filter lets through to the other end of the band.
+        """
+        low, high, reach = (round(hz * FRAME_SECONDS) for hz in (low_hz, high_hz, folded_hz))
+        low, high = low + FRAME_SAMPLES // 2, high + FRAME_SAMPLES // 2
+        below, above = min(reach, low), min(reach, FRAME_SAMPLES - high)
+        kept = self.spectrum[low:high].copy()
+        if below:
+            kept[-below:] += self.spectrum[low - below : low]
+        if above:
+            kept[:above] += self.spectrum[high : high + above]
+        self.spectrum[:] = 0
+        self.spectrum[low:high] = kept
+
+    def add_tone(self, hz, level_db):
+        """A permanent spur: a carrier level_db above white noise of power 1 in 15 kHz, at hz to the next 25 Hz."""
+        power = 10 ** (level_db / 10) * 15e3 / SAMPLE_RATE
+        self.spectrum[FRAME_SAMPLES // 2 + round(hz * FRAME_SECONDS)] += FRAME_SAMPLES * np.sqrt(power)
 
     def samples(self):
         """The frame, complex64 (2457600,)."""

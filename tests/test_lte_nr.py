@@ -222,3 +222,18 @@ def test_a_carrier_lands_at_its_frequency_and_is_lost_outside_the_band():
     band = Band()
     band.add(wave.samples, wave.sample_rate, SAMPLE_RATE / 2 + 10e6)
     assert not band.spectrum.any()
+
+
+def test_a_slower_receiver_folds_what_its_filter_lets_through_to_the_other_edge():
+    band = Band()
+    for hz in (3e6, 6e6, -8e6, 20e6):  # at 10 MS/s the second and third are beyond the edges, within 4 MHz
+        band.add_tone(hz, 20)
+    band.narrow(-5e6, 5e6, 4e6)
+    spectrum = np.abs(np.fft.fft(band.samples()))
+    peaks = np.fft.fftfreq(FRAME_SAMPLES, 1 / SAMPLE_RATE)[spectrum > spectrum.max() / 2]
+    assert sorted(np.round(peaks)) == [-4e6, 2e6, 3e6]
+    noise = Band()
+    noise.add_noise(1.0, np.random.default_rng(0))
+    resolution = round(15e3 * FRAME_SAMPLES / SAMPLE_RATE)  # bins of the tone's level
+    floor = np.mean(np.abs(noise.spectrum) ** 2) * resolution
+    assert 10 * np.log10(spectrum.max() ** 2 / floor) == pytest.approx(20, abs=0.1)

@@ -303,6 +303,15 @@ def test_without_data_a_small_set_is_made_and_said_so(frames, tmp_path, monkeypa
 # ---- faults --------------------------------------------------------------------------------------------------------
 
 
+def test_training_goes_on_from_a_given_network(options, whole, tmp_path, capsys):
+    start = rebuild(checkpoint.load(whole / "best.pt")).state_dict()
+    args = [*options, "--checkpoint", str(whole / "best.pt"), "--lr", "1e-12", "--epochs", "1"]
+    assert train_seg.main([*args, "--out", str(tmp_path / "more")]) == 0
+    after = rebuild(checkpoint.load(tmp_path / "more" / "last.pt"))
+    for name, value in after.named_parameters():  # the rate is next to nothing
+        assert torch.allclose(value, start[name], atol=1e-9)
+
+
 def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, frames, tmp_path, capsys):
     (tmp_path / "text.pt").write_text("hello")
     checkpoint.save(tmp_path / "other.pt", {"kind": "modulation"})
@@ -316,6 +325,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, frames, tmp_p
         ([*options, "--out", str(whole), "--resume", "--lr", "0.5"], "lr ="),
         ([*options, *out, "--device", "nothing"], "nothing"),
         ([*options, *out, "--aux-loss"], "auxiliary head"),
+        ([*options, *out, "--model", "deeplabv3_resnet50", "--checkpoint", str(whole / "best.pt")], "not a deeplab"),
         ([*options, *out, "--train-on-combined", "2"], "0 to 1"),
         ([*evaluate, str(tmp_path / "missing.pt")], "missing.pt"),
         ([*evaluate, str(tmp_path / "text.pt")], "text.pt"),
