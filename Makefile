@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime
 	@echo "Pictures: runs/demo_teacher/pictures, runs/demo_segment"
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff check .

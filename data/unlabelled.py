@@ -1,0 +1,64 @@
+"""Frames whose masks are not to be read, or not there: for training without labels.
+
+frames = find_pictures("my_recordings")             # as data.spectrum_sensing.find_frames, but opens no mask
+images = read_pictures(frames)                      # uint8 (N, 3, H, W)
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from data import DataError
+from data.hdf4 import read_raster
+from data.spectrum_sensing import FOLDERS, Frame
+
+
+def find_pictures(root) -> list[Frame]:
+    """Every NAME.png below `root` in lexicographic order, as a frame whose mask may be missing.
+
+    Names, families and order are those of find_frames, so `split` gives the same parts. DataError: no picture.
+    """
+    root, frames = Path(root), {}
+    for path in root.rglob("*.png"):
+        name = path.relative_to(root).as_posix().removeprefix("TrainingData/").removesuffix(".png")
+        if not any(part.startswith(".") for part in name.split("/")):
+            folder, _, file = name.rpartition("/")
+            family = file.rpartition("_frame_")[0]
+            family = family if FOLDERS.get(family) == (folder or ".") else "OTHER"
+            frames[f"{name}.png"] = Frame(name, family, path, path.with_suffix(".hdf"))
+    if not frames:
+        raise DataError(f"{root} holds no frame NAME.png; make some with `python -m data.synthetic {root}`")
+    return [frames[name] for name in sorted(frames)]
+
+
+def read_pictures(frames: list[Frame], progress: bool = True) -> torch.Tensor:
+    """Decode frames once: uint8 (N, 3, H, W). DataError: none, unreadable, or of different sizes."""
+    if not frames:
+        raise DataError("there are no frames to read; choose a folder with more frames")
+    images = None
+    for i, frame in enumerate(tqdm(frames, "frames", unit="frame", disable=not progress, file=sys.stderr)):
+        try:
+            with Image.open(frame.png) as picture:
+                image = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises
+            raise DataError(f"{frame.png} cannot be read as a picture ({error}); replace it") from None
+        if images is None:
+            images = np.empty((len(frames), *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
+            raise DataError(f"{frame.png} and {frames[0].png} differ in size; keep frames of one size in a set")
+        images[i] = image
+    return torch.from_numpy(images)
+
+
+def with_release(frames: list[Frame]) -> list[Frame]:
+    """Frames of find_pictures that do have masks: read these, and note their release as find_frames does."""
+    values = set()
+    for frame in frames:
+        values |= set(np.unique(read_raster(frame.hdf)).tolist())
+    labels = "four" if values & {85, 170} and 127 not in values else "three"
+    return [replace(frame, labels=labels) for frame in frames]

@@ -1,0 +1,199 @@
+"""A trained network as a file that runs without the code that built it: torch.export's .pt2, or ONNX.
+
+    model = Deployed(network, mean, std).eval()
+    folded = fold_batch_norm(model, images)                  # a copy; convolutions take over their batch norms
+    export(folded, images, "student.onnx")                   # any batch size, height and width of `images`
+    logits = load_exported("student.onnx")(images)
+    wrong, ties = different_labels(model, logits, images)
+
+Needs torch, and cost.py beside it; .onnx files need the packages onnx, onnxscript and onnxruntime.
+"""
+
+import copy
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from utils.cost import latency
+
+Predict = Callable[[torch.Tensor], torch.Tensor]  # images (N, ...) -> logits float (N, C, H, W)
+
+
+class ExportError(ValueError):
+    """A network that can't be exported as asked; the message names the fault and the remedy."""
+
+
+class Deployed(nn.Module):
+    """A network with its preparation: pictures uint8 (N, 3, H, W) -> logits float (N, C, H, W).
+
+    Args:
+        network: takes (picture / 255 - mean) / std and gives {"out": logits}.
+        mean, std: one number for each of the three colours.
+    """
+
+    def __init__(self, network: nn.Module, mean: tuple, std: tuple):
+        super().__init__()
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))  # (3, 1, 1)
+        self.network = network
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images.float() * self.scale + self.shift)["out"]
+
+
+@torch.no_grad()
+def fold_batch_norm(model: nn.Module, images: torch.Tensor, tolerance: float = 1e-4) -> nn.Module:
+    """A copy in evaluation mode whose convolutions have taken over the batch norms that directly follow them.
+
+    Which belong together is seen while the model runs on `images`; afterwards both must give the same.
+
+    Args:
+        model: images -> logits, a tensor.
+        images: any input that the model takes.
+        tolerance: of the outputs, relative to the largest one.
+
+    Raises:
+        ExportError: the outputs differ, as where a convolution's result is also used without its batch norm.
+    """
+    folded = copy.deepcopy(model).eval()
+    before = copy.deepcopy(model).eval()(images)
+    outputs, pairs, hooks = [], [], []  # `outputs` keeps tensors alive, so that no identity is given out twice
+
+    def remember(layer, inputs, output):
+        outputs.append((layer, output))
+
+    def look_up(norm, inputs):
+        pairs.extend((layer, norm) for layer, output in outputs if output is inputs[0])
+
+    for layer in folded.modules():
+        if isinstance(layer, nn.Conv2d):
+            hooks.append(layer.register_forward_hook(remember))
+        elif isinstance(layer, nn.BatchNorm2d):
+            hooks.append(layer.register_forward_pre_hook(look_up))
+    folded(images)
+    for hook in hooks:
+        hook.remove()
+    for convolution, norm in pairs:
+        statistics_ = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics_)
+    absorbed = {id(norm) for _, norm in pairs}
+    for parent in list(folded.modules()):
+        for name, child in parent.named_children():
+            if id(child) in absorbed:
+                setattr(parent, name, nn.Identity())
+    error, largest = (folded(images) - before).abs().max().item(), before.abs().max().item()
+    if not error <= tolerance * max(1.0, largest):
+        raise ExportError(f"batch norms can't be folded into this network: outputs differ by {error:g} of {largest:g}")
+    return folded
+
+
+def export(model: nn.Module, images: torch.Tensor, path: str | Path) -> None:
+    """Write a network for inputs like `images`, with any number of them, as FILE.pt2 or FILE.onnx; whole or not at all.
+
+    Raises:
+        ExportError: another suffix, the packages for .onnx are missing, or the file can't be written.
+    """
+    path = Path(path)
+    images = images[:1].repeat(2, *[1] * (images.dim() - 1))  # a batch of one would be taken for a constant
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".pt2":
+            with torch.no_grad():
+                program = torch.export.export(model.eval(), (images,), dynamic_shapes=shapes)
+            torch.export.save(program, temporary)
+        elif path.suffix == ".onnx":
+            _need("onnx", "onnxscript", "onnxruntime")
+            names = {"input_names": ["images"], "output_names": ["logits"]}
+            torch.onnx.export(
+                model.eval(), (images,), temporary, dynamo=True, dynamic_shapes=shapes, external_data=False,
+                verbose=False, **names,
+            )  # fmt: skip
+        else:
+            raise ExportError(f"{path}: choose a name that ends in .pt2 or .onnx")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ExportError(f"{path}: can't be written ({error.strerror or error}); choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_exported(path: str | Path) -> Predict:
+    """The network of `export` as a function; .onnx files run in ONNX Runtime with as many threads as torch has."""
+    path = Path(path)
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    _need("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+@torch.no_grad()
+def different_labels(original: Predict, other: Predict, images: torch.Tensor, tie: float = 1e-3) -> tuple[int, int]:
+    """Pixels to which two networks give different classes, and how many more of them are ties.
+
+    A tie is a pixel whose two best logits differ by less than `tie` in the original: rounding may decide there.
+    Images go in batches of 1, 2, 3, ..., so a fixed batch size would be noticed.
+    """
+    wrong = ties = start = 0
+    for size in range(1, len(images) + 1):
+        batch = images[start : start + size]
+        if not len(batch):
+            break
+        start += size
+        ours, theirs = original(batch), other(batch)  # (B, C, H, W)
+        best = ours.topk(2, 1).values
+        close = best[:, 0] - best[:, 1] < tie
+        different = ours.argmax(1) != theirs.argmax(1)
+        wrong, ties = wrong + int((different & ~close).sum()), ties + int((different & close).sum())
+    return wrong, ties
+
+
+def export_and_compare(
+    model: nn.Module, images: torch.Tensor, path: str | Path, others: dict[str, Predict], runs: int = 30
+) -> dict:
+    """Fold, export, read back, and compare with the model: labels on all images, speed on the first.
+
+    Args:
+        model: images -> logits (N, C, H, W).
+        images: (N, ...).
+        path: FILE.pt2 or FILE.onnx.
+        others: to be timed as well; ratios refer to the first of them.
+        runs: timed calls of each.
+
+    Returns:
+        Plain values: {"file", "bytes", "images", "pixels", "different", "different_ties", "latency"}.
+
+    Raises:
+        ExportError: as `export`, or more than one pixel of 100,000 got another label that is no tie.
+    """
+    path = Path(path)
+    export(fold_batch_norm(model, images[:2]), images, path)
+    exported = load_exported(path)
+    wrong, ties = different_labels(model, exported, images)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    networks = others | {"this one, eager": model, "this one, channels_last": last, path.name: exported}
+    times = latency(networks, images[:1], threads=torch.get_num_threads(), runs=runs, channels_last=False)
+    pixels = len(images) * model(images[:1])[0, 0].numel()
+    if wrong > 1e-5 * pixels:
+        raise ExportError(f"{path} labels {wrong} of {pixels} pixels differently: don't use it")
+    times.pop("conditions")
+    facts = {"file": path.name, "bytes": path.stat().st_size, "images": len(images), "pixels": pixels}
+    return facts | {"different": wrong, "different_ties": ties, "latency": times}
+
+
+def _need(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f".onnx needs {', '.join(missing)}: pip install onnx onnxscript onnxruntime, or choose .pt2")
