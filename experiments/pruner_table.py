@@ -1,6 +1,6 @@
 """Is the pruner exact, and how fast is it? torchvision's models one by one, then small random networks.
 
-    python -m experiments.pruner_table                          # about 5 minutes on one core; error < 1e-9 everywhere
+    python -m experiments.pruner_table                          # 5 minutes on one core; error < 1e-9 everywhere
     python -m experiments.pruner_table --models resnet18 vit_b_32 --random 10           # seconds
 
 Half of the channels of each model, chosen at random, are removed; the pruned model is compared in float64 with the
@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import random
+import signal
 import statistics
 import sys
 import time
@@ -36,7 +37,7 @@ except ImportError:  # optional: only for the comparison
     torch_pruning = None
 
 SIZES = {"inception_v3": 299, "vit_b_32": 224, "swin_t": 224, "maxvit_t": 224}  # height and width; the others 64
-AUX = ("googlenet", "deeplabv3", "fcn")
+LIMIT = 60  # seconds of CPU for the other tool, which does not end on some models
 MODELS = """alexnet vgg11_bn vgg16_bn resnet18 resnet50 resnet101 resnext50_32x4d wide_resnet50_2 densenet121
 densenet161 googlenet googlenet_without_aux inception_v3 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large
 efficientnet_b0 efficientnet_v2_s mnasnet1_0 regnet_x_400mf regnet_y_400mf squeezenet1_0 squeezenet1_1
@@ -45,7 +46,7 @@ fcn_resnet50 fcn_resnet101 lraspp_mobilenet_v3_large swin_t maxvit_t""".split()
 
 
 def build(name, seed=0):
-    """(model in eval mode, images float32 (1, 3, H, W)) with random weights; segmentation models have their aux head."""
+    """(model in eval mode, images float32 (1, 3, H, W)), random weights; segmentation models have their aux head."""
     torch.manual_seed(seed)
     options = {"weights": None}
     if "_without_aux" in name or name.startswith("googlenet"):
@@ -60,7 +61,7 @@ def build(name, seed=0):
 
 
 def randomise(model, seed):
-    """Give every parameter and every statistic of batch normalisation a random value that keeps activations moderate."""
+    """Give every parameter and every statistic of batch norm a random value that keeps activations moderate."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         key = name.rpartition(".")[2]
@@ -74,7 +75,7 @@ def randomise(model, seed):
 
 
 class RandomGraph(nn.Module):
-    """A network of random operations on 8x8 maps, the same for the same seed. Images (n, 3, 8, 8) -> tuple of tensors."""
+    """Random operations on 8x8 maps, the same for the same seed. Images (n, 3, 8, 8) -> tuple of tensors."""
 
     def __init__(self, seed, depth=12):
         super().__init__()
@@ -83,7 +84,9 @@ class RandomGraph(nn.Module):
             torch.manual_seed(seed)
             self.add("conv", 0)
             for _ in range(depth):
-                self.add(self.random.choice(KINDS), self.random.randrange(max(0, len(self.widths) - 4), len(self.widths)))
+                self.add(
+                    self.random.choice(KINDS), self.random.randrange(max(0, len(self.widths) - 4), len(self.widths))
+                )
             used = {source for _, sources, _ in self.steps for source in sources}
             ends = [k for k in range(1, len(self.widths)) if k not in used]
             self.step("cat", ends, sum(self.widths[k] for k in ends))
@@ -115,7 +118,9 @@ class RandomGraph(nn.Module):
         elif kind == "layer":
             self.step("layer", [source], c, pick([nn.BatchNorm2d, nn.PReLU])(c))
         elif kind == "gate":
-            self.step("gate", [source], c, nn.Sequential(nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, c, 1), nn.Sigmoid()))
+            self.step(
+                "gate", [source], c, nn.Sequential(nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, c, 1), nn.Sigmoid())
+            )
         elif kind == "group_norm" and even:
             self.step("layer", [source], c, nn.GroupNorm(2, c))
         elif kind == "again":
@@ -143,7 +148,9 @@ class RandomGraph(nn.Module):
     def forward(self, x):
         maps = [x]
         for kind, sources, layer in self.steps:
-            maps.append(OPERATIONS[kind](*[maps[k] for k in sources], **({} if layer is None else {"m": self.layers[layer]})))
+            maps.append(
+                OPERATIONS[kind](*[maps[k] for k in sources], **({} if layer is None else {"m": self.layers[layer]}))
+            )
         head = self.head(F.adaptive_avg_pool2d(maps[-1].relu(), 2).flatten(1))
         return head, *[maps[k] for k in self.also]
 
@@ -168,8 +175,9 @@ OPERATIONS = {
     "centre": lambda x: x - x.mean(1, keepdim=True),
     "square": lambda x: x * x / 4,
 }
-KINDS = ["conv"] * 5 + ["layer"] * 3 + ["sum"] * 3 + ["cat"] * 2 + ["relu", "hardswish", "square", "grouped", "depthwise",
-         "gate", "again", "halves", "shuffle", "slice", "pad", "softmax", "centre", "group_norm"]  # fmt: skip
+KINDS = ["conv"] * 5 + ["layer"] * 3 + ["sum"] * 3 + ["cat"] * 2 + ["relu", "hardswish", "square", "grouped",
+         "depthwise", "gate", "again", "halves", "shuffle", "slice", "pad", "softmax", "centre",
+         "group_norm"]  # fmt: skip
 
 
 def random_scores(graph, seed):
@@ -191,6 +199,8 @@ def theirs(model, images):
     model = copy.deepcopy(model)
     classes = (1000, 21)  # of classification and of segmentation: the layers that make the outputs are left alone
     ignored = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) in classes]
+    signal.signal(signal.SIGPROF, stop_waiting)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT)
     start = time.process_time()
     try:
         importance = torch_pruning.importance.RandomImportance()
@@ -202,7 +212,13 @@ def theirs(model, images):
     except Exception as error:  # whatever the other tool raises is its result
         tqdm.write(f"torch-pruning: {type(error).__name__}: {str(error).splitlines()[0][:90]}", file=sys.stderr)
         return None, None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return seconds, model
+
+
+def stop_waiting(number, frame):
+    raise TimeoutError(f"no end after {LIMIT} s")
 
 
 def parameters(model):
@@ -249,8 +265,10 @@ def main():
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)  # torchvision's, about weight initialisation
 
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, "
-          f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, torchvision {torchvision.__version__}")  # fmt: skip
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, "
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, torchvision {torchvision.__version__}"
+    )
     print(f"{'model':<28}{'parameters':>12}{'left':>12}{'error':>10}{'s':>7}{'other s':>9}{'other left':>12}")
     rows = []
     for name in tqdm(args.models, disable=None):
@@ -261,12 +279,16 @@ def main():
         if torch_pruning is not None:
             other = "fails" if row["other_seconds"] is None else f"{row['other_seconds']:.2f}"
             other_left = {None: "-", row["left"]: "equal"}.get(row["other_left"], row["other_left"])
-        tqdm.write(f"{name:<28}{row['parameters']:>12}{row['left']:>12}{error:>10}{row['seconds']:>7.2f}{other:>9}{other_left:>12}")
+        tqdm.write(
+            f"{name:<28}{row['parameters']:>12}{row['left']:>12}{error:>10}{row['seconds']:>7.2f}{other:>9}{other_left:>12}"
+        )
     graphs = [graph_row(seed) for seed in tqdm(range(args.random), disable=None)]
 
     ratios = [row["seconds"] / row["other_seconds"] for row in rows if row.get("other_seconds")]
     if ratios:
-        print(f"seconds of ours / theirs, geometric mean over {len(ratios)} models: {statistics.geometric_mean(ratios):.2f}")
+        print(
+            f"seconds of ours / theirs, geometric mean of {len(ratios)} models: {statistics.geometric_mean(ratios):.2f}"
+        )
     if graphs:
         print(f"{len(graphs)} random networks: largest error {max(g['error'] for g in graphs):.0e}, "
               f"mean share of parameters left {statistics.mean(g['left'] for g in graphs):.2f}")  # fmt: skip

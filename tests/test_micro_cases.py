@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.pruner_table import RandomGraph, randomise
-from utils import channel_trace, dependency_graph
-from utils.dependency_graph import DependencyGraph, prune, verify
+from experiments.pruner_table import randomise
+from utils.dependency_graph import DependencyGraph, prune
 
 
 class Net(nn.Module):
@@ -102,7 +101,9 @@ CASES = {
         {"a": 8},
     ),
     "residual of three": (
-        lambda: Net(lambda m, x: m.d(m.c(m.a(x)) + m.a(x) + m.b(x)), a=conv(3, 8), b=conv(3, 8), c=conv(8, 8), d=conv(8, 2)),
+        lambda: Net(
+            lambda m, x: m.d(m.c(m.a(x)) + m.a(x) + m.b(x)), a=conv(3, 8), b=conv(3, 8), c=conv(8, 8), d=conv(8, 2)
+        ),
         {"a": 8},
     ),
     "channel shuffle before a grouped convolution": (
@@ -118,7 +119,9 @@ CASES = {
         {"a": 6},
     ),
     "transposed depthwise": (
-        lambda: Net(lambda m, x: m.c(m.b(m.a(x))), a=conv(3, 6), b=nn.ConvTranspose2d(6, 12, 2, groups=6), c=conv(12, 4)),
+        lambda: Net(
+            lambda m, x: m.c(m.b(m.a(x))), a=conv(3, 6), b=nn.ConvTranspose2d(6, 12, 2, groups=6), c=conv(12, 4)
+        ),
         {"a": 6},
     ),
     "grouped convolution": (
@@ -130,7 +133,9 @@ CASES = {
         {"a": 6, "b": 10},
     ),
     "grouped transposed convolution": (
-        lambda: Net(lambda m, x: m.c(m.b(m.a(x))), a=conv(3, 12), b=nn.ConvTranspose2d(12, 6, 2, groups=2), c=conv(6, 4)),
+        lambda: Net(
+            lambda m, x: m.c(m.b(m.a(x))), a=conv(3, 12), b=nn.ConvTranspose2d(12, 6, 2, groups=2), c=conv(6, 4)
+        ),
         {"a": 6, "b": 3},
     ),
     "chunk": (
@@ -146,7 +151,9 @@ CASES = {
         {},
     ),
     "uneven split": (
-        lambda: Net(lambda m, x: (m.b((y := m.a(x).split([4, 8], 1))[0]), m.c(y[1])), a=conv(3, 12), b=conv(4, 4), c=conv(8, 4)),
+        lambda: Net(
+            lambda m, x: (m.b((y := m.a(x).split([4, 8], 1))[0]), m.c(y[1])), a=conv(3, 12), b=conv(4, 4), c=conv(8, 4)
+        ),
         {},
     ),
     "slices": (
@@ -166,7 +173,9 @@ CASES = {
         {"a": 8},
     ),
     "mean over channels": (
-        lambda: Net(lambda m, x: m.c(m.b(m.a(x)) * m.b(m.a(x)).mean(1, True)), a=conv(3, 8), b=conv(8, 8), c=conv(8, 4)),
+        lambda: Net(
+            lambda m, x: m.c(m.b(m.a(x)) * m.b(m.a(x)).mean(1, True)), a=conv(3, 8), b=conv(8, 8), c=conv(8, 4)
+        ),
         {"a": 8},
     ),
     "maximum over channels": (
@@ -178,7 +187,13 @@ CASES = {
         {"a": 8},
     ),
     "LayerNorm over features": (
-        lambda: Net(lambda m, x: m.c(m.n(m.b(m.a(x)))), a=nn.Linear(16, 9), b=nn.Linear(9, 8), n=nn.LayerNorm(8), c=nn.Linear(8, 5)),
+        lambda: Net(
+            lambda m, x: m.c(m.n(m.b(m.a(x)))),
+            a=nn.Linear(16, 9),
+            b=nn.Linear(9, 8),
+            n=nn.LayerNorm(8),
+            c=nn.Linear(8, 5),
+        ),
         {"a": 9},
     ),
     "InstanceNorm": (
@@ -208,7 +223,9 @@ CASES = {
         {"a": 8},
     ),
     "division by a parameter": (
-        lambda: Net(lambda m, x: m.b(m.a(x) / m.s), a=conv(3, 8), s=nn.Parameter(torch.rand(8, 1, 1) + 1), b=conv(8, 4)),
+        lambda: Net(
+            lambda m, x: m.b(m.a(x) / m.s), a=conv(3, 8), s=nn.Parameter(torch.rand(8, 1, 1) + 1), b=conv(8, 4)
+        ),
         {},
     ),
     "a constant that is no parameter": (
@@ -220,7 +237,9 @@ CASES = {
         {"a": 8},
     ),
     "flatten after pooling": (
-        lambda: Net(lambda m, x: m.b(F.adaptive_avg_pool2d(m.a(x).relu(), 2).flatten(1)), a=conv(3, 8), b=nn.Linear(32, 5)),
+        lambda: Net(
+            lambda m, x: m.b(F.adaptive_avg_pool2d(m.a(x).relu(), 2).flatten(1)), a=conv(3, 8), b=nn.Linear(32, 5)
+        ),
         {"a": 8},
     ),
     "flatten to a size written in the code": (
@@ -236,7 +255,9 @@ CASES = {
         {},
     ),
     "padding of channels": (
-        lambda: Net(lambda m, x: m.c(F.pad(m.a(x), (0, 0, 0, 0, 2, 2)) + m.b(x)), a=conv(3, 8), b=conv(3, 12), c=conv(12, 4)),
+        lambda: Net(
+            lambda m, x: m.c(F.pad(m.a(x), (0, 0, 0, 0, 2, 2)) + m.b(x)), a=conv(3, 8), b=conv(3, 12), c=conv(12, 4)
+        ),
         {"a": 8},
     ),
     "1-D convolutions": (
@@ -302,6 +323,21 @@ CASES = {
         lambda: Net(lambda m, x: m.c(m.b(m.a(x)).sort(1)[0]), a=conv(3, 8), b=conv(8, 8), c=conv(8, 4)),
         {"a": 8},
     ),
+    "unknown operation whose result has no channels": (
+        lambda: Net(
+            lambda m, x: m.b(x) * (y := m.a(x)).median(1, keepdim=True)[0] + m.c(y),
+            a=conv(3, 8),
+            b=conv(3, 4),
+            c=conv(8, 4),
+        ),
+        {},
+    ),
+    "split into pieces that go different ways": (
+        lambda: Net(
+            lambda m, x: m.b((y := m.a(x).chunk(2, 1))[0]) + m.c(y[1]), a=conv(3, 12), b=conv(6, 4), c=conv(6, 4)
+        ),
+        {"a": 6},
+    ),
     "attention scaled by a width read from the tensor": (
         lambda: Net(
             lambda m, x: m.o((((q := m.q(x)) @ m.k(x).transpose(1, 2)) / q.shape[-1] ** 0.5).softmax(-1) @ m.v(x)),
@@ -317,7 +353,9 @@ CASES = {
         {"a": 6},
     ),
     "recurrent layer": (
-        lambda: Net(lambda m, x: m.b(m.r(m.a(x))[0]), a=nn.Linear(16, 6), r=nn.GRU(6, 5, batch_first=True), b=nn.Linear(5, 4)),
+        lambda: Net(
+            lambda m, x: m.b(m.r(m.a(x))[0]), a=nn.Linear(16, 6), r=nn.GRU(6, 5, batch_first=True), b=nn.Linear(5, 4)
+        ),
         None,  # which of its sizes are free differs between versions of torch; it must be exact
     ),
 }
@@ -328,7 +366,13 @@ def test_micro_case_is_exact_and_its_groups_are_those_counted_by_hand(name):
     make, groups = CASES[name]
     model = make()
     first = next(iter(model.children()), None)
-    x = ROW if isinstance(first, (nn.Linear, nn.Conv1d)) else TILE if name == "weight used as its own transpose" else IMAGE
+    x = (
+        ROW
+        if isinstance(first, (nn.Linear, nn.Conv1d))
+        else TILE
+        if name == "weight used as its own transpose"
+        else IMAGE
+    )
     error, graph, plan, _ = exact(model, x)
     assert error < 1e-9
     if groups is not None:

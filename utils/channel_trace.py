@@ -221,7 +221,7 @@ class Trace(TorchDispatchMode):
         return [axes]
 
     def move(self, call):
-        """Views, permutations, slices, splits: carried out on the indices of each labelled axis, to see where they go."""
+        """Views, permutations, slices, splits: carried out on the indices of each labelled axis, to see what moves."""
         source, axes = call.inputs[0], [[None] * t.dim() for t in call.out]
         for d, axis in enumerate(self.of(source)):
             if not axis:
@@ -237,7 +237,8 @@ class Trace(TorchDispatchMode):
                     self.tie(f"{call.name}: split", Axis(rows[0]), Axis(row))
                 old = known[target] if target is not None else None
                 if old:  # two labelled axes flattened into one
-                    known[target] = Axis(torch.cat([old.atoms.view(-1, rows.shape[1]), rows[:1]]), min(old.zero, axis.zero))
+                    both = torch.cat([old.atoms.view(-1, rows.shape[1]), rows[:1]])
+                    known[target] = Axis(both, min(old.zero, axis.zero))
                 elif target is not None:
                     known[target] = Axis(rows[0], axis.zero)
             for _, rows in lines[1:]:  # the parts of a split; unequal ones freeze

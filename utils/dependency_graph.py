@@ -25,6 +25,7 @@ import json
 import math
 import os
 import sys
+from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -107,7 +108,7 @@ class DependencyGraph:
     """
 
     def __init__(self, model, example_inputs):
-        traced, self._spans, count = copy.deepcopy(model), [], 1
+        traced, self._spans, count = contiguous(duplicate(model, {})), [], 1
         found = tensors_of(traced)
         self._shapes = {name: [*tensor.shape] for name, (tensor, _, _) in found.items()}
         self._layers = {name: layers for name, (_, _, layers) in found.items()}
@@ -129,9 +130,8 @@ class DependencyGraph:
             if id(found[span.tensor][0]) not in self._trace.seen:
                 self._trace.freeze("never used", Axis(torch.arange(span.start, span.stop)))
         self._solve(count)
-        while self._freeze_literal_size(traced, example_inputs):
+        while self._freeze_literal_size(model, example_inputs):
             self._solve(count)
-            traced = copy.deepcopy(model)
 
     def _solve(self, count):
         """Tied atoms -> units -> groups. count: number of atoms. An atom's root stands for its unit."""
@@ -175,14 +175,11 @@ class DependencyGraph:
         return torch.bucketize(atoms, self._starts, right=True) - 1
 
     def _freeze_literal_size(self, model, inputs):
-        """Run the model at half width and freeze the first operation that does not follow; False if all do.
-
-        Leaves the model narrowed.
-        """
+        """Run a copy of half the width and freeze the first operation that does not follow; False if all do."""
         half = {g.name: range(min(g.size - 1, max(2, g.size // 2)), g.size) for g in self.groups}
         stays, log, narrow, finished = ~self._gone(half), self._trace.log, Trace([]), False
         with contextlib.suppress(*FAILURES):
-            run(prune(model, self.make_plan(half), in_place=True), inputs, narrow)
+            run(contiguous(prune(model, self.make_plan(half))), inputs, narrow)
             finished = True
         wrong = next((k for k, pair in enumerate(zip(log, narrow.log, strict=False)) if not alike(*pair, stays)), None)
         if finished and wrong is None and len(log) == len(narrow.log):
@@ -221,7 +218,7 @@ class DependencyGraph:
         return result
 
     def __str__(self):
-        rows = [f"{g.name:<40}{g.size:>6} units, {len(g.members):>3} axes of {', '.join(g.layers)}" for g in self.groups]
+        rows = [f"{g.name:<40}{g.size:>6} units, {len(g.members)} axes of {', '.join(g.layers)}" for g in self.groups]
         fixed = [f"{name} axis {axis}: " + ", ".join(f"{why} ({n})" for why, n in reasons.items())
                  for (name, axis, _), reasons in self.frozen.items()]  # fmt: skip
         return "\n".join([f"{len(rows)} groups", *rows, f"{len(fixed)} fixed axes, and why (indices)", *fixed])
@@ -249,7 +246,7 @@ class DependencyGraph:
         ratios, protected = ratios or {}, {"in": protect_inputs, "out": protect_outputs}
         for name, value in [("", ratio), *ratios.items(), *((path, 0) for path in (*protect_inputs, *protect_outputs))]:
             if (name not in self._paths and name not in self._units) or not 0 <= value <= 1:
-                raise PruneError(f"{name!r}, ratio {value}: name a layer or group of the model, and a ratio from 0 to 1")
+                raise PruneError(f"{name!r}, ratio {value}: name a layer or group of the model, and a ratio of 0 to 1")
 
         def inside(layer, paths):
             return [path for path in paths if path in ("", layer) or layer.startswith(f"{path}.")]
@@ -325,9 +322,14 @@ def alike(step, now, stays):
     return True
 
 
+def contiguous(model):
+    """The model itself, its memory laid out so that operations are those that the code names (no as_strided)."""
+    return model.to(memory_format=torch.contiguous_format)
+
+
 def run(model, inputs, mode):
     """The outputs in eval mode and in train mode, seen by a dispatch mode. Torch's random state stays as it was."""
-    inputs = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
+    inputs = tree_map(lambda v: v.clone(memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v, inputs)
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
     outputs = []
     with torch.no_grad(), torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}):
@@ -339,11 +341,8 @@ def run(model, inputs, mode):
     return outputs
 
 
-def prune(model, plan, in_place=False):
-    """The model without what the plan removes: a copy, or the model itself, which then needs a new optimizer.
-
-    Raises PruneError if the plan does not fit.
-    """
+def prune(model, plan):
+    """A copy of the model without what the plan removes. Raises PruneError if the plan does not fit."""
     found, new = tensors_of(model), {}
     for name, shape in plan.shapes.items():
         if name not in found or [*found[name][0].shape] != shape:
@@ -357,14 +356,16 @@ def prune(model, plan, in_place=False):
     for name, tensor in new.items():
         old = found[name][0]
         swaps[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    if in_place:
-        for module in model.modules():
-            for table in (module._parameters, module._buffers):
-                table.update({key: swaps[id(t)] for key, t in table.items() if id(t) in swaps})
-    pruned = model if in_place else copy.deepcopy(model, swaps)  # deepcopy takes what it finds there, and copies the rest
+    pruned = duplicate(model, swaps)
     for module in pruned.modules():
         refit(module)
     return pruned
+
+
+def duplicate(model, swaps):
+    """copy.deepcopy, but with {id of a tensor: what takes its place}; three times faster: most of it is empty dicts."""
+    tables = [t for m in model.modules() for t in vars(m).values() if type(t) in (dict, OrderedDict) and not t]
+    return copy.deepcopy(model, swaps | {id(table): type(table)() for table in tables})
 
 
 def refit(module):

@@ -1,0 +1,266 @@
+"""utils/dependency_graph.py: plans, torchvision's models, random networks. Small hard cases: test_micro_cases.py.
+
+python -m pytest tests/test_dependency_graph.py
+"""
+
+import copy
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.pruner_table import RandomGraph, build, random_scores, randomise
+from models.rebuild import describe, rebuild
+from models.vgg10 import VGG10
+from utils import checkpoint, dependency_graph
+from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify
+
+MODELS = ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet", "mnasnet1_0",
+          "regnet_y_400mf", "deeplabv3_mobilenet_v3_large"]  # fmt: skip
+FACTORIES = {
+    "googlenet": ("torchvision.models.googlenet", {"aux_logits": True, "init_weights": False}),
+    "deeplabv3_mobilenet_v3_large": (
+        "torchvision.models.segmentation.deeplabv3_mobilenet_v3_large",
+        {"aux_loss": True},
+    ),
+}
+X = torch.randn(2, 3, 8, 8, generator=torch.manual_seed(0))
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def zeroed(model, plan):
+    """The dense model with the plan's entries set to zero, by hand."""
+    model = copy.deepcopy(model)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, axis, indices in plan.remove:
+        tensors[name].data.index_fill_(axis, torch.tensor(indices), 0)
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_half_of_a_torchvision_model_leaves_exactly_and_comes_back_from_a_file(name, tmp_path):
+    model, images = build(name)
+    graph = DependencyGraph(model, images)
+    plan = graph.plan(0.5, random_scores(graph, 0))
+    pruned = prune(model, plan)
+    with torch.no_grad():
+        want, got = zeroed(model, plan).double()(images.double()), copy.deepcopy(pruned).double()(images.double())
+        dense = model.double()(images.double())
+    want, got, dense = (out["out"] if isinstance(out, dict) else out for out in (want, got, dense))
+    assert (want - got).abs().max() < 1e-9 < (want - dense).abs().max()
+    assert 0.15 < parameters(pruned) / parameters(model) < 0.5
+
+    factory, arguments = FACTORIES.get(name, (f"torchvision.models.{name}", {}))
+    checkpoint.save(tmp_path / "pruned.pt", describe(pruned, factory, arguments))
+    loaded = rebuild(checkpoint.load(tmp_path / "pruned.pt"))  # weights_only=True, and no pruner
+    for other in (loaded, pruned):
+        torch.manual_seed(0)
+        other.train()(torch.cat([images, images]))  # auxiliary heads run
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), pruned.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_network_prunes_exactly(seed):
+    model = RandomGraph(seed).double().eval()
+    graph = DependencyGraph(model, X.double())
+    plan = graph.plan(0.5, random_scores(graph, seed))
+    pruned = prune(model, plan)
+    with torch.no_grad():
+        want, got = zeroed(model, plan)(X.double()), pruned(X.double())
+    assert len(want) == len(got)
+    for a, b in zip(want, got, strict=True):
+        assert (a - b).abs().max() <= 1e-9 * max(1, a.abs().max())
+    pruned.train()(X.double())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("training", [False, True])
+def test_fake_quantised_vgg10_prunes_exactly_in_whatever_mode_it_comes(bits, training):
+    torch.manual_seed(0)
+    model = randomise(VGG10(bits, filters=8, dense=12, samples=256), 0).train(training)
+    for module in model.modules():
+        if hasattr(module, "initial_steps"):
+            module.steps.fill_(module.initial_steps)  # trained: thresholds are learned, not measured
+            nn.init.constant_(module.threshold, 2.0)
+    x = torch.randn(4, 2, 256)
+    graph = DependencyGraph(model, x)
+    assert [group.size for group in graph.groups] == [8] * 7 + [12] * 2
+    plan = graph.plan(0.5, random_scores(graph, 0))
+    pruned = prune(model, plan)
+    assert pruned.training == model.training == training and pruned.arguments()["filters"] == (4,) * 7
+    with torch.no_grad():
+        want, got = zeroed(model, plan).eval()(x), pruned.eval()(x)
+        assert (want - got).abs().max() < 1e-5 < (want - model.eval()(x)).abs().max()
+
+
+# ---- plans ---------------------------------------------------------------------------------------------------------
+
+
+class Chain(nn.Module):
+    """in -> a 20 -> b 20 (residual to a) -> c 12 -> head 5; batch norm behind each."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 20, 3), nn.Conv2d(20, 20, 1), nn.Conv2d(20, 12, 1)
+        self.na, self.nb, self.nc = nn.BatchNorm2d(20), nn.BatchNorm2d(20), nn.BatchNorm2d(12)
+        self.head = nn.Linear(12, 5)
+        randomise(self, 0)
+
+    def forward(self, x):
+        x = self.na(self.a(x)).relu()
+        x = x + self.nb(self.b(x))
+        return self.head(self.nc(self.c(x)).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def chain():
+    return Chain().eval()
+
+
+@pytest.fixture(scope="module")
+def graph(chain):
+    return DependencyGraph(chain, X)
+
+
+def kept(plan):
+    return {group["name"]: group["kept"] for group in plan.groups}
+
+
+def test_groups_name_their_members_layers_and_roles(graph):
+    assert [(group.name, group.size) for group in graph.groups] == [("a", 20), ("c", 12)]
+    roles = {(m.tensor, m.axis): m.role for m in graph.groups[0].members}
+    assert roles[("a.weight", 0)] == roles[("b.weight", 0)] == roles[("b.bias", 0)] == "out"
+    assert roles[("b.weight", 1)] == roles[("c.weight", 1)] == "in"
+    assert roles[("na.running_var", 0)] == "both" and ("head.weight", 1) not in roles
+    assert set(graph.groups[0].layers) == {"a", "b", "c", "na", "nb"}
+    member = graph.groups[1].members[0]
+    assert member.indices.tolist() == member.units.tolist() == list(range(12))
+
+
+def test_what_is_fixed_is_named_with_its_reason(graph):
+    assert set(graph.frozen) == {("a.weight", 1, "in"), ("head.weight", 0, "out"), ("head.bias", 0, "out")}
+    assert graph.frozen[("head.weight", 0, "out")] == {"model output": 5}
+    text = str(graph)
+    assert "2 groups" in text and "head.weight axis 0: model output (5)" in text
+
+
+def test_the_lowest_scores_leave(graph):
+    scores = {"a": torch.arange(20.0).roll(3), "c": -torch.arange(12.0)}
+    plan = graph.plan(0.25, scores)
+    removed = {(name, axis): indices for name, axis, indices in plan.remove}
+    assert removed[("a.weight", 0)] == removed[("c.weight", 1)] == [3, 4, 5, 6, 7]
+    assert removed[("c.weight", 0)] == removed[("head.weight", 1)] == [9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "ratio, multiple, floor, widths",
+    [(0.5, 1, 1, (10, 6)), (0.5, 8, 1, (8, 8)), (0.35, 8, 1, (16, 8)), (0.95, 8, 1, (8, 8)), (1.0, 1, 1, (1, 1)),
+     (0.9, 1, 5, (5, 5)), (0.0, 8, 1, (20, 12)), (0.1, 8, 1, (16, 8))],
+)  # fmt: skip
+def test_widths_are_rounded_to_the_nearest_multiple_and_never_to_nothing(graph, ratio, multiple, floor, widths):
+    plan = graph.plan(ratio, multiple=multiple, floor=floor)
+    assert tuple(kept(plan).values()) == widths
+
+
+def test_what_was_not_done_as_asked_is_noted(graph):
+    assert any("a: 1 of 20 units stay instead of 0.0" in note for note in graph.plan(1.0).notes)
+    assert any("head: 5 output channels can't leave: model output" in note for note in graph.plan(0.5).notes)
+    notes = graph.plan(0.5, ratios={"b": 0.2}).notes
+    assert any(note.startswith("a: made by a, b, so the smallest of their ratios, 20%") for note in notes)
+    assert not graph.plan(0.5, ratios={"head": 0}).notes
+
+
+def test_ratios_of_modules_and_groups_and_protected_sides(graph):
+    assert kept(graph.plan(0.5, ratios={"c": 0.75})) == {"a": 10, "c": 3}
+    assert kept(graph.plan(0.0, ratios={"a": 0.5})) == {"a": 10, "c": 12}  # the group's name decides
+    assert kept(graph.plan(0.5, protect_inputs=["c"])) == {"a": 20, "c": 6}
+    assert kept(graph.plan(0.5, protect_outputs=["c"])) == {"a": 10, "c": 12}
+    assert kept(graph.plan(0.5, protect_outputs=["na"])) == {"a": 20, "c": 6}
+    for wrong in ({"ratio": 1.5}, {"ratio": 0.5, "ratios": {"nothing": 0.5}}, {"ratio": 0.5, "protect_inputs": ["d"]}):
+        with pytest.raises(PruneError, match="name a layer"):
+            graph.plan(**wrong)
+
+
+def test_a_plan_is_saved_printed_and_replayed(chain, graph, tmp_path):
+    plan = graph.plan(0.5, random_scores(graph, 1))
+    plan.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json")
+    assert again == plan and "a  " in str(plan) and "20 ->    10" in str(plan)
+    first, second = prune(chain, plan).state_dict(), prune(chain, again).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (tmp_path / "bad.json").write_text(json.dumps([1]))
+    with pytest.raises(PruneError, match="bad.json is not a pruning plan"):
+        Plan.load(tmp_path / "bad.json")
+    with pytest.raises(PruneError, match="another model"):
+        prune(nn.Conv2d(3, 4, 1), plan)
+
+
+def test_tracing_and_pruning_leave_model_random_state_and_modes_alone(chain):
+    model = copy.deepcopy(chain).train()
+    model.nb.eval()
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    graph = DependencyGraph(model, X)
+    prune(model, graph.plan(0.5))
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training and model.na.training and not model.nb.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(hasattr(tensor, "_axes") for tensor in model.state_dict(keep_vars=True).values())
+
+
+def test_memory_format_changes_nothing(graph):
+    model, images = build("mobilenet_v3_small")
+    plain = DependencyGraph(model, images)
+    other = model.to(memory_format=torch.channels_last)
+    found = DependencyGraph(other, images.contiguous(memory_format=torch.channels_last))
+    assert [(g.name, g.size) for g in found.groups] == [(g.name, g.size) for g in plain.groups]
+
+
+def test_verify_finds_a_wrong_network(chain, graph):
+    plan = graph.plan(0.5)
+    pruned = prune(chain, plan)
+    assert verify(chain, pruned, plan, X) < 1e-12
+    with torch.no_grad():
+        pruned.c.weight[0, 0] += 1e-3
+    with pytest.raises(PruneError, match="differs from the dense one"):
+        verify(chain, pruned, plan, X)
+    with pytest.raises(PruneError, match="other shapes"):
+        verify(chain, nn.Sequential(pruned, nn.Linear(5, 4)), plan, X)
+
+
+def test_inputs_by_keyword_and_tuple(chain):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x, *, y):
+            return {"out": self.b(self.a(x) + self.a(y))}
+
+    model = Two().eval()
+    graph = DependencyGraph(model, {"x": X, "y": X})
+    plan = graph.plan(0.5)
+    assert kept(plan) == {"a": 3}
+    assert verify(model, prune(model, plan), plan, {"x": X, "y": X}) < 1e-12
+
+
+def test_an_output_that_cannot_be_seen_into_is_refused():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return object()
+
+    with pytest.raises(PruneError, match="return tensors or dicts"):
+        DependencyGraph(Odd(), X)
+
+
+def test_the_command_line_prints_the_groups(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dependency_graph", "squeezenet1_1", "--size", "64"])
+    dependency_graph.main()
+    printed = capsys.readouterr().out
+    assert "features.0 " in printed and "fixed axes, and why" in printed
