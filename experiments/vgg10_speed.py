@@ -55,7 +55,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    start = VGG10(args.bits)
+    start = VGG10(args.bits, pool_first=False)
     rows = {
         "Brevitas 0.6.0": (brevitas_vgg10(start), False),
         "models.vgg10": (copy.deepcopy(start), False),

@@ -143,8 +143,8 @@ class QuantReLU(nn.Module):
 
     @property
     def learning(self) -> bool:
-        """The initial steps are over. Remembered: asking the buffer would halt a GPU at every step."""
-        if not self._learning:
+        """The initial steps are over. A GPU is asked until they are: every question halts it."""
+        if self.steps.is_cpu or not self._learning:
             self._learning = int(self.steps) >= self.initial_steps
         return self._learning
 

@@ -10,7 +10,7 @@ sample high: PyTorch's fast code for convolution, norm and pooling in the channe
 
 Under `torch.autocast(device, torch.bfloat16)` convolutions, norm and pooling run in bfloat16, the quantisers in
 float32; use it for training where the processor is fast at it, and never for evaluation, where it changes codes.
-Needs fake_quant.py beside it; @register only serves rebuild.py.
+Needs fake_quant.py beside it; rebuild.py serves @register and `from_checkpoint` only.
 """
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from models import ModelError
 from models.fake_quant import QuantConv2d, QuantInput, QuantLinear, QuantReLU
-from models.rebuild import register
+from models.rebuild import rebuild, register
 
 CONVOLUTIONS = 7
 
@@ -30,7 +30,7 @@ class Block(nn.Module):
     def __init__(self, layer: nn.Module, norm: nn.Module, bits: int, pool: bool):
         super().__init__()
         self.layer, self.norm, self.activation = layer, norm, QuantReLU(bits)
-        self.pool, self.pool_first = pool, False
+        self.pool, self.pool_first = pool, True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.with_scale(x)[0]
@@ -42,8 +42,8 @@ class Block(nn.Module):
             return self.activation.quantise(x)
         # The quantised ReLU is monotone, so pooling first gives equal values for half the work. But gradients of values
         # that round to the same code go another way, and the percentile of the initial steps wants all values.
-        initial = self.training and not self.activation.learning
-        if not initial and (self.pool_first or not torch.is_grad_enabled()):
+        first = self.pool_first and self.activation.learning if self.training else not torch.is_grad_enabled()
+        if first:
             return self.activation.quantise(F.max_pool2d(x, (1, 2)))
         x, scale = self.activation.quantise(x)
         return F.max_pool2d(x, (1, 2)), scale
@@ -61,7 +61,8 @@ class VGG10(nn.Module):
         num_classes: neurons of the last layer.
         samples: L, a multiple of 128.
         learned_steps: learn the weights' scales (LSQ) instead of taking them from the largest weight.
-        pool_first: pool before the quantised ReLU in training: equal values, faster, gradients on ties differ.
+        pool_first: pool before the quantised ReLU in training: equal values, a sixth faster, gradients on ties differ;
+            accuracy after a short training doesn't (python -m experiments.vgg10_speed --data-file FILE).
 
     Raises:
         ModelError: a bit width outside 2 to 8, or sizes that don't fit together.
@@ -76,7 +77,7 @@ class VGG10(nn.Module):
         num_classes: int = 24,
         samples: int = 1024,
         learned_steps: bool = False,
-        pool_first: bool = False,
+        pool_first: bool = True,
     ):
         super().__init__()
         filters = (filters,) * CONVOLUTIONS if isinstance(filters, int) else tuple(filters)
@@ -118,12 +119,22 @@ class VGG10(nn.Module):
         for layer in self.layers().values():
             layer.learn_step()
 
+    def requantised(self, bits: int) -> "VGG10":
+        """A copy with the same weights, norms and thresholds at another width; its accuracy wants a little training."""
+        other = VGG10(**{**self.arguments(), "bits": bits, "activation_bits": bits})
+        other.load_state_dict(self.state_dict())
+        return other
+
     def layers(self) -> dict[str, QuantConv2d | QuantLinear]:
         """The ten layers with weights by name, in the order of computation.
 
         Each has weight_bits, input_bits, weight_codes() and quantised_weight(); that is what a cost counter asks for.
         """
         return {n: m for n, m in self.named_modules() if isinstance(m, (QuantConv2d, QuantLinear))}
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The weight tensors of those layers by their names in the state dict."""
+        return {f"{name}.weight": layer.weight for name, layer in self.layers().items()}
 
     def arguments(self) -> dict:
         """Plain values; VGG10(**arguments) has the present shapes, also after channels were cut in place."""
@@ -202,6 +213,23 @@ def from_brevitas(state: dict[str, torch.Tensor], bits: int = 8, activation_bits
             own[name] = torch.tensor(QuantReLU().initial_steps)  # a stored threshold is a learned one
     model.load_state_dict(own)
     return model.eval()
+
+
+def from_checkpoint(data: dict, bits: int = 8) -> VGG10:
+    """The network of a loaded file of this repository or of the challenge.
+
+    Args:
+        data: models.rebuild.describe and "kind": "modulation", or the challenge's 65 tensors.
+        bits: for the challenge's files, which don't hold it.
+
+    Raises:
+        ModelError: neither of them.
+    """
+    if "kind" not in data:
+        return from_brevitas(data, bits)
+    if data["kind"] != "modulation":
+        raise ModelError(f"a {data['kind']} network, not a modulation network; name a file that holds a VGG10")
+    return rebuild(data)
 
 
 def to_brevitas(model: VGG10) -> dict[str, torch.Tensor]:

@@ -51,12 +51,9 @@ def signals(count: int = 8, samples: int = 128, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("pool_first", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_logits_equal_brevitas_bit_for_bit(bits, pool_first, gradients):
+def test_logits_equal_brevitas_bit_for_bit(bits, gradients):
     model = from_brevitas(brevitas(bits), bits)
-    for block in model.features:
-        block.pool_first = pool_first
     with torch.set_grad_enabled(gradients):
         assert torch.equal(model(X), brevitas(bits, "logits"))
         other_strides = X.transpose(1, 2).contiguous().transpose(1, 2)  # as frames lie in the file
@@ -305,7 +302,7 @@ def test_pooling_first_gives_equal_values_and_gradients_but_for_ties():
 
 @pytest.mark.parametrize(
     "bits, arguments, autocast",
-    [(2, {}, False), (8, {"pool_first": True}, True), (4, {"learned_steps": True, "activation_bits": 5}, False)],
+    [(2, {}, False), (8, {"pool_first": False}, True), (4, {"learned_steps": True, "activation_bits": 5}, False)],
 )
 def test_training_lowers_the_loss(bits, arguments, autocast):
     model = small(bits, **arguments).train()

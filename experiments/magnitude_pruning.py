@@ -1,0 +1,130 @@
+"""Which way of pruning the quantised VGG10 leaves the cheapest network at .942 of the baseline's accuracy?
+
+    python -m experiments.magnitude_pruning --data-file FILE.hdf5                   # the four main rows, 3 hours a core
+    python -m experiments.magnitude_pruning --data-file FILE.hdf5 --rows all --seeds 0 1 2
+    python -m experiments.magnitude_pruning --table                                 # what is there already
+
+FILE.hdf5 is a generated set (python -m data.modulations FILE.hdf5 --frames-per-cell 200) or RadioML 2018.01A. Every row
+is one command line of feedback_magnitude_pruning.py; all start from the same baseline of their seed, hold the same
+accuracy on validation and may spend the same number of epochs. Interrupted, the same command goes on. A finished row is
+a small JSON file in --results; delete it to have it done again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from utils.runs import RunError, run, write_json
+
+REPOSITORY = Path(__file__).parents[1]
+BASELINE = ["--method", "baseline", "--bits", "8"]
+STANDARD_WEIGHTS = 159_104  # of the 64-filter network: true compression is counted from there in every row
+FMP = ["--preset", "fmp-4bit"]
+FEWER = ["--filters", "32", "32", "48", "64", "64", "64", "64"]  # the first layers cost most
+BEST = ["--score", "lamp-cost", "--learned-steps"]
+ROWS = {
+    "imp-4bit": ["--preset", "imp-4bit"],
+    "fmp-4bit-replay": [*FMP, "--replay-faults"],  # the published schedule with its faults
+    "fmp-4bit": FMP,
+    "fmp-4bit-cost": [*FMP, "--score", "cost"],
+    "fmp-4bit-lamp-cost": [*FMP, "--score", "lamp-cost"],
+    "fmp-4bit-structured": [*FMP, "--p-methods", "structured", "unstructured"],
+    "fmp-4bit-lsq": [*FMP, "--learned-steps"],
+    "best": [*FMP, *BEST],
+    "best-structured": [*FMP, *BEST, "--p-methods", "structured", "unstructured"],
+    "best-3bit": [*FMP, *BEST, "--bits", "3"],
+    "best-fewer-filters": [*FMP, *BEST, *FEWER],
+}
+MAIN_ROWS = ("imp-4bit", "fmp-4bit-replay", "fmp-4bit", "best")
+OWN_BASELINE = ("best-fewer-filters",)  # the shared one doesn't fit: it trains its own, and holds the same accuracy
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-file", type=Path, help="one set for all rows")
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "all"], default=list(MAIN_ROWS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--baseline", type=Path, help="w8a8 network for all seeds; default: one is trained for each")
+    parser.add_argument("--epochs", type=int, default=20, help="of a baseline, over the whole training part")
+    parser.add_argument("--epoch-frames", type=int, default=20_000, help="frames of a pruning epoch")
+    parser.add_argument("--step-epochs", type=int, default=5, help="most epochs to recover from one cut")
+    parser.add_argument("--budget", type=int, default=40, help="most epochs of all steps of a row")
+    parser.add_argument("--keep", type=float, default=0.942, help="of the baseline's accuracy on validation")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("runs/magnitude_pruning"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "experiments" / "results" / "magnitude_pruning")
+    parser.add_argument("--table", action="store_true", help="only print what is in --results")
+    args = parser.parse_args(argv)
+    args.rows = list(ROWS) if "all" in args.rows else args.rows
+    if not args.table and not args.data_file:
+        parser.error("--data-file names the set for all rows; python -m data.modulations FILE.hdf5 makes one")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    for seed in [] if args.table else args.seeds:
+        common = ["--data-file", str(args.data_file), "--batch-size", str(args.batch_size), "--seed", str(seed)]
+        common += ["--schedule", "cosine", "--epochs", str(args.epochs)]
+        limits = {"--epoch-frames": args.epoch_frames, "--step-epochs": args.step_epochs, "--budget": args.budget}
+        limits = [text for name, value in limits.items() for text in (name, str(value))]
+
+        # The shared baseline, and what is to be held of its accuracy
+        baseline = args.baseline
+        if baseline is None:
+            baseline = args.out / f"baseline_seed{seed}" / "best.pt"
+            finish(args, "baseline", seed, [*common, *BASELINE])
+        for row in args.rows:
+            begin = ["--checkpoint", str(baseline), "--keep", str(args.keep)]
+            if row in OWN_BASELINE:
+                beside = baseline.with_suffix(".json")  # of weights that were handed on
+                beside = beside if beside.is_file() else baseline.parent / "result.json"
+                if not beside.is_file():
+                    raise RunError(f"{beside}: missing; {row} needs the validation accuracy that is in it")
+                begin = ["--threshold", str(args.keep * json.loads(beside.read_text())["validation"])]
+            finish(args, row, seed, [*common, *limits, *begin, *ROWS[row]])
+    print(table(args.results))
+    return 0
+
+
+def finish(args, row: str, seed: int, options: list[str]) -> None:
+    """Do a row, or go on with it, unless its file is there."""
+    path, folder = args.results / f"{row}_seed{seed}.json", args.out / f"{row}_seed{seed}"
+    if path.exists():
+        return
+    command = [sys.executable, str(REPOSITORY / "feedback_magnitude_pruning.py"), *options]
+    print(f"== {row}, seed {seed}: feedback_magnitude_pruning.py {' '.join(options)}", flush=True)
+    began = time.time()
+    done = subprocess.run([*command, "--out", str(folder), "--resume"])
+    if done.returncode:
+        raise RunError(f"{row}, seed {seed} stopped with exit code {done.returncode}; the same command goes on")
+    result = json.loads((folder / "result.json").read_text())
+    facts = {"row": row, "seed": seed, **result["cost"], "compression": STANDARD_WEIGHTS / result["cost"]["nonzero"]}
+    facts |= {"test_accuracy": result["sets"]["test"]["accuracy"], "validation": result["validation"]}
+    facts |= {"test_frames": result["sets"]["test"]["frames"], "by_snr": result["sets"]["test"]["by_snr"]}
+    facts |= {"goal": None if row == "baseline" else result["goal"], "epochs": result["epochs"]}
+    facts |= {"pruning_epochs": result["pruning_epochs"], "steps": len(result["steps"]) - 1}
+    facts |= {"papers_formula": result.get("compression_by_the_papers_formula")}
+    facts["options"] = [Path(text).name if "/" in text else text for text in options]
+    facts |= {"minutes_since_last_start": (time.time() - began) / 60, "data": result["data"]}
+    facts |= {"hardware": result["hardware"], "torch": result["torch"]}
+    write_json(path, facts)
+
+
+def table(folder: Path) -> str:
+    """All rows that are finished, the cheapest last, as Markdown."""
+    rows = sorted((json.loads(path.read_text()) for path in folder.glob("*.json")), key=lambda row: -row["score"])
+    head = "| row | seed | test accuracy | non-zero weights | true compression | bops | weight bits | score | epochs |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        numbers = f"{row['test_accuracy']:.4f} | {row['nonzero']} | {row['compression']:.2f}x | {row['bops']}"
+        numbers += f" | {row['weight_bits']} | {row['score']:.5f} | {row['epochs']}"
+        lines.append(f"| {row['row']} | {row['seed']} | {numbers} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

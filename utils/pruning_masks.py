@@ -1,0 +1,158 @@
+"""Which weights stay: scores, masks that hold, and what a structured cut does to them.
+
+    masks = ones(weights)                                           # {name: bool tensor}, weights: {name: tensor}
+    scored = scores(weights, alive(weights, masks), "lamp")
+    masks = remove(scored, alive(weights, masks), 0.2)              # a fifth of those that are left goes
+    hold(weights, masks)                                            # after pruning, and after every optimizer step
+
+A score says how much a weight is worth; the lowest of all layers together go first (unstructured, global):
+
+    magnitude   |w|                                                 as in Feedback Magnitude Pruning
+    lamp        w^2 / sum of the w^2 of its layer that are not smaller (Lee 2021, arXiv:2010.07611)
+    cost        w^2 / what the weight costs
+    lamp-cost   the lamp score / what the weight costs
+
+Torch only.
+"""
+
+import math
+
+import torch
+
+SCORES = ("magnitude", "lamp", "cost", "lamp-cost")
+Tensors = dict[str, torch.Tensor]
+
+
+def ones(weights: Tensors) -> Tensors:
+    """Masks that keep every weight."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def hold(weights: Tensors, masks: Tensors) -> None:
+    """Set what is masked to zero, in place."""
+    for name, weight in weights.items():
+        weight.mul_(masks[name])
+
+
+def alive(codes: Tensors, masks: Tensors) -> Tensors:
+    """Weights that count: not masked, and not zero in `codes` (the integer codes, or the weights themselves)."""
+    return {name: masks[name] & (code != 0) for name, code in codes.items()}
+
+
+@torch.no_grad()
+def scores(weights: Tensors, kept: Tensors, kind: str, costs: dict[str, float] | None = None) -> Tensors:
+    """What each weight is worth; entries that aren't in `kept` don't matter and take no part in a layer's sums.
+
+    Args:
+        weights: float, by name.
+        kept: bool, by name, see `alive`.
+        kind: one of SCORES.
+        costs: by name, what one weight of that tensor costs; for the two kinds with "cost".
+
+    Raises:
+        ValueError: an unknown kind, or costs missing.
+    """
+    if kind not in SCORES or ("cost" in kind and not costs):
+        raise ValueError(f"score {kind!r}: choose among {', '.join(SCORES)}; those with cost need `costs`")
+    result = {}
+    for name, weight in weights.items():
+        score = weight.detach().abs()
+        if kind != "magnitude":
+            score = score.square()
+        if kind.startswith("lamp"):
+            score = _lamp(score * kept[name])
+        result[name] = score / costs[name] if "cost" in kind else score
+    return result
+
+
+def _lamp(square: torch.Tensor) -> torch.Tensor:
+    """Each square over the sum of those that aren't smaller; any shape."""
+    values, order = square.flatten().double().sort()
+    total = values.flip(0).cumsum(0).flip(0).clamp(min=1e-300)
+    result = torch.empty_like(values)
+    result[order] = values / total
+    return result.view(square.shape)
+
+
+def remove(scored: Tensors, kept: Tensors, share: float) -> Tensors:
+    """Masks without the lowest `share` (0 to 1) of the weights in `kept`, over all tensors; exactly that many go.
+
+    What isn't in `kept` is masked too. At least one weight stays in every tensor, or nothing would pass.
+    """
+    flat = torch.cat([scored[name][mask].double() for name, mask in kept.items()])
+    tops = []  # the best weight of each tensor is spared
+    start = 0
+    for mask in kept.values():
+        n = int(mask.sum())
+        if n:
+            tops.append(start + int(flat[start : start + n].argmax()))
+        start += n
+    gone = round(share * len(flat))
+    flat[tops] = torch.inf
+    stays = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    stays[flat.argsort(stable=True)[: min(gone, len(flat) - len(tops))]] = False
+    masks = {}
+    for (name, mask), part in zip(kept.items(), stays.split([int(m.sum()) for m in kept.values()]), strict=True):
+        masks[name] = mask.clone()
+        masks[name][mask] = part
+    return masks
+
+
+def cut(masks: Tensors, removed: list) -> Tensors:
+    """Masks for a network that lost whole channels.
+
+    Args:
+        removed: [tensor, axis, indices] of every cut, as in dependency_graph.Plan.remove.
+    """
+    masks = dict(masks)
+    for name, axis, indices in removed:
+        if name in masks:
+            keep = torch.ones(masks[name].shape[axis], dtype=torch.bool)
+            keep[indices] = False
+            masks[name] = masks[name].index_select(axis, keep.nonzero().flatten().to(masks[name].device))
+    return masks
+
+
+def unit_scores(group, weights: Tensors, masks: Tensors, costs: dict[str, float] | None = None) -> torch.Tensor:
+    """What each filter or neuron of a group is worth: mean |w| of its own weights against the mean of their tensor.
+
+    Args:
+        group: of a dependency graph: `size` units, and `members` with tensor, axis, role, indices and units; role
+            "out" are a unit's own weights, "in" those that read it.
+        costs: by name, what one weight costs; then worth is divided by what the unit's weights cost, both kinds.
+
+    Returns:
+        float (size,).
+    """
+    worth, price = torch.zeros(group.size), torch.zeros(group.size)
+    for tensor, axis, role, indices, units in group.members:
+        if tensor in weights:
+            weight = weights[tensor].detach().abs().transpose(0, axis).flatten(1)  # (channels, all else)
+            if role == "out":
+                worth.index_add_(0, units, (weight.mean(1) / weight.mean().clamp(min=1e-12))[indices])
+            if costs:
+                left = masks[tensor].transpose(0, axis).flatten(1).sum(1)
+                price.index_add_(0, units, left[indices] * costs[tensor])
+    return worth / price.clamp(min=1e-12) if costs else worth
+
+
+def lowest_units(unit_scores: Tensors, share: float) -> dict[str, list[int]]:
+    """The lowest `share` of the units of all groups, {group: unit numbers}.
+
+    No group loses more than twice the share, lest one be emptied at once; the best unit of each stays.
+
+    Args:
+        unit_scores: (units,) of each group, comparable between groups.
+    """
+    places = [(name, i) for name, values in unit_scores.items() for i in range(len(values))]
+    flat = torch.cat([values.double() for values in unit_scores.values()])
+    room = {name: min(math.ceil(2 * share * len(v)), len(v) - 1) for name, v in unit_scores.items()}
+    units: dict[str, list[int]] = {}
+    left = round(share * len(flat))
+    for place in flat.argsort(stable=True).tolist():
+        name, i = places[place]
+        if left and room[name]:
+            units.setdefault(name, []).append(i)
+            left, room[name] = left - 1, room[name] - 1
+    return units
