@@ -22,8 +22,13 @@ demo: $(VENV)/.runtime
 	$(RUN) -m data.synthetic datasets/demo --nr 40 --lte 40 --combined 16 --field 80
 	$(RUN) -m data.synthetic datasets/demo_recording --nr 0 --lte 0 --combined 1 --field 0 --keep-iq
 	$(RUN) train_seg.py --data-dir datasets/demo --out runs/demo_teacher --epochs 4 --resume
+	$(RUN) prune_seg.py --teacher runs/demo_teacher/best.pt --data-dir datasets/demo --out runs/demo_pruned --probe-frames 8 --resume
+	$(RUN) distill_seg.py --teacher runs/demo_teacher/best.pt --student runs/demo_pruned/pruned.pt --data-dir datasets/demo --out runs/demo_student --epochs 6 --resume
+	$(RUN) -m experiments.side_by_side runs/demo_teacher/best.pt runs/demo_pruned/pruned.pt runs/demo_student/best.pt --data-dir datasets/demo
 	$(RUN) segment.py datasets/demo_recording/LTE_NR/LTE_NR_frame_1.sigmf-meta --out runs/demo_segment
-	@echo "Pictures: runs/demo_teacher/pictures, runs/demo_segment"
+	$(RUN) -m data.modulations datasets/demo_radioml.hdf5 --frames-per-cell 12
+	$(RUN) feedback_magnitude_pruning.py --data-file datasets/demo_radioml.hdf5 --filters 16 --dense 32 --batch-size 32 --schedule cosine --epochs 4 --epoch-frames 2560 --step-epochs 2 --budget 8 --out runs/demo_fmp --resume
+	@echo "Pictures: runs/demo_teacher/pictures, runs/demo_student/pictures, runs/demo_segment, runs/demo_fmp/pictures"
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
