@@ -36,6 +36,7 @@ from models.vgg10 import VGG10, fast_bfloat16, from_checkpoint
 from utils import charts, checkpoint, integer_onnx, pruning_masks, snr_scores
 from utils.cost import challenge_score, cost_table, inference_cost, weight_costs
 from utils.dependency_graph import DependencyGraph, PruneError, prune
+from utils.processes import join_processes
 from utils.runs import RunError, StopSignal, command, hardware, log, run, start, write_json
 
 # what a user can mend: exit code 2
@@ -99,8 +100,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, value)
     if min(args.epochs, args.batch_size, args.save_every, args.step_epochs, args.patience) < 1 or args.lr <= 0:
         parser.error("epochs, batch size, learning rate, patience and the like must be positive")
-    if not 0 < args.p < 1 or args.n <= 1 or not 0 < args.keep <= 1:
-        parser.error("--p lies between 0 and 1, --n above 1, --keep between 0 and 1")
+    if not 0 < args.p < 1 or args.n <= 1 or not 0 < args.keep <= 1 or not 0 < (args.threshold or args.keep) <= 1:
+        parser.error("--p lies between 0 and 1, --n above 1, --keep and --threshold between 0 and 1")
+    if any(value is not None and value <= 0 for value in (args.min_p, args.budget, args.epoch_frames)):
+        parser.error("--min-p, --budget and --epoch-frames must be positive")
     if args.cost or args.export or args.eval_only:
         args.bits = file_bits
     if (args.cost or args.export) and not args.checkpoint:
@@ -113,7 +116,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    device = torch.device(args.device)
+    _, _, device = join_processes(args.device)
     if args.cost or args.export:
         network = from_checkpoint(checkpoint.load(args.checkpoint), args.bits).eval()
         print(cost_table(cost_of(network)))
@@ -281,7 +284,7 @@ def next_step(args, network: VGG10, masks: dict, at: dict) -> tuple[VGG10, dict]
     elif at["step"] == 0:
         raise RunError(
             f"without any cut the network has {at['accuracy']:.4f} on validation, {at['goal']:.4f} is to be held: "
-            "train it longer (--epochs, --step-epochs), or lower --keep or --threshold"
+            "with another --out, train it longer (--epochs, --step-epochs), or lower --keep or --threshold"
         )
     else:
         network, masks = good_network(args)
@@ -305,7 +308,10 @@ def next_step(args, network: VGG10, masks: dict, at: dict) -> tuple[VGG10, dict]
 
 
 def cut_weights(args, network: VGG10, masks: dict, p: float) -> tuple[VGG10, dict] | None:
-    """Set a share p of the weights that are left to zero, the lowest scores of all layers; None if none can go."""
+    """Set a share p of the weights that are left to zero, the lowest scores of all layers; None if none can go.
+
+    What rounds to zero at a cut goes with it; what comes back between two cuts is left, and counted, again.
+    """
     weights = network.weights()
     codes = {f"{name}.weight": layer.weight_codes() for name, layer in network.layers().items()}
     kept = masks if args.replay_faults else pruning_masks.alive(codes, masks)  # published: what rounds to zero counts
@@ -319,7 +325,7 @@ def cut_weights(args, network: VGG10, masks: dict, p: float) -> tuple[VGG10, dic
 
 def cut_filters(args, network: VGG10, masks: dict, p: float) -> tuple[VGG10, dict] | None:
     """Take a share p of all filters and hidden neurons out of the network; the other weights stay as they are."""
-    network, masks = network.cpu(), {name: mask.cpu() for name, mask in masks.items()}
+    network, masks = copy.deepcopy(network).cpu(), {name: mask.cpu() for name, mask in masks.items()}
     weights, costs = network.weights(), weight_costs(cost_of(network))
     graph = DependencyGraph(network, torch.zeros(2, 2, network.samples))
     costs = costs if "cost" in args.score else None

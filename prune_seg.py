@@ -41,6 +41,7 @@ from models.fast_layers import cut_dead_taps, speed_up
 from models.rebuild import build, describe, rebuild
 from utils import checkpoint, cost, importance, metrics, pictures
 from utils.dependency_graph import DependencyGraph, Group, PruneError, prune, verify
+from utils.processes import join_processes
 from utils.runs import RunError, command, hardware, log, run, start, write_json
 
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # one sentence, exit code 2
@@ -115,14 +116,20 @@ def _defaults(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if args.resume and (args.out / "result.json").exists():
-        print(f"{args.out} holds a finished run, nothing to do")
-        return 0
+    _, _, device = join_processes(args.device)
+    args.device = str(device)
     own = Path("runs/seg/best.pt")
     teacher = args.teacher or (own if own.exists() else Path("weights/seg_teacher.pt"))
     data = checkpoint.load(teacher)
     if data.get("kind") != "segmentation":
         raise RunError(f"{teacher}: not a segmentation network; name a file of train_seg.py, or train one")
+    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    config |= {"teacher": str(teacher), "teacher_sha256": checkpoint.sha256(teacher), "command": command()}
+    same = config.keys() - {"data_dir", "out", "resume", "device", "workers", "teacher", "command"}
+    if args.resume and (args.out / "result.json").exists():
+        start(args.out, config, args.resume, tuple(same))
+        print(f"{args.out} holds a finished run, nothing to do")
+        return 0
 
     # Data: a part of the training frames to score by, another to probe by, and the validation part
     args.data_dir = args.data_dir or choose_data(args)
@@ -146,8 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     costs = {"nominal": cost.count(nominal, x), "live": cost.count(live, x.to(args.device))}
     if args.preset == "default" and not args.target_macs:
         args.target_params = args.target_params or costs["nominal"].parameters / COMPRESSION
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    start(args.out, config | {"teacher": str(teacher), "command": command()}, args.resume, ())
+    start(args.out, config, args.resume, tuple(same))
+    (args.out / "log.jsonl").unlink(missing_ok=True)  # of a run that was stopped: this one starts anew
     before = judge(live, *validation, weights)
 
     # Probe, then cut

@@ -344,8 +344,9 @@ def _narrow_capture(band, carriers, rng):
     reach = rng.uniform(0, 0.25) * rate if rng.random() < 0.5 else 0.0
     band.narrow(low, high, reach)
     seen = _clip(carriers, low, high)
-    seen += _clip(carriers, low - reach, low, high - low)  # what folds back still looks like what it is
-    seen += _clip(carriers, high, high + reach, low - high)
+    # What folds back still looks like what it is; nothing was generated beyond the frame's own band.
+    seen += _clip(carriers, max(low - reach, -SAMPLE_RATE / 2), low, high - low)
+    seen += _clip(carriers, high, min(high + reach, SAMPLE_RATE / 2), low - high)
     return seen
 
 

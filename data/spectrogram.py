@@ -109,9 +109,12 @@ def spectrogram_image(iq, exact=False):
 
 
 def mask_columns(low_hz, high_hz):
-    """First and last column, both inclusive, that a channel from low_hz to high_hz (baseband) is labelled in."""
+    """First and last column, both inclusive, that a channel from low_hz to high_hz (baseband) is labelled in.
+
+    Outside the band that is an empty range: the last lies before the first.
+    """
     first, last = (int(np.floor((SAMPLE_RATE / 2 + hz) / HZ_PER_PIXEL)) for hz in (low_hz, high_hz))
-    return max(first, 0), min(last, SIZE - 1)
+    return max(first, 0), max(-1, min(last, SIZE - 1))
 
 
 def channel_mask(carriers):

@@ -86,7 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         teacher = args.results / "teacher.json"
         if not teacher.exists():
             print(f"scoring {args.teacher}", flush=True)
-            write_json(teacher, score_teacher(args))
+            write_json(teacher, score_teacher(args) | {"sha256": checkpoint.sha256(args.teacher)})
+        if json.loads(teacher.read_text())["sha256"] != checkpoint.sha256(args.teacher):
+            raise RunError(f"{args.results} holds rows of another teacher than {args.teacher}: choose another --results")
         names = [(size, way) for size, ways in ROWS for way in ways if args.rows in f"{size}, {way}"]
         if not names:
             raise RunError(f"no row has {args.rows!r} in its name: see PRUNED and WAYS in experiments/compression.py")
@@ -116,8 +118,7 @@ def run_row(args, size: str, way: str, seed: int) -> dict:
     common = ["--data-dir", str(args.data_dir), "--teacher", str(args.teacher), "--device", args.device, "--resume"]
     pruned = args.out / slug(size)
     prune = ["prune_seg.py", *PRUNED[size], "--out", str(pruned), *common]
-    if not (pruned / "result.json").exists():
-        call(prune)
+    call(prune)  # nothing to do if it is done; refused if it was another teacher's
     out = args.out / f"{slug(size)}_{slug(way)}_epochs{args.epochs}_seed{seed}"
     preset = ["--preset", "published"] if size.startswith("published") else []
     budget = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--seed", str(seed)]

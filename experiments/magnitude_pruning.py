@@ -93,8 +93,12 @@ def main(argv: list[str] | None = None) -> int:
 def finish(args, row: str, seed: int, options: list[str]) -> None:
     """Do a row, or go on with it, unless its file is there."""
     path, folder = args.results / f"{row}_seed{seed}.json", args.out / f"{row}_seed{seed}"
+    plain = [Path(text).name if "/" in text else text for text in options]
     if path.exists():
-        return
+        if json.loads(path.read_text())["options"] != plain:
+            raise RunError(f"{path} was made with other options: delete it, or choose another --results")
+        if row != "baseline" or (folder / "best.pt").exists():  # other rows start from the baseline's file
+            return
     command = [sys.executable, str(REPOSITORY / "feedback_magnitude_pruning.py"), *options]
     print(f"== {row}, seed {seed}: feedback_magnitude_pruning.py {' '.join(options)}", flush=True)
     began = time.time()
@@ -108,7 +112,7 @@ def finish(args, row: str, seed: int, options: list[str]) -> None:
     facts |= {"goal": None if row == "baseline" else result["goal"], "epochs": result["epochs"]}
     facts |= {"pruning_epochs": result["pruning_epochs"], "steps": len(result["steps"]) - 1}
     facts |= {"papers_formula": result.get("compression_by_the_papers_formula")}
-    facts["options"] = [Path(text).name if "/" in text else text for text in options]
+    facts["options"] = plain
     facts |= {"minutes_since_last_start": (time.time() - began) / 60, "data": result["data"]}
     facts |= {"hardware": result["hardware"], "torch": result["torch"]}
     write_json(path, facts)

@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
             tune = ["distill_seg.py", "--student", str(folder / "pruned" / "pruned.pt"), "--alpha", "0", "--beta", "1"]
             tune += ["--gamma", "0", "--epochs", str(args.epochs), *(["--lr", str(args.lr)] if args.lr else [])]
             for name, command in (("pruned", prune), ("tuned", tune)):
-                if finished and not (folder / name / "result.json").exists():
+                if finished and (name == "pruned" or not (folder / name / "result.json").exists()):
+                    # a finished cut is quick, and refused if it was another teacher's
                     finished = call([*command, *common, "--out", str(folder / name)], deadline)
             if (folder / "tuned" / "result.json").exists():
                 rows.append(read_row(folder, preset, seed))

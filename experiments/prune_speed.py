@@ -23,7 +23,7 @@ from utils import checkpoint, cost
 from utils.export import ExportError, export, fold_batch_norm, load_exported
 from utils.runs import RunError, hardware, run, write_json
 
-ERRORS = (ModelError, checkpoint.CheckpointError)
+ERRORS = (ModelError, checkpoint.CheckpointError, ExportError)
 
 
 class Logits(nn.Module):

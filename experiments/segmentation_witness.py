@@ -59,7 +59,9 @@ def load_witness(path):
 
 
 def carriers_by_frame(folder):
-    """{frame name: list of carriers} from frames.csv."""
+    """{frame name: list of carriers} from frames.csv; the real archive has none."""
+    if not (folder / "frames.csv").exists():
+        return {}
     with (folder / "frames.csv").open(newline="") as file:
         return {row["frame"]: json.loads(row["carriers"]) for row in csv.DictReader(file)}
 

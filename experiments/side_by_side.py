@@ -18,6 +18,7 @@ from data.spectrum_sensing import CLASSES, IGNORE, find_frames, read_tensors, sp
 from models import ModelError, segmentation
 from models.rebuild import rebuild
 from utils import checkpoint, cost, metrics
+from utils.processes import join_processes
 from utils.runs import RunError, run
 
 
@@ -32,6 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    _, _, device = join_processes(args.device)
     frames = find_frames(args.data_dir)
     frames = frames if args.part == "all" else split(frames)[args.part]
     if not frames:
@@ -43,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         data = checkpoint.load(path)
         if data.get("kind") != "segmentation":
             raise RunError(f"{path}: not a segmentation network; name a file of train_seg, prune_seg or distill_seg.py")
-        network = rebuild(data).eval().to(args.device, memory_format=torch.channels_last)
-        size = cost.count(network, segmentation.normalise(images[:1].to(args.device)))
+        network = rebuild(data).eval().to(device, memory_format=torch.channels_last)
+        size = cost.count(network, segmentation.normalise(images[:1].to(device)))
         matrices = metrics.frame_matrices(
             lambda x, network=network: segmentation.predict(network, x),
             images,
@@ -54,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         values = metrics.scores(matrices.sum(0), CLASSES)
         found = values["classes"]
-        iou = "".join(f"{found[name]['iou']:7.3f}" if name in found else f"{'-':>7}" for name in CLASSES)
-        print(f"{str(path):{width}} {size.parameters:11d} {size.macs / 1e6:8.1f} {values['mean_iou']:6.3f}{iou}")
+        iou = "".join(f"{found[name]['iou']:7.3f}" if found[name] else f"{'-':>7}" for name in CLASSES)
+        print(f"{str(path):{width}} {size.parameters:11d} {size.macs / 1e6:8.1f} {values['mean_iou'] or 0:6.3f}{iou}")
     print(f"{len(frames)} frames of {args.data_dir}, part {args.part}")
     return 0
 

@@ -123,6 +123,8 @@ class VGG10(nn.Module):
         """A copy with the same weights, norms and thresholds at another width; its accuracy wants a little training."""
         other = VGG10(**{**self.arguments(), "bits": bits, "activation_bits": bits})
         other.load_state_dict(self.state_dict())
+        if bits != self.bits and self.output.weight_step is not None:
+            other.learn_weight_steps()  # a step of other bits doesn't fit
         return other
 
     def layers(self) -> dict[str, QuantConv2d | QuantLinear]:

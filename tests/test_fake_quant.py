@@ -355,3 +355,13 @@ def test_a_network_cut_in_place_is_rebuilt_both_ways():
     data = describe(model, "models.vgg10.VGG10", {"bits": 4, "filters": 8, "dense": 16, "samples": 128})
     for other in (again.eval(), rebuild(data).eval()):
         assert torch.equal(other(signals()), model(signals()))
+
+
+def test_learned_steps_are_learned_anew_at_another_width():
+    torch.manual_seed(0)
+    network = VGG10(8, filters=4, dense=8, samples=128, learned_steps=True)
+    for name, layer in network.requantised(4).layers().items():
+        before = network.layers()[name]
+        assert torch.equal(layer.weight, before.weight)
+        assert layer.weight_scale() > 3 * before.weight_scale()
+        assert (layer.weight_codes().abs() == 7).float().mean() < 0.25  # few saturate

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data.frames import _narrow_capture
 from data.lte_nr import (
     LTE_RB,
     LTE_TDD,
@@ -237,3 +238,25 @@ def test_a_slower_receiver_folds_what_its_filter_lets_through_to_the_other_edge(
     resolution = round(15e3 * FRAME_SAMPLES / SAMPLE_RATE)  # bins of the tone's level
     floor = np.mean(np.abs(noise.spectrum) ** 2) * resolution
     assert 10 * np.log10(spectrum.max() ** 2 / floor) == pytest.approx(20, abs=0.1)
+
+
+def test_a_folded_carrier_is_labelled_where_its_energy_is():
+    rng, bins = np.random.default_rng(3), FRAME_SAMPLES / SAMPLE_RATE  # bins a Hz
+
+    def bin_of(hz):
+        return round(np.clip(hz, -SAMPLE_RATE / 2, SAMPLE_RATE / 2) * bins) + FRAME_SAMPLES // 2
+
+    folded = 0
+    for _ in range(100):
+        band, center = Band(), float(rng.uniform(-33e6, 33e6))
+        low, high = (bin_of(center + side) for side in (-2e6, 2e6))
+        band.spectrum[low:high] = 1
+        seen = _narrow_capture(band, [{"technology": "LTE", "center_hz": center, "bandwidth_hz": 4e6}], rng)
+        labelled = np.zeros(FRAME_SAMPLES, bool)
+        for carrier in seen:
+            half = carrier["bandwidth_hz"] / 2
+            labelled[bin_of(carrier["center_hz"] - half) : bin_of(carrier["center_hz"] + half)] = True
+        different = np.count_nonzero(labelled != (band.spectrum != 0)) / bins
+        assert different < 2 * 240e3  # parts of less than a pixel are not labelled
+        folded += len(seen) > 0 and not np.any(labelled[low:high])
+    assert folded >= 2

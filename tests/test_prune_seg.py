@@ -162,8 +162,10 @@ def test_two_steps_with_recovery_meet_a_target_of_macs(options, tmp_path):
 
 def test_resume_leaves_a_finished_run_alone(default, options, capsys):
     before = (default / "result.json").read_bytes()
-    assert main([*options, "--out", str(default), "--resume"]) == 0
-    assert (default / "result.json").read_bytes() == before and "nothing to do" in capsys.readouterr().out
+    assert main([*options, "--target-params", "300e3", "--out", str(default), "--resume"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    fails([*options, "--target-params", "400e3", "--out", str(default), "--resume"], capsys, "target_params", "--out")
+    assert (default / "result.json").read_bytes() == before
 
 
 # ---- the formulas --------------------------------------------------------------------------------------------------

@@ -84,6 +84,11 @@ def test_mask_covers_the_nominal_channel_both_ends_included():
     assert mask_columns(-40e6, 40e6) == (0, 255)
 
 
+def test_a_channel_outside_the_band_labels_nothing():
+    for center in (-40e6, 40e6):
+        assert not channel_mask([{"technology": "LTE", "center_hz": center, "bandwidth_hz": 10e6}]).any()
+
+
 def test_signal_edges_in_the_picture_are_those_of_the_mask():
     frames = (make_frame("LTE", index, 1) for index in range(20))
     iq, (carrier,) = next(f for f in frames if f[1][0]["snr_db"] >= 50 and f[1][0]["load"] > 0.5)

@@ -50,7 +50,7 @@ def count(model: nn.Module, inputs: Tensor | tuple) -> Cost:
     macs, running, hooks = {}, [], []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: running.append(name)))
-        hooks.append(module.register_forward_hook(lambda *_: running.pop() and None))
+        hooks.append(module.register_forward_hook(lambda *_: (running.pop(), None)[1]))
     training = [module for module in model.modules() if module.training]
     try:
         with torch.no_grad(), _MacCounter(running, macs):

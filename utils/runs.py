@@ -82,7 +82,7 @@ def cut_log(folder: str | Path, epochs: int) -> None:
     kept = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            kept += [line] if json.loads(line)["epoch"] <= epochs else []
+            kept += [line] if json.loads(line).get("epoch", 0) <= epochs else []
         except json.JSONDecodeError:
             break
     path.write_text("".join(f"{line}\n" for line in kept))
@@ -144,6 +144,10 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> int:
         return main() or 0
     except (RunError, *errors) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that can't be written, a full disk
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}; choose another folder, or make room there", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped before the end; nothing is half written", file=sys.stderr)
