@@ -214,6 +214,27 @@ def test_tracing_and_pruning_leave_model_random_state_and_modes_alone(chain):
     assert not any(hasattr(tensor, "_axes") for tensor in model.state_dict(keep_vars=True).values())
 
 
+class Restless(nn.Module):
+    """Writes into a parameter and, unannounced, into running statistics; a head that only training has."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.b, self.c = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), nn.Linear(8, 2)
+
+    def forward(self, x):
+        self.a.weight.data.mul_(0.5)
+        x = nn.functional.batch_norm(self.a(x), self.n.running_mean, self.n.running_var, training=True)
+        return (self.b(x), self.c(x.mean((2, 3)).view(-1, 8))) if self.training else self.b(x)
+
+
+def test_a_model_that_writes_into_itself_is_left_as_it_was_and_its_training_head_is_seen():
+    model = Restless()
+    before = copy.deepcopy(model.state_dict())
+    graph = DependencyGraph(model, X)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not graph.groups and "view: a size written in the code" in graph.frozen[("c.weight", 1, "in")]
+
+
 def test_memory_format_changes_nothing(graph):
     model, images = build("mobilenet_v3_small")
     plain = DependencyGraph(model, images)

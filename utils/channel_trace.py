@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 FIXED = 0  # the atom of a channel that is no parameter's, as those of the picture in cat([picture, features])
 SAMPLES = torch.tensor([-50.0, -2.0, -0.3, 0.3, 2.0, 50.0], dtype=torch.float64)
@@ -27,6 +28,7 @@ POINTWISE = COPIES | {"hardswish", "_prelu_kernel", "bernoulli", "copy", "zeros_
 VIEWS = {"view", "_unsafe_view", "_reshape_alias"}
 MOVES = VIEWS | {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "repeat", "flip", "select", "slice",
                  "split", "split_with_sizes", "unsafe_split", "unbind", "pixel_shuffle", "pixel_unshuffle"}  # fmt: skip
+QUIET = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # always in eval mode: they tie the same
 SPATIAL = re.compile(r"_?(?:adaptive_)?(?:avg_pool|max_pool|upsample_[a-z]+|reflection_pad|replication_pad)([123])d")
 
 
@@ -45,16 +47,30 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self, spans):
-        """spans: [(tensor, [(first atom, last atom + 1) or None for each axis])]."""
+        """spans: [(tensor, [its atoms, or None, for each axis])]; the tensors come out as they went in."""
         super().__init__()
-        self.edges, self.freezes, self.seen, self.log = [], {}, set(), []
+        self.edges, self.freezes, self.seen, self.log, self.overwritten = [], {}, set(), [], []
+        self.memory = {tensor.untyped_storage().data_ptr() for tensor, _ in spans}
         for tensor, axes in spans:
-            tensor._axes = [s and Axis(torch.arange(*s), int(tensor.is_floating_point())) for s in axes]
+            tensor._axes = [None if a is None else Axis(a, int(tensor.is_floating_point())) for a in axes]
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        return False  # it would double the time of an operation
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        while self.overwritten:
+            tensor, before = self.overwritten.pop()
+            tensor.copy_(before)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, func.overloadpacket.__name__.rstrip("_")  # add_ is add
+        kwargs, (name, mutable) = kwargs or {}, name_of(func)
         inputs = tensors_in([*args, *kwargs.values()])
         self.seen.update(map(id, inputs))
+        if mutable:
+            here = [t for t in inputs if t.untyped_storage().data_ptr() in self.memory]
+            self.overwritten += [(t.detach(), t.clone()) for t in here]
         labels = [axis for t in inputs for axis in self.of(t) if axis]
         result = func(*args, **kwargs)
         out = tensors_in([result])
@@ -246,6 +262,48 @@ class Trace(TorchDispatchMode):
         return axes
 
 
+def run(model, inputs, mode, modes=(False, True)):
+    """The outputs in eval mode and in train mode, seen by a dispatch mode, and the modes (False: eval) that were run.
+
+    One run shows both where no module reads `training`. Torch's random state stays as it was.
+    """
+    inputs = tree_map(lambda v: v.clone(memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v, inputs)
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    args, outputs, asked = [args] if isinstance(args, Tensor) else args, [], set()
+    classes = {m: type(m) for m in model.train(False).modules() if not isinstance(m, QUIET)}
+    flag = {"training": property(lambda module: bool(asked.add(module)))}  # says False, and keeps who asked
+    watched = {c: type(c.__name__, (c,), flag) for c in set(classes.values())}
+    with torch.no_grad(), torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}):
+        for module, cls in classes.items():
+            module.__class__ = watched[cls]
+        with mode:
+            outputs.append(model(*args, **kwargs))
+        for module, cls in classes.items():
+            module.__class__ = cls
+            module.training = True
+        if asked and True in modes:
+            with mode:
+                outputs.append(model(*args, **kwargs))
+    return outputs, modes[: len(outputs)]
+
+
+def alike(step, now, stays, widths):
+    """Whether an operation of the narrowed model is that of the dense one, with the shapes that its labels predict.
+
+    widths: {id of atoms: how many stay}, filled here.
+    """
+    names = {step[0], now[0]}
+    if len(names) > 1 and not names <= VIEWS or len(step[2]) != len(now[2]):
+        return False
+    for (shape, axes), (found, _) in zip(step[2], now[2], strict=True):
+        for n, m, axis in zip(shape, found, axes, strict=True) if axes else []:
+            if axis and id(axis.atoms) not in widths:
+                widths[id(axis.atoms)] = int(stays[axis.atoms].view(-1, n).all(0).sum())
+            if m != (widths[id(axis.atoms)] if axis else n):
+                return False
+    return True
+
+
 def line(grid, first):
     """(an axis along which the grid's values differ, (k, n) values along it); the last such axis unless `first`."""
     grid = grid[tuple(slice(None if step else 1) for step in grid.stride())]  # size 1 where all are equal
@@ -258,14 +316,25 @@ def line(grid, first):
 
 
 @functools.cache
+def name_of(func):
+    """(name, whether it writes into an argument); add_ is add."""
+    return func.overloadpacket.__name__.rstrip("_"), func._schema.is_mutable
+
+
+@functools.cache
 def argument_names(func):
     return [argument.name for argument in func._schema.arguments]
 
 
 def tensors_in(values):
     """The tensors among values and in lists among them, in order."""
-    flat = (item for value in values for item in (value if isinstance(value, (list, tuple)) else [value]))
-    return [item for item in flat if isinstance(item, Tensor)]
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [item for item in value if isinstance(item, Tensor)]
+    return found
 
 
 RULES = {"convolution": "convolution", "cat": "cat", "stack": "cat", "constant_pad_nd": "pad"}

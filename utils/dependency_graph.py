@@ -34,10 +34,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from utils.channel_trace import FIXED, MOVES, VIEWS, Axis, Trace
+from utils.channel_trace import FIXED, MOVES, Axis, Trace, alike, run
 
 CONVOLUTION = nn.modules.conv._ConvNd
-QUIET = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # always in eval mode: they tie the same
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # of code that cannot run at half width
 
 
@@ -108,7 +107,7 @@ class DependencyGraph:
     """
 
     def __init__(self, model, example_inputs):
-        traced, self._spans, count = contiguous(duplicate(model, {})), [], 1
+        traced, self._spans, self._atoms, count = workbench(model, {}), [], [], 1
         found = tensors_of(traced)
         self._shapes = {name: [*tensor.shape] for name, (tensor, _, _) in found.items()}
         self._layers = {name: layers for name, (_, _, layers) in found.items()}
@@ -117,32 +116,42 @@ class DependencyGraph:
         for name, (tensor, module, _) in found.items():
             for axis, n in enumerate(tensor.shape[:2] if isinstance(module, CONVOLUTION) else tensor.shape):
                 if n > 1:
-                    axes[name][axis] = (count, count + n)
+                    axes[name][axis] = torch.arange(count, count + n)
                     self._spans.append(Span(name, axis, role_of(name, module, axis), count, count + n))
+                    self._atoms.append(axes[name][axis])
                     count += n
         self._starts = torch.tensor([span.start for span in self._spans])
         self._trace = Trace([(found[name][0], axes[name]) for name in found])
-        for leaf in tree_leaves(run(traced, example_inputs, self._trace)):
+        outputs, self._modes = run(traced, example_inputs, self._trace)
+        for leaf in tree_leaves(outputs):
             if not isinstance(leaf, (Tensor, int, float, str, bool, type(None))):
                 raise PruneError(f"cannot see into an output of type {type(leaf).__name__}: return tensors or dicts")
             self._trace.freeze("model output", *(self._trace.of(leaf) if isinstance(leaf, Tensor) else []))
-        for span in self._spans:
+        for span, atoms in zip(self._spans, self._atoms, strict=True):
             if id(found[span.tensor][0]) not in self._trace.seen:
-                self._trace.freeze("never used", Axis(torch.arange(span.start, span.stop)))
+                self._trace.freeze("never used", Axis(atoms))
         self._solve(count)
         while self._freeze_literal_size(model, example_inputs):
             self._solve(count)
 
     def _solve(self, count):
         """Tied atoms -> units -> groups. count: number of atoms. An atom's root stands for its unit."""
-        a, b = torch.cat([torch.stack(edge) for edge in self._trace.edges] or [torch.ones(2, 1, dtype=torch.int64)], 1)
+        whole = {id(atoms): k for k, atoms in enumerate(self._atoms)}  # axes tied as a whole are found as a whole
+        kinds = [(whole.get(id(a)), whole.get(id(b))) for a, b in self._trace.edges]
+        block = connected(len(whole), *torch.tensor([(0, 0), *(k for k in kinds if None not in k)]).T)
+        self._block = block.tolist()  # of an axis: the first one that it is tied to
+        same = torch.arange(count)
+        lengths = torch.tensor([span.stop - span.start for span in self._spans], dtype=torch.int64)
+        same[1:] += (self._starts[block] - self._starts).repeat_interleave(lengths)
+        edges = [pair for pair, k in zip(self._trace.edges, kinds, strict=True) if None in k]
+        a, b = same[torch.cat([torch.stack(pair) for pair in edges] or [torch.ones(2, 1, dtype=torch.int64)], 1)]
         fixed = (a == FIXED) | (b == FIXED)
         self._trace.freezes["tied to a channel that is no parameter's"] = [a[fixed], b[fixed]]
-        root = self._root = connected(count, a[~fixed], b[~fixed])
+        root = self._root = connected(count, a[~fixed], b[~fixed])[same]
         free = torch.ones(count, dtype=torch.bool)
         free[root[torch.cat([root[:1], *(atoms for each in self._trace.freezes.values() for atoms in each)])]] = False
         free = free[root]
-        atoms = free.nonzero().flatten()
+        atoms = (free & (same == torch.arange(count))).nonzero().flatten()  # one for all axes of a block
         places, order = (root[atoms] * len(self._spans) + self._span(atoms)).sort(stable=True)
         pairs = places.unique_consecutive()  # which unit is on which axis
         codes = torch.randint(2**62, self._starts.shape, generator=torch.Generator().manual_seed(0))
@@ -158,17 +167,21 @@ class DependencyGraph:
         atoms, (places, counts) = atoms[order], places.unique_consecutive(return_counts=True)
         indices = (atoms - self._starts[self._span(atoms)]).split(counts.tolist())
         numbers = number[root[atoms]].split(counts.tolist())
-        members = [[] for _ in units]
+        members, axes = [[] for _ in units], {}
+        for span, first in enumerate(self._block):
+            axes.setdefault(first, []).append(span)
         for place, *parts in zip(places.tolist(), indices, numbers, strict=True):
-            k, span = divmod(place, len(self._spans))
-            members[k].append((self._spans[span].role != "out", span, Member(*self._spans[span][:3], *parts)))
+            k, first = divmod(place, len(self._spans))
+            for span in axes[first]:
+                members[k].append((self._spans[span].role != "out", span, Member(*self._spans[span][:3], *parts)))
         self.groups, self._units = [], {}  # units: {group name: the root of each}
         for entries, of_group in sorted(zip(members, units, strict=True), key=lambda pair: min(pair[0])[:2]):
             name = self._layers[min(entries)[2].tensor][0]
             while name in self._units:
                 name += "'"
-            layers = dict.fromkeys(layer for *_, member in entries for layer in self._layers[member.tensor])
-            self.groups.append(Group(name, len(of_group), [member for *_, member in entries], list(layers)))
+            of_name = [member for _, _, member in sorted(entries, key=lambda entry: entry[1])]
+            layers = dict.fromkeys(layer for member in of_name for layer in self._layers[member.tensor])
+            self.groups.append(Group(name, len(of_group), of_name, list(layers)))
             self._units[name] = of_group
 
     def _span(self, atoms):
@@ -177,11 +190,14 @@ class DependencyGraph:
     def _freeze_literal_size(self, model, inputs):
         """Run a copy of half the width and freeze the first operation that does not follow; False if all do."""
         half = {g.name: range(min(g.size - 1, max(2, g.size // 2)), g.size) for g in self.groups}
-        stays, log, narrow, finished = ~self._gone(half), self._trace.log, Trace([]), False
+        sizes = {(name, axis): self._shapes[name][axis] - len(cut) for name, axis, cut in self.make_plan(half).remove}
+        miniature, stays, log, finished = workbench(model, sizes), ~self._gone(half), self._trace.log, False
+        narrow, widths = Trace([(tensor, []) for tensor, *_ in tensors_of(miniature).values()]), {}
         with contextlib.suppress(*FAILURES):
-            run(contiguous(prune(model, self.make_plan(half))), inputs, narrow)
+            run(miniature, inputs, narrow, self._modes)
             finished = True
-        wrong = next((k for k, pair in enumerate(zip(log, narrow.log, strict=False)) if not alike(*pair, stays)), None)
+        wrong = (k for k, pair in enumerate(zip(log, narrow.log, strict=False)) if not alike(*pair, stays, widths))
+        wrong = next(wrong, None)
         if finished and wrong is None and len(log) == len(narrow.log):
             return False
         wrong = min(len(narrow.log), len(log) - 1) if wrong is None else wrong  # that which failed
@@ -202,7 +218,7 @@ class DependencyGraph:
         """(atoms,) bool: which leave with the given units, {group name: numbers}."""
         gone = torch.zeros(len(self._root), dtype=torch.bool)
         for name, numbers in units.items():
-            gone[self._units[name][list(numbers)]] = True
+            gone[self._units[name][torch.tensor([*numbers], dtype=torch.int64)]] = True
         return gone[self._root]
 
     @property
@@ -225,9 +241,10 @@ class DependencyGraph:
 
     def make_plan(self, units, groups=(), notes=()):
         """The plan by which the given units leave: {group name: unit numbers}."""
-        gone = self._gone(units)
-        cuts = [[s.tensor, s.axis, gone[s.start : s.stop].nonzero().flatten().tolist()] for s in self._spans]
-        cuts = [cut for cut in cuts if cut[2]]
+        gone, indices = self._gone(units), {}
+        for k in set(self._block):
+            indices[k] = gone[self._atoms[k]].nonzero().flatten().tolist()
+        cuts = [[s.tensor, s.axis, indices[k]] for s, k in zip(self._spans, self._block, strict=True) if indices[k]]
         return Plan(cuts, {name: self._shapes[name] for name, _, _ in cuts}, list(groups), list(notes))
 
     def plan(self, ratio, scores=None, ratios=None, multiple=1, floor=1, protect_inputs=(), protect_outputs=()):
@@ -310,62 +327,65 @@ def connected(n, a, b):
     return root
 
 
-def alike(step, now, stays):
-    """Whether an operation of the narrowed model is that of the dense one, with the shapes that its labels predict."""
-    names = {step[0], now[0]}
-    if len(names) > 1 and not names <= VIEWS or len(step[2]) != len(now[2]):
-        return False
-    for (shape, axes), (found, _) in zip(step[2], now[2], strict=True):
-        for n, m, axis in zip(shape, found, axes, strict=True) if axes else []:
-            if m != (int(stays[axis.atoms].view(-1, n).all(0).sum()) if axis else n):
-                return False
-    return True
+def workbench(model, sizes):
+    """A copy to run and to mark. Parameters share the model's memory, unless they are narrowed; buffers do not.
+
+    sizes: {(name, axis): how many entries to keep}. Memory is laid out so that operations are those that the code
+    names (no as_strided).
+    """
+    swaps = {}
+    for name, (old, _, _) in tensors_of(model).items():
+        tensor = old.detach()
+        for axis in range(old.dim()):
+            if (name, axis) in sizes:
+                tensor = tensor.narrow(axis, 0, sizes[name, axis])
+        tensor = tensor if isinstance(old, nn.Parameter) else tensor.clone()
+        swaps[id(old)] = like(old, tensor.contiguous().view(-1).view(tensor.shape))  # strides of size 1 too
+    return duplicate(model, swaps)
 
 
-def contiguous(model):
-    """The model itself, its memory laid out so that operations are those that the code names (no as_strided)."""
-    return model.to(memory_format=torch.contiguous_format)
-
-
-def run(model, inputs, mode):
-    """The outputs in eval mode and in train mode, seen by a dispatch mode. Torch's random state stays as it was."""
-    inputs = tree_map(lambda v: v.clone(memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v, inputs)
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    outputs = []
-    with torch.no_grad(), torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}):
-        for training in (False, True):
-            for module in model.modules():
-                module.training = training and not isinstance(module, QUIET)
-            with mode:
-                outputs.append(model(*([args] if isinstance(args, Tensor) else args), **kwargs))
-    return outputs
+def like(old, tensor):
+    return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
 
 
 def prune(model, plan):
     """A copy of the model without what the plan removes. Raises PruneError if the plan does not fit."""
-    found, new = tensors_of(model), {}
+    found = tensors_of(model)
+    new, keeps = {name: tensor.detach() for name, (tensor, _, _) in found.items()}, {}
     for name, shape in plan.shapes.items():
         if name not in found or [*found[name][0].shape] != shape:
             raise PruneError(f"the plan is for another model: it expects a tensor {name} of shape {shape}")
     for name, axis, indices in plan.remove:
-        tensor = new.get(name, found[name][0].detach())
-        keep = torch.ones(tensor.shape[axis], dtype=torch.bool)
-        keep[torch.as_tensor(indices)] = False
-        new[name] = tensor.index_select(axis, keep.nonzero().flatten().to(tensor.device))
-    swaps = {}  # id of a tensor -> the one that takes its place
+        n = new[name].shape[axis]
+        if id(indices) not in keeps:  # a list that many axes share is looked at once
+            keep = torch.ones(n, dtype=torch.bool).index_fill_(0, torch.tensor(indices), False)
+            keeps[id(indices)] = keep.nonzero().flatten()
+        new[name] = new[name].index_select(axis, keeps[id(indices)].to(new[name].device))
+    swaps = {}
     for name, tensor in new.items():
         old = found[name][0]
-        swaps[id(old)] = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    pruned = duplicate(model, swaps)
-    for module in pruned.modules():
-        refit(module)
-    return pruned
+        swaps[id(old)] = like(old, tensor if name in plan.shapes else tensor.clone())
+    return duplicate(model, swaps)
 
 
 def duplicate(model, swaps):
-    """copy.deepcopy, but with {id of a tensor: what takes its place}; three times faster: most of it is empty dicts."""
-    tables = [t for m in model.modules() for t in vars(m).values() if type(t) in (dict, OrderedDict) and not t]
-    return copy.deepcopy(model, swaps | {id(table): type(table)() for table in tables})
+    """copy.deepcopy with {id of a tensor: what takes its place}, several times faster; layers fit their tensors."""
+    modules = [module for module in model.modules() if not hasattr(module, "__deepcopy__")]
+    memo = swaps | {id(module): module.__new__(type(module)) for module in modules}
+    for module in modules:
+        new = vars(memo[id(module)])
+        for key, value in vars(module).items():  # most of it is numbers and empty tables
+            kind = type(value)
+            if value is None or kind in (bool, int, str):
+                new[key] = value
+            elif kind in (dict, OrderedDict) and all(id(item) in memo for item in value.values()):
+                new[key] = kind((name, memo[id(item)]) for name, item in value.items())
+            elif kind in (tuple, list, set) and all(type(item) is int for item in value):
+                new[key] = kind(value)
+            else:
+                new[key] = copy.deepcopy(value, memo)
+        refit(memo[id(module)])
+    return copy.deepcopy(model, memo)
 
 
 def refit(module):
@@ -398,7 +418,7 @@ def verify(dense, pruned, plan, inputs, dtype=torch.float64, tolerance=1e-9):
         if tensor.is_floating_point():
             tensor.index_fill_(axis, torch.tensor(indices, device=tensor.device), 0)
     inputs = tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, inputs)
-    want, got = (run(model, inputs, contextlib.nullcontext())[0] for model in (zeroed, pruned))
+    want, got = (run(model, inputs, contextlib.nullcontext())[0][0] for model in (zeroed, pruned))
     want, got = ([t for t in tree_leaves(outputs) if isinstance(t, Tensor)] for outputs in (want, got))
     if [t.shape for t in want] != [t.shape for t in got]:
         raise PruneError("the pruned model's outputs have other shapes than the dense model's")
