@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"scoring {args.teacher}", flush=True)
             write_json(teacher, score_teacher(args) | {"sha256": checkpoint.sha256(args.teacher)})
         if json.loads(teacher.read_text())["sha256"] != checkpoint.sha256(args.teacher):
-            raise RunError(f"{args.results} holds rows of another teacher than {args.teacher}: choose another --results")
+            raise RunError(f"{args.results} has rows of another teacher than {args.teacher}: choose another --results")
         names = [(size, way) for size, ways in ROWS for way in ways if args.rows in f"{size}, {way}"]
         if not names:
             raise RunError(f"no row has {args.rows!r} in its name: see PRUNED and WAYS in experiments/compression.py")
