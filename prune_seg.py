@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from data import DataError
 from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, read_tensors, split
+from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, speed_up
 from models.rebuild import build, describe, rebuild
@@ -51,7 +52,6 @@ PRESETS = {
 }
 COMPRESSION = 36.9  # of the published network: 11.02 M parameters to 299 K
 TOLERANCE = 0.02  # of a target
-SMALL_SET = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # generated where no data set is given, as train_seg does
 BATCH = 8  # frames of a forward
 
 
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # Data: a part of the training frames to score by, another to probe by, and the validation part
-    args.data_dir = args.data_dir or choose_data(args)
+    args.data_dir = args.data_dir or default_set(args.workers)
     parts = split(find_frames(args.data_dir))
     frames, n = parts["train"], min(args.probe_frames, len(parts["train"]) // 2)
     if n < 2 or not parts["validation"]:
@@ -195,18 +195,6 @@ def main(argv: list[str] | None = None) -> int:
     write_json(args.out / "result.json", result | {"command": command(), "torch": torch.__version__})
     print(summary(result, args.out))
     return 0
-
-
-def choose_data(args) -> Path:
-    """The set that is there, or a small one made here."""
-    full, small = Path("datasets/spectrum_sensing"), Path("datasets/small")
-    if full.exists():
-        return full
-    from data.synthetic import generate
-
-    print(f"no {full}, so a small synthetic set in {small}: {sum(SMALL_SET.values())} frames, a minute or two")
-    generate(small, SMALL_SET, workers=args.workers)
-    return small
 
 
 # ---- judging -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from data.hdf4 import write_raster
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, channel_mask, spectrogram_image
 
 DEFAULT_COUNTS = {"NR": 900, "LTE": 900, "LTE_NR": 900, "FIELD": 1800}
+SMALL_COUNTS = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # where no data set is given
 COLUMNS = ["frame", "family", "seed", "snr_db", "carriers"]  # of frames.csv
 
 
@@ -133,6 +134,16 @@ def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
             if row[0] not in done:
                 csv.writer(file).writerow(row)
                 file.flush()  # a row is there only when its frame is complete
+
+
+def default_set(workers=None):
+    """Where the scripts find frames if no folder is named: the full set if it is there, else a small one, made now."""
+    full, small = Path("datasets/spectrum_sensing"), Path("datasets/small")
+    if full.exists():
+        return full
+    print(f"no {full}, so a small synthetic set in {small}: {sum(SMALL_COUNTS.values())} frames, a minute or two")
+    generate(small, SMALL_COUNTS, workers=workers)
+    return small
 
 
 def parse_args(argv=None):
