@@ -41,7 +41,6 @@ PRESETS = {
     "default": {"epochs": 11, "batch_size": 8, "lr": 1e-3},
     "published": {"epochs": 10, "batch_size": 4, "lr": 0.02},
 }
-SMALL_SET = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # generated where no data set is given
 PARULA_TOLERANCE = 4  # colour values; MATLAB's releases differ by less, other colour maps by more
 
 
@@ -367,10 +366,10 @@ def choose_data(args) -> Path:
         return full
 
     def generate_small() -> None:
-        from data.synthetic import generate
+        from data.synthetic import SMALL_COUNTS, generate
 
-        print(f"no {full}, so a small synthetic set in {small}: {sum(SMALL_SET.values())} frames, a minute or two")
-        generate(small, SMALL_SET, workers=args.workers)
+        print(f"no {full}, so a small synthetic set in {small}: {sum(SMALL_COUNTS.values())} frames, a minute or two")
+        generate(small, SMALL_COUNTS, workers=args.workers)
 
     first_process(generate_small, DataError)
     return small
