@@ -1,6 +1,6 @@
 """Feedback Magnitude Pruning: a quantised VGG10 that names 24 modulations, pruned as far as its accuracy allows.
 
-    python feedback_magnitude_pruning.py                                     # makes frames, trains, prunes: a try
+    python feedback_magnitude_pruning.py                                   # makes frames, trains, prunes: half an hour
     python feedback_magnitude_pruning.py --method baseline --bits 8 --data-file FILE.hdf5 --out runs/amc_baseline
     python feedback_magnitude_pruning.py --preset fmp-4bit --data-file FILE.hdf5 \
         --checkpoint runs/amc_baseline/best.pt --out runs/fmp                # --resume after an interruption
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import DataError
-from data.radioml import MODULATIONS, SNRS, Frames, batches, open_cache, open_frames, split
+from data.radioml import MODULATIONS, SNRS, Frames, batches, fingerprint, open_cache, open_frames, split
 from models import ModelError
 from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10, fast_bfloat16, from_checkpoint
@@ -46,6 +46,7 @@ PRESETS |= {f"fmp-{bits}bit": {"method": "fmp", "bits": bits} for bits in range(
 PRESET_OF = {"baseline": "baseline", "imp": "imp-4bit", "fmp": "fmp-4bit"}
 KNOWN_FILES = ("datasets/GOLD_XYZ_OSC.0001_1024.hdf5", "datasets/radioml.hdf5")  # taken if there
 SMALL_FILE, SMALL_FRAMES = "datasets/radioml_small.hdf5", 40  # generated where no file is given; frames of a cell
+EPOCHS, SMALL_EPOCHS, SMALL_BUDGET = 20, 8, 12  # of training, and with the small file of training and of pruning
 EVAL_BATCH = 128
 CHALLENGE_BITS = 8  # of the challenge's baseline, whose file doesn't hold it
 DROP_AFTER = 5  # epochs without improvement after which the learning rate falls to a tenth
@@ -63,7 +64,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bits", type=int, help="of weights and activations, 2 to 8; default from the preset")
     parser.add_argument("--filters", type=int, nargs="+", default=[64], help="of the convolutions, one number or seven")
     parser.add_argument("--dense", type=int, nargs="+", default=[128], help="hidden neurons, one number or two")
-    parser.add_argument("--epochs", type=int, default=20, help="of training without a --checkpoint")
+    parser.add_argument(
+        "--epochs", type=int, help=f"of training without a --checkpoint, default {EPOCHS}, small file {SMALL_EPOCHS}"
+    )
     parser.add_argument("--epoch-frames", type=int, help="frames of an epoch, default all of the training part")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam, at the start and after each cut")
@@ -84,7 +87,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     pruning.add_argument("--threshold", type=float, help="accuracy to hold instead, .56 in the challenge")
     pruning.add_argument("--step-epochs", type=int, default=50, help="most epochs to recover from one cut")
     pruning.add_argument("--patience", type=int, default=15, help="epochs without improvement that end a step")
-    pruning.add_argument("--budget", type=int, help="most epochs of all steps together")
+    pruning.add_argument(
+        "--budget", type=int, help=f"most epochs of all steps together, default any, small file {SMALL_BUDGET}"
+    )
     pruning.add_argument("--fine-tune", action="store_true", help="recover at a tenth of --lr instead of rewinding it")
     pruning.add_argument("--learned-steps", action="store_true", help="learn the weights' scales (LSQ)")
     pruning.add_argument("--replay-faults", action="store_true", help="as published: a failure ends all training")
@@ -98,12 +103,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, value in PRESETS[args.preset or PRESET_OF[args.method or "fmp"]].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if min(args.epochs, args.batch_size, args.save_every, args.step_epochs, args.patience) < 1 or args.lr <= 0:
-        parser.error("epochs, batch size, learning rate, patience and the like must be positive")
+    if min(args.batch_size, args.save_every, args.step_epochs, args.patience) < 1 or args.lr <= 0:
+        parser.error("batch size, learning rate, patience and the like must be positive")
     if not 0 < args.p < 1 or args.n <= 1 or not 0 < args.keep <= 1 or not 0 < (args.threshold or args.keep) <= 1:
         parser.error("--p lies between 0 and 1, --n above 1, --keep and --threshold between 0 and 1")
-    if any(value is not None and value <= 0 for value in (args.min_p, args.budget, args.epoch_frames)):
-        parser.error("--min-p, --budget and --epoch-frames must be positive")
+    if any(value is not None and value <= 0 for value in (args.epochs, args.min_p, args.budget, args.epoch_frames)):
+        parser.error("--epochs, --min-p, --budget and --epoch-frames must be positive")
     if args.cost or args.export or args.eval_only:
         args.bits = file_bits
     if (args.cost or args.export) and not args.checkpoint:
@@ -123,14 +128,19 @@ def main(argv: list[str] | None = None) -> int:
         if args.export:
             integer_onnx.export(network, args.export)
             print(f"{args.export} written, {args.export.stat().st_size / 1e3:.0f} kB")
+            compare_export(args, network)
         return 0
     args.data_file = args.data_file or choose_data(args)
+    small = args.data_file == Path(SMALL_FILE)
+    args.epochs = args.epochs or (SMALL_EPOCHS if small else EPOCHS)
+    args.budget = args.budget or (SMALL_BUDGET if small else None)
     if args.eval_only:
         return score_file(args, device)
 
     # Data: the network reads integer codes, so those are what is kept
     frames = open_cache(open_frames(args.data_file), args.bits)
     parts = split(frames)
+    known = fingerprint(frames)
 
     # The network; where the run was, if it goes on
     args.out = args.out or Path("runs/fmp")
@@ -142,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # The run's folder: written only now that everything could be read and built
     config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    config |= {"training_frames": len(parts["train"]), "command": command()}
+    config |= {"training_frames": len(parts["train"]), "data": known, "command": command()}
     free = {"out", "resume", "data_file", "save_every", "device", "workers", "save_weights", "command", "checkpoint"}
     start(args.out, config, args.resume, tuple(config.keys() - free))
     keep_lines(args.out / "log.jsonl", at["lines"])
@@ -454,6 +464,21 @@ def score_file(args, device: torch.device) -> int:
     rows = split(frames)["test"] if args.part == "test" else np.arange(len(frames))
     report(args, {args.part: network}, frames, rows, device, {})
     return 0
+
+
+def compare_export(args, network: VGG10) -> None:
+    """Tell how many answers of ONNX Runtime differ from the network's, on up to 500 test frames."""
+    frames = open_frames(args.data_file or choose_data(args))
+    rows = split(frames)["test"]
+    x = frames.samples(rows[:: -(-len(rows) // 500)])
+    with torch.no_grad():
+        expected = network(x).argmax(1)
+    try:
+        wrong = int((integer_onnx.run(args.export, x).argmax(1) != expected).sum())
+    except integer_onnx.ExportError as error:
+        print(f"not compared with the network: {error}")
+    else:
+        print(f"{wrong} of {len(x)} frames are named otherwise than by the network")
 
 
 def choose_data(args) -> Path:

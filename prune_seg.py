@@ -368,6 +368,8 @@ def recover(args, network: nn.Module, training, weights, step: int) -> None:
         if torch.rand((), generator=generator) < 0.5:
             x, y = x.flip(-1), y.flip(-1)
         loss = weighted_loss(network, x, y, weights)
+        if not loss.isfinite():
+            raise RunError(f"the loss is {loss.item()} in the training after cut {step}: try more --steps")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -158,8 +158,10 @@ def train(args, network, state, training, validation, device, rank: int, world: 
 
     for epoch in range(first_epoch, args.epochs):
         order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch)
-        # Half of the time axis costs less than half of the work; the last epochs see whole frames.
-        rows = masks.shape[1] // 2 if augmented and epoch < args.epochs * 5 // 6 else masks.shape[1]
+        # Half of the time axis costs less than half of the work; the last epochs see whole frames, and so do all of a
+        # network that is trained further (--checkpoint).
+        cropped = augmented and not args.checkpoint and epoch < args.epochs * 5 // 6
+        rows = masks.shape[1] // 2 if cropped else masks.shape[1]
         model.train()
         began = time.perf_counter()
         for step in tqdm(

@@ -294,7 +294,8 @@ def _begin(part: Path, journal: Path, settings: dict) -> tuple[int, set[int]]:
             file["X"][-1] = 0  # gives X its place in the file
         with open(part, "r+b") as file:  # and on the disk, as a memory map cannot say that a disk is full
             os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
-        journal.write_text(json.dumps(settings) + "\n")
+        lines = [json.dumps(settings)]
+    journal.write_text("\n".join(lines) + "\n")  # without a last line that a kill left unfinished
     with h5py.File(part, "r") as file:
         return file["X"].id.get_offset(), {int(line) for line in lines[1:]}
 

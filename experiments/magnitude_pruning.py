@@ -103,6 +103,8 @@ def finish(args, row: str, seed: int, options: list[str]) -> None:
     print(f"== {row}, seed {seed}: feedback_magnitude_pruning.py {' '.join(options)}", flush=True)
     began = time.time()
     done = subprocess.run([*command, "--out", str(folder), "--resume"])
+    if done.returncode == 130:
+        raise KeyboardInterrupt
     if done.returncode:
         raise RunError(f"{row}, seed {seed} stopped with exit code {done.returncode}; the same command goes on")
     result = json.loads((folder / "result.json").read_text())

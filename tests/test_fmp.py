@@ -280,11 +280,13 @@ def test_presets_are_the_published_ones():
 # ---- export
 
 
-def test_onnx_runtime_gives_the_same_answers_from_integer_weights(data_file, baseline, tmp_path):
+def test_onnx_runtime_gives_the_same_answers_from_integer_weights(data_file, baseline, tmp_path, capsys):
     onnx = pytest.importorskip("onnx", reason="optional: pip install onnx onnxruntime")
     pytest.importorskip("onnxruntime", reason="optional: pip install onnx onnxruntime")
     file, frames = tmp_path / "network.onnx", open_frames(data_file)
-    assert fmp.main(["--export", str(file), "--checkpoint", str(baseline / "best.pt")]) == 0
+    argv = ["--export", str(file), "--checkpoint", str(baseline / "best.pt"), "--data-file", str(data_file)]
+    assert fmp.main(argv) == 0
+    assert "frames are named otherwise" in capsys.readouterr().out
     network, x = rebuild(checkpoint.load(baseline / "best.pt")).eval(), frames.samples(split(frames)["test"][::7])
     with torch.no_grad():
         expected = network(x)

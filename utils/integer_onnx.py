@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+TINY = 1e-10  # least threshold, as in models/fake_quant.py: a layer whose output died gives zeros, not NaN
+
 
 class ExportError(ValueError):
     """A network that can't be exported; the message names the fault and the remedy."""
@@ -87,7 +89,7 @@ def export(network: nn.Module, path: str | Path) -> None:
             x = graph.add("Flatten", x)  # (N, C * L / 128)
         top = 2**block.activation.bits - 1
         x = graph.norm(graph.layer(x, block.layer, scale), block.norm)
-        scale = float(block.activation.threshold.abs()) / top
+        scale = float(block.activation.threshold.abs().clamp(min=TINY)) / top
         x = graph.quantise(x, scale, 0, top)
         if block.pool:
             x = graph.add("MaxPool", x, kernel_shape=[1, 2], strides=[1, 2])
@@ -103,6 +105,7 @@ def export(network: nn.Module, path: str | Path) -> None:
         temporary.write_bytes(model.SerializeToString())
         os.replace(temporary, path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise ExportError(f"{path}: can't be written ({error.strerror}); choose another folder") from error
 
 
