@@ -30,17 +30,19 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import DataError
-from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, read_tensors, split
+from data.spectrogram import PARULA
+from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, frame_snr, read_tensors, split
+from data.synthetic import default_set
 from data.unlabelled import find_pictures, read_pictures, with_release
 from models import ModelError, segmentation
-from models.fast_layers import native_bf16, speed_up
+from models.fast_layers import cut_dead_taps, native_bf16, speed_up
 from models.rebuild import build, describe, rebuild
-from train_seg import as_levels, choose_data, epoch_order, frame_matrices, make_optimizer, report
-from utils import augment, checkpoint, kd_losses, metrics
+from utils import augment, checkpoint, kd_losses, metrics, pictures
 from utils.dependency_graph import PruneError
 from utils.even_cut import cut_evenly, parameters
 from utils.export import Deployed, ExportError, export_and_compare
 from utils.processes import join_processes
+from utils.recipe import epoch_order, make_optimizer
 from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, run, start, write_json
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError, PruneError, kd_losses.DistillationError, ExportError)
@@ -52,6 +54,7 @@ LOGIT_LOSSES = {"pixel": kd_losses.pixel_kd, "cwd": kd_losses.channel_wise, "dis
 FEATURE_LOSSES = {"pairwise": kd_losses.pairwise, "attention": kd_losses.attention}  # of what the backbone hands on
 TEACHERS = Path("runs/seg/best.pt"), Path("weights/seg_teacher.pt")  # the user's own first
 STUDENT = Path("runs/pruned/pruned.pt")
+HANDED_ON = ("kind", "classes", "seed", "command", "epoch", "validation", "chosen_by")  # beside the network
 EXPORTED = Path("weights/seg_student.pt")  # where --export is given no --student
 
 
@@ -122,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     origin["student"] = load(args.student) if args.student else cut_teacher(origin["teacher"], args)
 
     # Data
-    args.data_dir = args.data_dir or choose_data(args)
+    args.data_dir = args.data_dir or default_set(args.workers)
     label_free = args.beta == 0
     parts = split(find_pictures(args.data_dir) if label_free else find_frames(args.data_dir))
     if not parts["validation"] or not parts["test"]:
@@ -133,7 +136,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.save_weights and not sets:
             raise RunError(f"{args.data_dir} has no mask to score by: leave --save-weights out and take best.pt")
     images, masks = (read_pictures(parts["train"]), None) if label_free else read_tensors(parts["train"])
-    levels, palette = as_levels(images, 0) if args.preset == "default" else (images, None)
+    levels, palette = images, None
+    if args.preset == "default":
+        levels, palette = augment.as_levels(images, torch.from_numpy(PARULA))
+        if palette is None:
+            print("training pictures are not all in parula colours: no level jitter")
 
     # The first teacher's opinion: class weights and validation targets where there are no masks
     teacher = freeze(rebuild(origin["teacher"]), device)
@@ -167,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     # Report the best epoch, once
     if label_free:
         sets = {name: with_release(frames) for name, frames in sets.items()}
-    report(args, checkpoint.load(args.out / "best.pt"), sets, device, 0, 1)
+    report(args, checkpoint.load(args.out / "best.pt"), sets, device)
     if not sets:
         print("no masks, so nothing was scored: log.jsonl has the agreement with the teacher")
     return 0
@@ -186,7 +193,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
 
     student = speed_up(student).to(device, memory_format=torch.channels_last)
     average = freeze(copy.deepcopy(student), device) if args.gamma else None
-    optimizer, scheduler = make_optimizer(args, student, steps, device)
+    optimizer, scheduler = make_optimizer(student, args.lr, args.epochs, steps, args.preset == "published")
     first_epoch, first_step, sums, best = generation * args.epochs, 0, [0.0] * 4, -1.0
     torch.manual_seed(args.seed + 1000 * generation)
     if state:
@@ -242,7 +249,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
         trained = (steps - first_step) * args.batch_size / (time.perf_counter() - began)
 
         # Choose on the validation part
-        result = metrics.scores(frame_matrices(student, *validation, 0, 1).sum(0), CLASSES)
+        result = metrics.scores(frame_matrices(student, *validation).sum(0), CLASSES)
         if result["mean_iou"] > best:
             best = result["mean_iou"]
             chosen = {"epoch": epoch + 1, "validation": result, "chosen_by": "masks" if args.beta else "teacher"}
@@ -418,6 +425,62 @@ def labels_of(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([segmentation.predict(network, part).to(torch.uint8).cpu() for part in images.split(16)])
 
 
+# ---- report ----------------------------------------------------------------------------------------------------------
+
+
+def frame_matrices(network: nn.Module, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Confusion matrices int64 (N, 3, 3) of all frames in float32."""
+    network.eval()
+    return metrics.frame_matrices(
+        lambda x: segmentation.predict(network, x), images, masks, num_classes=len(CLASSES), ignore=IGNORE
+    )
+
+
+def report(args, data: dict, sets: dict, device: torch.device) -> None:
+    """Score a saved network on sets of frames: table on stdout, result.json and pictures in --out, --save-weights."""
+    if args.save_weights:  # what is reported is then what that file holds: no dead taps, half precision
+        network = rebuild(data)
+        cut_dead_taps(network, tuple(read_tensors(next(iter(sets.values()))[:1], progress=False)[1].shape[1:]))
+        kept = {key: data[key] for key in HANDED_ON if key in data}
+        data = kept | describe(network, data["factory"], data["arguments"])
+        data["state_dict"] = checkpoint.halve(data["state_dict"])
+    network = rebuild(data).to(device, memory_format=torch.channels_last)
+    scored, matrices = {}, {}
+    for title, frames in sets.items():
+        images, masks = read_tensors(frames)
+        by_frame = frame_matrices(network, images, masks)
+        groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
+        for name, members in groups.items():
+            matrices[name] = by_frame[members].sum(0)
+            scored[name] = len(members), metrics.scores(matrices[name], CLASSES)
+        folder, some = args.out / "pictures", sorted({round(i * (len(frames) - 1) / 5) for i in range(6)})
+        pictures.save(pictures.confusion_picture(matrices[title], CLASSES, title), folder / f"{title}_confusion.png")
+        for i, labels in zip(some, segmentation.predict(network, images[some]).cpu(), strict=True):
+            picture = pictures.side_by_side(images[i], masks[i], labels, frames[i].name)
+            pictures.save(picture, folder / f"{title}_{frames[i].name.replace('/', '_')}.png")
+    print(metrics.table(scored, CLASSES))
+    facts = {
+        "network": data["factory"],
+        "parameters": parameters(network),
+        "trained_by": data.get("command"),
+        "seed": data.get("seed"),
+        "epoch": data.get("epoch"),
+        "validation": data.get("validation"),
+        "scored_by": command(),
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "sets": {
+            name: {"frames": count, **values, "confusion_matrix": matrices[name].tolist()}
+            for name, (count, values) in scored.items()
+        },
+    }
+    write_json(args.out / "result.json", facts)
+    print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")
+    if args.save_weights:
+        checkpoint.save_weights(args.save_weights, data, facts)
+        print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e6:.2f} MB")
+
+
 # ---- export ----------------------------------------------------------------------------------------------------------
 
 
@@ -427,7 +490,7 @@ def export_student(args) -> int:
     if not path.exists():
         raise RunError(f"{path}: no such network; train one first, and name it with --student")
     data = load(path)
-    args.data_dir = args.data_dir or choose_data(args)
+    args.data_dir = args.data_dir or default_set(args.workers)
     frames = find_frames(args.data_dir)
     images, _ = read_tensors(frames[:: max(1, len(frames) // 20)][:20])
     torch.set_num_threads(1)

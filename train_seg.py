@@ -29,11 +29,13 @@ from tqdm import tqdm
 from data import DataError
 from data.spectrogram import PARULA
 from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, frame_snr, read_tensors, split
+from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, native_bf16, speed_up
 from models.rebuild import describe, rebuild
 from utils import augment, checkpoint, metrics, pictures
 from utils.processes import first_process, gather, join_processes, mean_over_processes, sum_over_processes
+from utils.recipe import epoch_order, make_optimizer
 from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, run, start, write_json
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
@@ -41,7 +43,7 @@ PRESETS = {
     "default": {"epochs": 11, "batch_size": 8, "lr": 1e-3},
     "published": {"epochs": 10, "batch_size": 4, "lr": 0.02},
 }
-PARULA_TOLERANCE = 4  # colour values; MATLAB's releases differ by less, other colour maps by more
+HANDED_ON = ("kind", "classes", "seed", "command", "epoch", "validation")  # of a checkpoint, beside the network
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,14 +89,18 @@ def main(argv: list[str] | None = None) -> int:
 
     # Data
     if args.data_dir is None:
-        args.data_dir = choose_data(args)
+        args.data_dir = first_process(lambda: default_set(args.workers), DataError)
     frames = find_frames(args.data_dir)
     parts = split(frames, train_on_combined=args.train_on_combined)
     if not parts["validation"] or not parts["test"]:
         raise RunError(f"{args.data_dir}: {len(frames)} frames are too few to split, 10 single-signal ones are needed")
 
     images, masks = read_tensors(parts["train"], progress=rank == 0)
-    images, palette = as_levels(images, rank) if args.preset == "default" else (images, None)
+    palette = None
+    if args.preset == "default":
+        images, palette = augment.as_levels(images, torch.from_numpy(PARULA))
+        if palette is None and rank == 0:
+            print("training pictures are not all in parula colours: no level jitter")
     validation = read_tensors(parts["validation"], progress=rank == 0)
 
     # Model; where the run was, if it goes on
@@ -135,7 +141,7 @@ def train(args, network, state, training, validation, device, rank: int, world: 
     augmented = args.preset == "default"
 
     network = speed_up(network).to(device, memory_format=torch.channels_last)
-    optimizer, scheduler = make_optimizer(args, network, steps, device)
+    optimizer, scheduler = make_optimizer(network, args.lr, args.epochs, steps, args.preset == "published")
     first_epoch, first_step, loss_sum, best = 0, 0, 0.0, -1.0
     torch.manual_seed(args.seed + rank)  # augmentation and dropout differ between processes
     if state:
@@ -235,32 +241,6 @@ def saved(network: nn.Module, args) -> dict:
     return describe(network, name, arguments) | origin
 
 
-def make_optimizer(args, network: nn.Module, steps: int, device: torch.device):
-    """Optimizer and learning rate by step: SGD and StepLR(10, .1), or AdamW with a warm-up and a cosine."""
-    fused = device.type in ("cpu", "cuda")
-    if args.preset == "published":
-        optimizer = torch.optim.SGD(network.parameters(), args.lr, momentum=0.9, weight_decay=1e-4, fused=fused)
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 ** (step // steps // 10))
-    optimizer = torch.optim.AdamW(network.parameters(), args.lr, weight_decay=0.01, fused=fused)
-    total, warm_up = args.epochs * steps, max(1, args.epochs * steps // 20)
-
-    def rate(step: int) -> float:
-        return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / total))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-
-
-def as_levels(images: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Pictures (N, 3, H, W) -> levels (N, H, W) and their colours (256, 3), or the pictures and None if not parula."""
-    palette = torch.from_numpy(PARULA)
-    levels, difference = augment.colour_index(images, palette)
-    if difference <= PARULA_TOLERANCE:
-        return levels, palette
-    if rank == 0:
-        print(f"training pictures are not all in parula colours (off by {difference}): no level jitter")
-    return images, None
-
-
 def prepare(images: torch.Tensor, masks: torch.Tensor, palette: torch.Tensor | None, augmented: bool, rows: int):
     """uint8 levels (B, H, W) or pictures (B, 3, H, W), and masks -> float (B, 3, rows, W), int64 masks (B, rows, W)."""
     if augmented:
@@ -270,12 +250,6 @@ def prepare(images: torch.Tensor, masks: torch.Tensor, palette: torch.Tensor | N
         return segmentation.normalise(images).contiguous(memory_format=torch.channels_last), masks.long()
     images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
     return segmentation.colourise(images, palette.to(images.device)), masks.long()
-
-
-def epoch_order(n: int, needed: int, seed: int, epoch: int) -> torch.Tensor:
-    """The frames of an epoch, a function of seed and epoch; cut to whole batches, repeated where there are too few."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + epoch))
-    return order.repeat(-(-needed // n))[:needed]
 
 
 def frame_matrices(network: nn.Module, images: torch.Tensor, masks: torch.Tensor, rank: int, world: int):
@@ -290,10 +264,13 @@ def frame_matrices(network: nn.Module, images: torch.Tensor, masks: torch.Tensor
 
 def report(args, data: dict, sets: dict, device: torch.device, rank: int, world: int) -> None:
     """Score a saved network on sets of frames: table on stdout, result.json and pictures in --out, --save-weights."""
-    network = rebuild(data)
-    if args.save_weights:  # what is reported is then what that file holds
-        data, network = lighter(data, network, next(iter(sets.values()))[0])
-    network = network.to(device, memory_format=torch.channels_last)
+    if args.save_weights:  # what is reported is then what that file holds: no dead taps, half precision
+        network = rebuild(data)
+        cut_dead_taps(network, tuple(read_tensors(next(iter(sets.values()))[:1], progress=False)[1].shape[1:]))
+        kept = {key: data[key] for key in HANDED_ON if key in data}
+        data = kept | describe(network, data["factory"], data["arguments"])
+        data["state_dict"] = checkpoint.halve(data["state_dict"])
+    network = rebuild(data).to(device, memory_format=torch.channels_last)
     scored, matrices = {}, {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames, progress=rank == 0)
@@ -330,15 +307,6 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
         print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e6:.1f} MB")
 
 
-def lighter(data: dict, network: nn.Module, frame) -> tuple[dict, nn.Module]:
-    """Without dead taps for frames of this size, without the training's state, in half precision."""
-    cut_dead_taps(network, tuple(read_tensors([frame], progress=False)[1].shape[1:]))
-    kept = {key: data[key] for key in ("kind", "classes", "seed", "command", "epoch", "validation") if key in data}
-    data = describe(network, data["factory"], data["arguments"]) | kept
-    data["state_dict"] = checkpoint.halve(data["state_dict"])
-    return data, rebuild(data)
-
-
 def draw(folder: Path, title: str, frames: list, images, masks, network: nn.Module, matrix: torch.Tensor) -> None:
     """Some frames of a set, evenly chosen, and its confusion matrix."""
     pictures.save(pictures.confusion_picture(matrix, CLASSES, title), folder / f"{title}_confusion.png")
@@ -351,7 +319,7 @@ def draw(folder: Path, title: str, frames: list, images, masks, network: nn.Modu
 def score_folder(args, device: torch.device, rank: int, world: int) -> int:
     """--eval-only: every frame of a folder, whatever family it is of; nothing is split."""
     if args.data_dir is None:
-        args.data_dir = choose_data(args)
+        args.data_dir = first_process(lambda: default_set(args.workers), DataError)
     if args.out and (args.out / "last.pt").exists():
         raise RunError(f"{args.out} holds a training run, its result.json is its own: choose another folder with --out")
     data = checkpoint.load(args.eval_only)
@@ -359,22 +327,6 @@ def score_folder(args, device: torch.device, rank: int, world: int) -> int:
         raise RunError(f"{args.eval_only}: not a segmentation network; name a file of train_seg.py, or train one")
     report(args, data, {"all": find_frames(args.data_dir)}, device, rank, world)
     return 0
-
-
-def choose_data(args) -> Path:
-    """The set that is there, or a small one made here."""
-    full, small = Path("datasets/spectrum_sensing"), Path("datasets/small")
-    if full.exists():
-        return full
-
-    def generate_small() -> None:
-        from data.synthetic import SMALL_COUNTS, generate
-
-        print(f"no {full}, so a small synthetic set in {small}: {sum(SMALL_COUNTS.values())} frames, a minute or two")
-        generate(small, SMALL_COUNTS, workers=args.workers)
-
-    first_process(generate_small, DataError)
-    return small
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from data import DataError
-from data.spectrum_sensing import find_frames, split
+from data.spectrum_sensing import CLASSES, IGNORE, find_frames, frame_snr, read_tensors, split
+from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps
 from models.rebuild import build, describe, rebuild
-from train_seg import choose_data, report
-from utils import checkpoint, pictures
+from utils import checkpoint, metrics, pictures
 from utils.cost import count, latency, saved_bytes
 from utils.runs import RunError, command, hardware, run, write_json
 
@@ -82,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if not args.table:
-        args.data_dir = args.data_dir or choose_data(args)
+        args.data_dir = args.data_dir or default_set(args.workers)
         teacher = args.results / "teacher.json"
         if not teacher.exists():
             print(f"scoring {args.teacher}", flush=True)
@@ -152,11 +152,17 @@ def score_teacher(args) -> dict:
     parts = split(find_frames(args.data_dir))
     sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
     data = checkpoint.load(args.teacher)
-    out = args.out / "teacher"
-    plain = argparse.Namespace(data_dir=args.data_dir, out=out, save_weights=None)
-    report(plain, data, sets, torch.device(args.device), 0, 1)
-    facts = {"size": "dense teacher", "way": "", **costs(data)}
-    facts |= {"sets": short(json.loads((out / "result.json").read_text())["sets"]), "commands": [command()]}
+    network = rebuild(data).eval().to(args.device, memory_format=torch.channels_last)
+    scored = {}
+    for title, frames in sets.items():
+        images, masks = read_tensors(frames)
+        by_frame = metrics.frame_matrices(
+            lambda x: segmentation.predict(network, x), images, masks, num_classes=len(CLASSES), ignore=IGNORE
+        )
+        groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
+        for name, members in groups.items():
+            scored[name] = {"frames": len(members), **metrics.scores(by_frame[members].sum(0), CLASSES)}
+    facts = {"size": "dense teacher", "way": "", **costs(data), "sets": short(scored), "commands": [command()]}
     return facts | {"hardware": hardware(args.device), "torch": torch.__version__}
 
 

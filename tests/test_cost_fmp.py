@@ -1,6 +1,6 @@
 """The challenge's inference cost, and which weights go first, against counts and definitions written out again.
 
-    pytest tests/test_cost_fmp.py
+pytest tests/test_cost_fmp.py
 """
 
 from pathlib import Path

@@ -41,6 +41,17 @@ def colour_index(images: torch.Tensor, palette: torch.Tensor) -> tuple[torch.Ten
     return index, largest
 
 
+def as_levels(
+    images: torch.Tensor, palette: torch.Tensor, tolerance: int = 4
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Pictures uint8 (N, 3, H, W) -> levels (N, H, W) and the palette; (pictures, None) if painted in other colours.
+
+    tolerance: of colour values; MATLAB's releases differ by less in parula, other colour maps by more.
+    """
+    levels, difference = colour_index(images, palette)
+    return (levels, palette) if difference <= tolerance else (images, None)
+
+
 def draw_geometry(n: int, height: int, width: int, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
     """Random shifts and flips of n frames: {"rows": (n, H), "columns": (n, W)}, where each pixel comes from, int64."""
     axes = {}

@@ -1,7 +1,7 @@
 """Line charts and matrices of many classes as pictures. Torch and Pillow; no plotting library.
 
-    lines({"before": [(-20, .04), (30, .93)], "after": ...}, "SNR (dB)", "accuracy").save("accuracy.png")
-    matrix(counts, MODULATIONS, "test").save("confusion.png")
+lines({"before": [(-20, .04), (30, .93)], "after": ...}, "SNR (dB)", "accuracy").save("accuracy.png")
+matrix(counts, MODULATIONS, "test").save("confusion.png")
 """
 
 from collections.abc import Sequence

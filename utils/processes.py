@@ -35,18 +35,21 @@ def join_processes(device: str) -> tuple[int, int, torch.device]:
     return dist.get_rank(), world, torch.device(device)
 
 
-def first_process(action: Callable[[], object], *errors: type[Exception]) -> None:
-    """Let rank 0 do something while the others wait; one of `errors` there becomes a RunError in all of them."""
-    fault = [None]
+def first_process(action: Callable[[], object], *errors: type[Exception]) -> object:
+    """Let rank 0 do something while the others wait; all return its value, or raise one of `errors` as RunError."""
+    value, fault = None, None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
-            action()
+            value = action()
         except errors as error:
-            fault = [str(error)]
+            fault = str(error)
     if dist.is_initialized():
-        dist.broadcast_object_list(fault)
-    if fault[0]:
-        raise RunError(fault[0])
+        told = [value, fault]
+        dist.broadcast_object_list(told)
+        value, fault = told
+    if fault:
+        raise RunError(fault)
+    return value
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

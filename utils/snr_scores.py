@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 
-def count(
-    prediction: torch.Tensor, label: torch.Tensor, place: torch.Tensor, classes: int, snrs: int
-) -> torch.Tensor:
+def count(prediction: torch.Tensor, label: torch.Tensor, place: torch.Tensor, classes: int, snrs: int) -> torch.Tensor:
     """Count frames by SNR, true class and predicted class.
 
     Args:
