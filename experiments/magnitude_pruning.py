@@ -12,6 +12,7 @@ a small JSON file in --results; delete it to have it done again.
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -37,6 +38,15 @@ ROWS = {
     "best-structured": [*FMP, *BEST, "--p-methods", "structured", "unstructured"],
     "best-3bit": [*FMP, *BEST, "--bits", "3"],
     "best-fewer-filters": [*FMP, *BEST, *FEWER],
+}
+COLUMNS = {  # of the table: key of a row, title, digits
+    "test_accuracy": ("test accuracy", 4),
+    "nonzero": ("non-zero weights", 0),
+    "compression": ("true compression", 2),
+    "bops": ("bops", 0),
+    "weight_bits": ("weight bits", 0),
+    "score": ("score", 5),
+    "pruning_epochs": ("epochs of pruning", 0),
 }
 MAIN_ROWS = ("imp-4bit", "fmp-4bit-replay", "fmp-4bit", "best")
 OWN_BASELINE = ("best-fewer-filters",)  # the shared one doesn't fit: it trains its own, and holds the same accuracy
@@ -121,15 +131,24 @@ def finish(args, row: str, seed: int, options: list[str]) -> None:
 
 
 def table(folder: Path) -> str:
-    """All rows that are finished, the cheapest last, as Markdown."""
-    rows = sorted((json.loads(path.read_text()) for path in folder.glob("*.json")), key=lambda row: -row["score"])
-    head = "| row | seed | test accuracy | non-zero weights | true compression | bops | weight bits | score | epochs |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
-    for row in rows:
-        numbers = f"{row['test_accuracy']:.4f} | {row['nonzero']} | {row['compression']:.2f}x | {row['bops']}"
-        numbers += f" | {row['weight_bits']} | {row['score']:.5f} | {row['epochs']}"
-        lines.append(f"| {row['row']} | {row['seed']} | {numbers} |")
-    return "\n".join(lines)
+    """All rows that are finished, means over their seeds, the cheapest last, as Markdown."""
+    groups: dict[str, list[dict]] = {}
+    for path in sorted(folder.glob("*_seed*.json")):
+        row = json.loads(path.read_text())
+        groups.setdefault(row["row"], []).append(row)
+
+    def over_seeds(rows: list[dict], key: str, digits: int) -> str:
+        values = [row[key] for row in rows]
+        spread = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):,.{digits}f}{spread}"
+
+    lines = ["| row | seeds | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
+    lines += ["|---" * (2 + len(COLUMNS)) + "|"]
+    for name, rows in sorted(groups.items(), key=lambda item: -statistics.mean(row["score"] for row in item[1])):
+        cells = [over_seeds(rows, key, digits) for key, (_, digits) in COLUMNS.items()]
+        lines.append(f"| {name} | {len(rows)} | " + " | ".join(cells) + " |")
+    machines = sorted({row["hardware"] for rows in groups.values() for row in rows})
+    return "\n".join([*lines, "", f"Means ± deviations over seeds. Done on: {'; '.join(machines) or '-'}"])
 
 
 if __name__ == "__main__":

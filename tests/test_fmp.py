@@ -268,6 +268,18 @@ def test_faults_are_one_sentence_and_exit_code_2(data_file, baseline, tmp_path, 
             fmp.parse_args(argv)
 
 
+def test_the_learning_rate_starts_anew_after_each_cut_or_at_a_tenth():
+    for schedule, middle in (("plateau", 0.01), ("cosine", 0.5)):
+        rewound, tuned = (
+            fmp.parse_args(["--lr", "1", "--schedule", schedule, *more]) for more in ([], ["--fine-tune"])
+        )
+        for step in (0, 3):
+            at = {**fmp.BEGINNING, "step": step}
+            assert fmp.learning_rate(rewound, at, 10)(0) == 1
+            assert fmp.learning_rate(tuned, at, 10)(0) == (0.1 if step else 1)
+            assert fmp.learning_rate(rewound, {**at, "drops": 2}, 10)(5) == pytest.approx(middle)
+
+
 def test_presets_are_the_published_ones():
     for bits in range(4, 9):
         args = fmp.parse_args(["--preset", f"fmp-{bits}bit"])

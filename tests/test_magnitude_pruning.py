@@ -1,0 +1,62 @@
+"""experiments/magnitude_pruning.py with the script replaced. Run: python -m pytest tests/test_magnitude_pruning.py"""
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from experiments import magnitude_pruning
+from utils import runs
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Command lines of feedback_magnitude_pruning.py; instead of a run there is only its result."""
+    seen = []
+
+    def script(argv):
+        options = dict(zip(argv, argv[1:], strict=False))
+        folder, seed = Path(options["--out"]), int(options["--seed"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "best.pt").touch()
+        score = 0.04 - 0.01 * seed if options.get("--preset") else 1.0
+        cost = {"nonzero": 1000, "bops": 10, "weight_bits": 4000, "score": score}
+        test = {"accuracy": 0.5, "frames": 9, "by_snr": {}}
+        facts = {"cost": cost, "sets": {"test": test}, "validation": 0.6, "goal": 0.5, "epochs": 3, "steps": [1, 2]}
+        facts |= {"pruning_epochs": 2, "data": "set.hdf5", "hardware": "a machine", "torch": "2"}
+        (folder / "result.json").write_text(json.dumps(facts))
+        seen.append(argv)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(magnitude_pruning.subprocess, "run", script)
+    return seen
+
+
+def test_rows_share_a_baseline_and_are_done_once_and_averaged(calls, tmp_path, capsys):
+    argv = ["--data-file", "set.hdf5", "--rows", "fmp-4bit", "--out", str(tmp_path / "runs")]
+    argv += ["--results", str(tmp_path / "rows")]
+    assert magnitude_pruning.main([*argv, "--seeds", "0", "1"]) == 0
+    baselines = [call for call in calls if "baseline" in call]
+    assert [len(calls), len(baselines)] == [4, 2]
+    pruned = next(call for call in calls if "fmp-4bit" in call)
+    assert str(tmp_path / "runs/baseline_seed0/best.pt") in pruned and "--keep" in pruned
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("| fmp-4bit"))
+    cells = ["0.5000 ± 0.0000", "1,000 ± 0", "159.10 ± 0.00", "10 ± 0", "4,000 ± 0", "0.03500 ± 0.00707", "2 ± 0"]
+    assert row.split(" | ")[2:] == [*cells[:-1], f"{cells[-1]} |"]
+    assert magnitude_pruning.main([*argv, "--seeds", "0", "1"]) == 0 and len(calls) == 4
+    assert magnitude_pruning.main(["--table", "--results", str(tmp_path / "rows")]) == 0 and len(calls) == 4
+
+
+def test_another_budget_a_fault_and_an_interrupt_end_it(calls, tmp_path, monkeypatch, capsys):
+    argv = ["--data-file", "set.hdf5", "--rows", "imp-4bit", "--out", str(tmp_path / "runs")]
+    argv += ["--results", str(tmp_path / "rows")]
+    assert magnitude_pruning.main(argv) == 0
+    assert runs.run(lambda: magnitude_pruning.main([*argv, "--budget", "3"])) == 2
+    assert "other options" in capsys.readouterr().err
+    for code, exit_code in ((2, 2), (130, 130)):
+        monkeypatch.setattr(subprocess, "run", lambda *_, code=code: SimpleNamespace(returncode=code))
+        assert runs.run(lambda: magnitude_pruning.main([*argv, "--seeds", "5"])) == exit_code
+    assert not list((tmp_path / "rows").glob("*seed5*"))
