@@ -37,7 +37,7 @@ from data.unlabelled import find_pictures, read_pictures, with_release
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, native_bf16, speed_up
 from models.rebuild import build, describe, rebuild
-from utils import augment, checkpoint, kd_losses, metrics, pictures
+from utils import augment, checkpoint, importance, kd_losses, metrics, pictures
 from utils.dependency_graph import PruneError
 from utils.even_cut import cut_evenly, parameters
 from utils.export import Deployed, ExportError, export_and_compare
@@ -54,6 +54,7 @@ LOGIT_LOSSES = {"pixel": kd_losses.pixel_kd, "cwd": kd_losses.channel_wise, "dis
 FEATURE_LOSSES = {"pairwise": kd_losses.pairwise, "attention": kd_losses.attention}  # of what the backbone hands on
 TEACHERS = Path("runs/seg/best.pt"), Path("weights/seg_teacher.pt")  # the user's own first
 STUDENT = Path("runs/pruned/pruned.pt")
+RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on after each epoch
 HANDED_ON = ("kind", "classes", "seed", "command", "epoch", "validation", "chosen_by")  # beside the network
 EXPORTED = Path("weights/seg_student.pt")  # where --export is given no --student
 
@@ -188,6 +189,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
     masks = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(len(images), *images.shape[-2:]) if masks is None else masks
     images, masks = images.to(device), masks.to(device)
     kept = keep_logits(teacher, training[0], palette, args.out.parent) if args.alpha and args.keep_logits else None
+    as_they_are = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
     steps = max(1, len(images) // args.batch_size)
     augmented = args.preset == "default"
 
@@ -249,6 +251,10 @@ def train(args, generation, student, teacher, state, training, validation, devic
         trained = (steps - first_step) * args.batch_size / (time.perf_counter() - began)
 
         # Choose on the validation part
+        if augmented:  # as train_seg.py: batch norm's own statistics remember the last ten batches
+            importance.recalibrate(
+                student, (as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
+            )
         result = metrics.scores(frame_matrices(student, *validation).sum(0), CLASSES)
         if result["mean_iou"] > best:
             best = result["mean_iou"]
@@ -281,10 +287,16 @@ def prepare(images, masks, asked, palette, augmented: bool, rows: int):
         if asked is not None:
             asked, _ = augment.shift_and_flip(asked, masks, geometry)
         images, masks = augment.shift_and_flip(images, masks, geometry)
+    if palette is not None:
+        images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
+    return as_input(images, palette), masks.long(), asked
+
+
+def as_input(images: torch.Tensor, palette: torch.Tensor | None) -> torch.Tensor:
+    """uint8 levels (B, H, W), or pictures (B, 3, H, W) if there is no palette -> float (B, 3, H, W), channels_last."""
     if palette is None:
-        return segmentation.normalise(images).contiguous(memory_format=torch.channels_last), masks.long(), asked
-    images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
-    return segmentation.colourise(images, palette.to(images.device)), masks.long(), asked
+        return segmentation.normalise(images).contiguous(memory_format=torch.channels_last)
+    return segmentation.colourise(images, palette.to(images.device))
 
 
 def keep_logits(teacher: nn.Module, images: torch.Tensor, palette: torch.Tensor | None, folder: Path) -> torch.Tensor:

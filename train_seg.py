@@ -33,7 +33,7 @@ from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, native_bf16, speed_up
 from models.rebuild import describe, rebuild
-from utils import augment, checkpoint, metrics, pictures
+from utils import augment, checkpoint, importance, metrics, pictures
 from utils.processes import first_process, gather, join_processes, mean_over_processes, sum_over_processes
 from utils.recipe import epoch_order, make_optimizer
 from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, run, start, write_json
@@ -43,6 +43,7 @@ PRESETS = {
     "default": {"epochs": 11, "batch_size": 8, "lr": 1e-3},
     "published": {"epochs": 10, "batch_size": 4, "lr": 0.02},
 }
+RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on after each epoch
 HANDED_ON = ("kind", "classes", "seed", "command", "epoch", "validation")  # of a checkpoint, beside the network
 
 
@@ -137,6 +138,7 @@ def train(args, network, state, training, validation, device, rank: int, world: 
     images, masks, palette = training
     weights = class_weights(masks).to(device)
     images, masks = images.to(device), masks.to(device)  # uint8: the whole set fits
+    as_they_are = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
     steps = max(1, len(images) // (args.batch_size * world))
     augmented = args.preset == "default"
 
@@ -200,6 +202,10 @@ def train(args, network, state, training, validation, device, rank: int, world: 
         trained = (steps - first_step) * args.batch_size * world / (time.perf_counter() - began)
 
         # Choose on the validation part
+        if augmented:  # batch norm's own statistics remember the last ten batches, of shifted and jittered frames
+            importance.recalibrate(
+                network, (as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
+            )
         result = metrics.scores(frame_matrices(network, *validation, rank, world).sum(0), CLASSES)
         if result["mean_iou"] > best:
             best = result["mean_iou"]
@@ -246,10 +252,16 @@ def prepare(images: torch.Tensor, masks: torch.Tensor, palette: torch.Tensor | N
     if augmented:
         images, masks = augment.shift_and_flip(images, masks, augment.draw_geometry(*masks.shape))
         images, masks = images[..., :rows, :], masks[:, :rows]
+    if palette is not None:
+        images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
+    return as_input(images, palette), masks.long()
+
+
+def as_input(images: torch.Tensor, palette: torch.Tensor | None) -> torch.Tensor:
+    """uint8 levels (B, H, W), or pictures (B, 3, H, W) if there is no palette -> float (B, 3, H, W), channels_last."""
     if palette is None:
-        return segmentation.normalise(images).contiguous(memory_format=torch.channels_last), masks.long()
-    images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
-    return segmentation.colourise(images, palette.to(images.device)), masks.long()
+        return segmentation.normalise(images).contiguous(memory_format=torch.channels_last)
+    return segmentation.colourise(images, palette.to(images.device))
 
 
 def frame_matrices(network: nn.Module, images: torch.Tensor, masks: torch.Tensor, rank: int, world: int):
