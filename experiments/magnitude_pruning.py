@@ -1,6 +1,6 @@
 """Which way of pruning the quantised VGG10 leaves the cheapest network at .942 of the baseline's accuracy?
 
-    python -m experiments.magnitude_pruning --data-file FILE.hdf5                   # the four main rows, 3 hours a core
+    python -m experiments.magnitude_pruning --data-file FILE.hdf5                   # the four main rows, 2 hours a core
     python -m experiments.magnitude_pruning --data-file FILE.hdf5 --rows all --seeds 0 1 2
     python -m experiments.magnitude_pruning --table                                 # what is there already
 
@@ -25,7 +25,7 @@ BASELINE = ["--method", "baseline", "--bits", "8"]
 STANDARD_WEIGHTS = 159_104  # of the 64-filter network: true compression is counted from there in every row
 FMP = ["--preset", "fmp-4bit"]
 FEWER = ["--filters", "32", "32", "48", "64", "64", "64", "64"]  # the first layers cost most
-BEST = ["--score", "lamp-cost", "--learned-steps"]
+BEST = ["--score", "lamp-cost", "--learned-steps", "--p", "0.4"]  # larger first cuts: FMP finds the small ones itself
 ROWS = {
     "imp-4bit": ["--preset", "imp-4bit"],
     "fmp-4bit-replay": [*FMP, "--replay-faults"],  # the published schedule with its faults
@@ -59,9 +59,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--baseline", type=Path, help="w8a8 network for all seeds; default: one is trained for each")
     parser.add_argument("--epochs", type=int, default=20, help="of a baseline, over the whole training part")
-    parser.add_argument("--epoch-frames", type=int, default=20_000, help="frames of a pruning epoch")
-    parser.add_argument("--step-epochs", type=int, default=5, help="most epochs to recover from one cut")
-    parser.add_argument("--budget", type=int, default=40, help="most epochs of all steps of a row")
+    parser.add_argument("--epoch-frames", type=int, default=10_000, help="frames of a pruning epoch")
+    parser.add_argument("--step-epochs", type=int, default=4, help="most epochs to recover from one cut")
+    parser.add_argument("--budget", type=int, default=30, help="most epochs of all steps of a row")
+    parser.add_argument("--lr", type=float, default=3e-4, help="of recovering; .001 would lose epochs on its way")
     parser.add_argument("--keep", type=float, default=0.942, help="of the baseline's accuracy on validation")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/magnitude_pruning"), help="folder of the runs")
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         common = ["--data-file", str(args.data_file), "--batch-size", str(args.batch_size), "--seed", str(seed)]
         common += ["--schedule", "cosine", "--epochs", str(args.epochs)]
         limits = {"--epoch-frames": args.epoch_frames, "--step-epochs": args.step_epochs, "--budget": args.budget}
+        limits |= {"--lr": args.lr}
         limits = [text for name, value in limits.items() for text in (name, str(value))]
 
         # The shared baseline, and what is to be held of its accuracy
