@@ -17,7 +17,8 @@ validation part tells what is left. ASPP taps that only meet padding at this fra
   of all changes of F1, P and M are 100 less the percentages of parameters and MACs saved; as written, d is that share,
   P and M are 1 less the block's share of all savings. A target is met by changing max_ratio.
 
-The folder (runs/pruned) gets pruned.pt, plan.json, table.csv, table.png, result.json. Fine-tune with distill_seg.py.
+The folder (runs/pruned) gets pruned.pt, plan.json (replays on the teacher after cut_dead_taps), table.csv, table.png,
+result.json. Fine-tune with distill_seg.py.
 """
 
 import argparse
