@@ -62,7 +62,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epoch-frames", type=int, default=10_000, help="frames of a pruning epoch")
     parser.add_argument("--step-epochs", type=int, default=4, help="most epochs to recover from one cut")
     parser.add_argument("--budget", type=int, default=30, help="most epochs of all steps of a row")
-    parser.add_argument("--lr", type=float, default=3e-4, help="of recovering; .001 would lose epochs on its way")
     parser.add_argument("--keep", type=float, default=0.942, help="of the baseline's accuracy on validation")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/magnitude_pruning"), help="folder of the runs")
@@ -81,7 +80,6 @@ def main(argv: list[str] | None = None) -> int:
         common = ["--data-file", str(args.data_file), "--batch-size", str(args.batch_size), "--seed", str(seed)]
         common += ["--schedule", "cosine", "--epochs", str(args.epochs)]
         limits = {"--epoch-frames": args.epoch_frames, "--step-epochs": args.step_epochs, "--budget": args.budget}
-        limits |= {"--lr": args.lr}
         limits = [text for name, value in limits.items() for text in (name, str(value))]
 
         # The shared baseline, and what is to be held of its accuracy
