@@ -1,8 +1,8 @@
 """Which way of pruning the quantised VGG10 leaves the cheapest network at .942 of the baseline's accuracy?
 
-    python -m experiments.magnitude_pruning --data-file FILE.hdf5                   # the four main rows, 2 hours a core
+    python -m experiments.magnitude_pruning --data-file FILE.hdf5           # the four main rows, 80 minutes on one core
     python -m experiments.magnitude_pruning --data-file FILE.hdf5 --rows all --seeds 0 1 2
-    python -m experiments.magnitude_pruning --table                                 # what is there already
+    python -m experiments.magnitude_pruning --table                         # what is there already
 
 FILE.hdf5 is a generated set (python -m data.modulations FILE.hdf5 --frames-per-cell 200) or RadioML 2018.01A. Every row
 is one command line of feedback_magnitude_pruning.py; all start from the same baseline of their seed, hold the same
@@ -59,9 +59,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--baseline", type=Path, help="w8a8 network for all seeds; default: one is trained for each")
     parser.add_argument("--epochs", type=int, default=20, help="of a baseline, over the whole training part")
-    parser.add_argument("--epoch-frames", type=int, default=10_000, help="frames of a pruning epoch")
-    parser.add_argument("--step-epochs", type=int, default=4, help="most epochs to recover from one cut")
-    parser.add_argument("--budget", type=int, default=30, help="most epochs of all steps of a row")
+    parser.add_argument("--epoch-frames", type=int, default=15_000, help="frames of a pruning epoch")
+    parser.add_argument("--step-epochs", type=int, default=1, help="most epochs to recover from one cut")
+    parser.add_argument("--budget", type=int, default=16, help="most epochs of all steps of a row")
     parser.add_argument("--keep", type=float, default=0.942, help="of the baseline's accuracy on validation")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/magnitude_pruning"), help="folder of the runs")
