@@ -25,7 +25,7 @@ BASELINE = ["--method", "baseline", "--bits", "8"]
 STANDARD_WEIGHTS = 159_104  # of the 64-filter network: true compression is counted from there in every row
 FMP = ["--preset", "fmp-4bit"]
 FEWER = ["--filters", "32", "32", "48", "64", "64", "64", "64"]  # the first layers cost most
-BEST = ["--score", "lamp-cost", "--learned-steps", "--p", "0.4"]  # larger first cuts: FMP finds the small ones itself
+BEST = ["--score", "lamp", "--p", "0.4"]  # large cuts first: FMP finds the small ones itself
 ROWS = {
     "imp-4bit": ["--preset", "imp-4bit"],
     "fmp-4bit-replay": [*FMP, "--replay-faults"],  # the published schedule with its faults
@@ -33,6 +33,7 @@ ROWS = {
     "fmp-4bit-cost": [*FMP, "--score", "cost"],
     "fmp-4bit-lamp-cost": [*FMP, "--score", "lamp-cost"],
     "fmp-4bit-structured": [*FMP, "--p-methods", "structured", "unstructured"],
+    "fmp-4bit-lamp": [*FMP, "--score", "lamp"],
     "fmp-4bit-lsq": [*FMP, "--learned-steps"],
     "best": [*FMP, *BEST],
     "best-structured": [*FMP, *BEST, "--p-methods", "structured", "unstructured"],
