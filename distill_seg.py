@@ -22,6 +22,7 @@ import math
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ from utils.export import Deployed, ExportError, export_and_compare
 from utils.processes import join_processes
 from utils.recipe import epoch_order, make_optimizer
 from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, run, start, write_json
+from utils.teacher_logits import keep_logits
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError, PruneError, kd_losses.DistillationError, ExportError)
 PRESETS = {
@@ -188,7 +190,9 @@ def train(args, generation, student, teacher, state, training, validation, devic
     # Blank masks take no memory, and nothing looks at them.
     masks = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(len(images), *images.shape[-2:]) if masks is None else masks
     images, masks = images.to(device), masks.to(device)
-    kept = keep_logits(teacher, training[0], palette, args.out.parent) if args.alpha and args.keep_logits else None
+    kept = None
+    if args.alpha and args.keep_logits:
+        kept = keep_logits(teacher, images, lambda part: teacher(segmentation.as_input(part, palette)), args.out.parent)
     as_they_are = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
     steps = max(1, len(images) // args.batch_size)
     augmented = args.preset == "default"
@@ -253,9 +257,10 @@ def train(args, generation, student, teacher, state, training, validation, devic
         # Choose on the validation part
         if augmented:  # as train_seg.py: batch norm's own statistics remember the last ten batches
             importance.recalibrate(
-                student, (as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
+                student, (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
             )
-        result = metrics.scores(frame_matrices(student, *validation).sum(0), CLASSES)
+        student.eval()
+        result = metrics.scores(metrics.frame_matrices(partial(segmentation.predict, student), *validation).sum(0))
         if result["mean_iou"] > best:
             best = result["mean_iou"]
             chosen = {"epoch": epoch + 1, "validation": result, "chosen_by": "masks" if args.beta else "teacher"}
@@ -289,35 +294,7 @@ def prepare(images, masks, asked, palette, augmented: bool, rows: int):
         images, masks = augment.shift_and_flip(images, masks, geometry)
     if palette is not None:
         images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
-    return as_input(images, palette), masks.long(), asked
-
-
-def as_input(images: torch.Tensor, palette: torch.Tensor | None) -> torch.Tensor:
-    """uint8 levels (B, H, W), or pictures (B, 3, H, W) if there is no palette -> float (B, 3, H, W), channels_last."""
-    if palette is None:
-        return segmentation.normalise(images).contiguous(memory_format=torch.channels_last)
-    return segmentation.colourise(images, palette.to(images.device))
-
-
-def keep_logits(teacher: nn.Module, images: torch.Tensor, palette: torch.Tensor | None, folder: Path) -> torch.Tensor:
-    """The teacher's logits of all frames before they are scaled up to the frames' size, float (N, 3, h, w).
-
-    They wait in the folder for the next run with the same teacher and frames: asking takes minutes.
-    """
-    digest = hashlib.sha256(images.numpy())
-    for tensor in teacher.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy())
-    path = folder / f"logits_{digest.hexdigest()[:16]}.pt"
-    if path.exists():
-        return checkpoint.load(path)["logits"]
-    kept = []
-    hook = teacher.classifier.register_forward_hook(lambda layer, inputs, output: kept.append(output.cpu()))
-    for part in tqdm(images.split(16), "teacher", unit="batch", file=sys.stderr):
-        part = part if palette is None else palette[part.int()].permute(0, 3, 1, 2)  # (B, 3, H, W)
-        segmentation.predict(teacher, part)
-    hook.remove()
-    checkpoint.save(path, {"logits": torch.cat(kept)})
-    return torch.cat(kept)
+    return segmentation.as_input(images, palette), masks.long(), asked
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -403,15 +380,8 @@ def new_student(args, data: dict) -> nn.Module:
     network = rebuild(data)
     if args.from_scratch:
         torch.manual_seed(args.seed)
-        for name, layer in network.named_modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
-            if isinstance(layer, nn.Conv2d) and name.startswith("backbone"):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-            elif isinstance(layer, nn.Conv2d) and layer.dilation[0] >= 8:
-                nn.init.zeros_(layer.weight[:, :, ::2])
+        segmentation.initialise(network)
+        segmentation.zero_outer_taps(network)
     return network
 
 
@@ -440,14 +410,6 @@ def labels_of(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 # ---- report ----------------------------------------------------------------------------------------------------------
 
 
-def frame_matrices(network: nn.Module, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Confusion matrices int64 (N, 3, 3) of all frames in float32."""
-    network.eval()
-    return metrics.frame_matrices(
-        lambda x: segmentation.predict(network, x), images, masks, num_classes=len(CLASSES), ignore=IGNORE
-    )
-
-
 def report(args, data: dict, sets: dict, device: torch.device) -> None:
     """Score a saved network on sets of frames: table on stdout, result.json and pictures in --out, --save-weights."""
     if args.save_weights:  # what is reported is then what that file holds: no dead taps, half precision
@@ -456,20 +418,17 @@ def report(args, data: dict, sets: dict, device: torch.device) -> None:
         kept = {key: data[key] for key in HANDED_ON if key in data}
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])
-    network = rebuild(data).to(device, memory_format=torch.channels_last)
-    scored, matrices = {}, {}
+    network = rebuild(data).eval().to(device, memory_format=torch.channels_last)
+    scored = {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames)
-        by_frame = frame_matrices(network, images, masks)
+        by_frame = metrics.frame_matrices(partial(segmentation.predict, network), images, masks)
         groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
-        for name, members in groups.items():
-            matrices[name] = by_frame[members].sum(0)
-            scored[name] = len(members), metrics.scores(matrices[name], CLASSES)
-        folder, some = args.out / "pictures", sorted({round(i * (len(frames) - 1) / 5) for i in range(6)})
-        pictures.save(pictures.confusion_picture(matrices[title], CLASSES, title), folder / f"{title}_confusion.png")
-        for i, labels in zip(some, segmentation.predict(network, images[some]).cpu(), strict=True):
-            picture = pictures.side_by_side(images[i], masks[i], labels, frames[i].name)
-            pictures.save(picture, folder / f"{title}_{frames[i].name.replace('/', '_')}.png")
+        scored |= metrics.score_groups(by_frame, groups, CLASSES)
+        some = pictures.evenly(len(frames))
+        parts = images[some], masks[some], segmentation.predict(network, images[some]).cpu()
+        shown = zip([frames[i].name for i in some], *parts, strict=True)
+        pictures.draw_set(args.out / "pictures", title, shown, scored[title]["confusion_matrix"], CLASSES)
     print(metrics.table(scored, CLASSES))
     facts = {
         "network": data["factory"],
@@ -481,10 +440,7 @@ def report(args, data: dict, sets: dict, device: torch.device) -> None:
         "scored_by": command(),
         "hardware": hardware(device),
         "torch": torch.__version__,
-        "sets": {
-            name: {"frames": count, **values, "confusion_matrix": matrices[name].tolist()}
-            for name, (count, values) in scored.items()
-        },
+        "sets": scored,
     }
     write_json(args.out / "result.json", facts)
     print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")

@@ -29,11 +29,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import DataError
+from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
 from data.radioml import MODULATIONS, SNRS, Frames, batches, fingerprint, open_cache, open_frames, split
 from models import ModelError
 from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10, fast_bfloat16, from_checkpoint
-from utils import charts, checkpoint, integer_onnx, pruning_masks, snr_scores
+from utils import charts, checkpoint, integer_onnx, pruning_masks, recipe, snr_scores
 from utils.cost import challenge_score, cost_table, inference_cost, weight_costs
 from utils.dependency_graph import DependencyGraph, PruneError, prune
 from utils.processes import join_processes
@@ -44,8 +45,6 @@ ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError, integer
 PRESETS = {"baseline": {"method": "baseline", "bits": 8}, "imp-4bit": {"method": "imp", "bits": 4}}
 PRESETS |= {f"fmp-{bits}bit": {"method": "fmp", "bits": bits} for bits in range(4, 9)}
 PRESET_OF = {"baseline": "baseline", "imp": "imp-4bit", "fmp": "fmp-4bit"}
-KNOWN_FILES = ("datasets/GOLD_XYZ_OSC.0001_1024.hdf5", "datasets/radioml.hdf5")  # taken if there
-SMALL_FILE, SMALL_FRAMES = "datasets/radioml_small.hdf5", 40  # generated where no file is given; frames of a cell
 EPOCHS, SMALL_EPOCHS, SMALL_BUDGET = 20, 8, 12  # of training, and with the small file of training and of pruning
 EVAL_BATCH = 128
 CHALLENGE_BITS = 8  # of the challenge's baseline, whose file doesn't hold it
@@ -130,8 +129,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{args.export} written, {args.export.stat().st_size / 1e3:.0f} kB")
             compare_export(args, network)
         return 0
-    args.data_file = args.data_file or choose_data(args)
-    small = args.data_file == Path(SMALL_FILE)
+    args.data_file = args.data_file or default_file(args.workers)
+    small = args.data_file == SMALL_FILE
     args.epochs = args.epochs or (SMALL_EPOCHS if small else EPOCHS)
     args.budget = args.budget or (SMALL_BUDGET if small else None)
     if args.eval_only:
@@ -273,8 +272,8 @@ def new_optimizer(args, network: VGG10, at: dict) -> torch.optim.Optimizer:
 
 def epoch_order(rows: np.ndarray, steps: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """The rows of an epoch batch after batch, a function of seed and epoch; ascending in a batch, as disks like it."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1000 * seed + epoch)).numpy()
-    return np.sort(rows[order[: steps * batch_size]].reshape(steps, batch_size), axis=1).ravel()
+    order = recipe.epoch_order(len(rows), steps * batch_size, seed, epoch).numpy()
+    return np.sort(rows[order].reshape(steps, batch_size), axis=1).ravel()
 
 
 def next_step(args, network: VGG10, masks: dict, at: dict) -> tuple[VGG10, dict]:
@@ -468,28 +467,15 @@ def score_file(args, device: torch.device) -> int:
 
 def compare_export(args, network: VGG10) -> None:
     """Tell how many answers of ONNX Runtime differ from the network's, on up to 500 test frames."""
-    frames = open_frames(args.data_file or choose_data(args))
+    frames = open_frames(args.data_file or default_file(args.workers))
     rows = split(frames)["test"]
     x = frames.samples(rows[:: -(-len(rows) // 500)])
-    with torch.no_grad():
-        expected = network(x).argmax(1)
     try:
-        wrong = int((integer_onnx.run(args.export, x).argmax(1) != expected).sum())
+        wrong = integer_onnx.different_labels(network, args.export, x)
     except integer_onnx.ExportError as error:
         print(f"not compared with the network: {error}")
     else:
         print(f"{wrong} of {len(x)} frames are named otherwise than by the network")
-
-
-def choose_data(args) -> Path:
-    """The file that is there, or a small one made here."""
-    known = [Path(path) for path in (*KNOWN_FILES, SMALL_FILE) if Path(path).exists()]
-    if not known:
-        from data.modulations import generate
-
-        print(f"no {' or '.join(KNOWN_FILES)}, so a small generated file, {SMALL_FILE}: half a minute", flush=True)
-        generate(SMALL_FILE, SMALL_FRAMES, workers=args.workers)
-    return known[0] if known else Path(SMALL_FILE)
 
 
 if __name__ == "__main__":

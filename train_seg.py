@@ -18,6 +18,7 @@ import math
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -204,7 +205,7 @@ def train(args, network, state, training, validation, device, rank: int, world: 
         # Choose on the validation part
         if augmented:  # batch norm's own statistics remember the last ten batches, of shifted and jittered frames
             importance.recalibrate(
-                network, (as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
+                network, (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
             )
         result = metrics.scores(frame_matrices(network, *validation, rank, world).sum(0), CLASSES)
         if result["mean_iou"] > best:
@@ -233,10 +234,7 @@ def first_network(args) -> nn.Module:
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 0.1  # torchvision's MobileNetV3 has .01: statistics lag in a training this short
-            elif isinstance(layer, nn.Conv2d) and layer.dilation[0] >= 8:
-                # ASPP's taps above and below the centre: frames of half height never reach them, so they start at 0
-                # rather than as noise that the first whole frames would meet.
-                nn.init.zeros_(layer.weight[:, :, ::2])
+        segmentation.zero_outer_taps(network)
     return network
 
 
@@ -254,24 +252,14 @@ def prepare(images: torch.Tensor, masks: torch.Tensor, palette: torch.Tensor | N
         images, masks = images[..., :rows, :], masks[:, :rows]
     if palette is not None:
         images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
-    return as_input(images, palette), masks.long()
-
-
-def as_input(images: torch.Tensor, palette: torch.Tensor | None) -> torch.Tensor:
-    """uint8 levels (B, H, W), or pictures (B, 3, H, W) if there is no palette -> float (B, 3, H, W), channels_last."""
-    if palette is None:
-        return segmentation.normalise(images).contiguous(memory_format=torch.channels_last)
-    return segmentation.colourise(images, palette.to(images.device))
+    return segmentation.as_input(images, palette), masks.long()
 
 
 def frame_matrices(network: nn.Module, images: torch.Tensor, masks: torch.Tensor, rank: int, world: int):
     """Confusion matrices int64 (N, 3, 3) of all frames in float32; each process looks at its share."""
     network.eval()
     share = range(rank, len(images), world)
-    matrices = metrics.frame_matrices(
-        lambda x: segmentation.predict(network, x), images, masks, share, num_classes=len(CLASSES), ignore=IGNORE
-    )
-    return sum_over_processes(matrices)
+    return sum_over_processes(metrics.frame_matrices(partial(segmentation.predict, network), images, masks, share))
 
 
 def report(args, data: dict, sets: dict, device: torch.device, rank: int, world: int) -> None:
@@ -283,16 +271,17 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])
     network = rebuild(data).to(device, memory_format=torch.channels_last)
-    scored, matrices = {}, {}
+    scored = {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames, progress=rank == 0)
         by_frame = frame_matrices(network, images, masks, rank, world)
         groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
-        for name, members in groups.items():
-            matrices[name] = by_frame[members].sum(0)
-            scored[name] = len(members), metrics.scores(matrices[name], CLASSES)
+        scored |= metrics.score_groups(by_frame, groups, CLASSES)
         if rank == 0 and args.out:
-            draw(args.out / "pictures", title, frames, images, masks, network, matrices[title])
+            some = pictures.evenly(len(frames))
+            parts = images[some], masks[some], segmentation.predict(network, images[some]).cpu()
+            shown = zip([frames[i].name for i in some], *parts, strict=True)
+            pictures.draw_set(args.out / "pictures", title, shown, scored[title]["confusion_matrix"], CLASSES)
     if rank > 0:
         return
     print(metrics.table(scored, CLASSES))
@@ -306,10 +295,7 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
         "scored_by": command(),
         "hardware": hardware(device),
         "torch": torch.__version__,
-        "sets": {
-            name: {"frames": frames, **values, "confusion_matrix": matrices[name].tolist()}
-            for name, (frames, values) in scored.items()
-        },
+        "sets": scored,
     }
     if args.out:
         write_json(args.out / "result.json", facts)
@@ -317,15 +303,6 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
     if args.save_weights:
         checkpoint.save_weights(args.save_weights, data, facts)
         print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e6:.1f} MB")
-
-
-def draw(folder: Path, title: str, frames: list, images, masks, network: nn.Module, matrix: torch.Tensor) -> None:
-    """Some frames of a set, evenly chosen, and its confusion matrix."""
-    pictures.save(pictures.confusion_picture(matrix, CLASSES, title), folder / f"{title}_confusion.png")
-    some = sorted({round(i * (len(frames) - 1) / 5) for i in range(6)})
-    for i, prediction in zip(some, segmentation.predict(network, images[some]).cpu(), strict=True):
-        picture = pictures.side_by_side(images[i], masks[i], prediction, frames[i].name)
-        pictures.save(picture, folder / f"{title}_{frames[i].name.replace('/', '_')}.png")
 
 
 def score_folder(args, device: torch.device, rank: int, world: int) -> int:

@@ -31,6 +31,8 @@ from tqdm import tqdm
 from data import DataError
 from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, create_file
 
+KNOWN_FILES = "datasets/GOLD_XYZ_OSC.0001_1024.hdf5", "datasets/radioml.hdf5"  # default_file takes them if there
+SMALL_FILE, SMALL_FRAMES = Path("datasets/radioml_small.hdf5"), 40  # what it makes otherwise; frames of a cell
 BATCH = 256  # frames made at once
 SAMPLES_A_SYMBOL = 8
 SYMBOLS = SAMPLES // SAMPLES_A_SYMBOL
@@ -343,6 +345,16 @@ def generate(
             bar.update(frames_per_cell)
     os.replace(part, path)
     journal.unlink()
+
+
+def default_file(workers: int | None = None) -> Path:
+    """Where the scripts find frames if no file is named: the original or a full generated set, else a small one."""
+    for path in map(Path, (*KNOWN_FILES, SMALL_FILE)):
+        if path.exists():
+            return path
+    print(f"no {' or '.join(KNOWN_FILES)}, so a small generated file, {SMALL_FILE}: half a minute", flush=True)
+    generate(SMALL_FILE, SMALL_FRAMES, workers=workers)
+    return SMALL_FILE
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -81,10 +81,9 @@ def main():
             continue
         images, masks = read_tensors(members)
         predictions = torch.cat([segmentation.predict(network, part) for part in images.split(8)])  # (N, H, W)
-        matrices = [metrics.confusion_matrix(p, m) for p, m in zip(predictions, masks, strict=True)]
+        matrices = torch.stack([metrics.confusion_matrix(p, m) for p, m in zip(predictions, masks, strict=True)])
         groups = metrics.frame_groups(title, [f.family for f in members], frame_snr(args.data_dir, members))
-        for name, numbers in groups.items():
-            scored[name] = len(numbers), metrics.scores(sum(matrices[i] for i in numbers), CLASSES)
+        scored |= metrics.score_groups(matrices, groups, CLASSES)
         for frame, prediction, mask in zip(members, predictions, masks, strict=True):
             for carrier in carriers.get(frame.name, []):
                 half = carrier["bandwidth_hz"] / 2
@@ -101,8 +100,7 @@ def main():
             mean = sum(values) / len(values)
             by_bandwidth[f"{title}, {technology}, {mhz:g} MHz"] = [len(values), round(mean, 3)]
             print(f"{title:24s} {technology:4s} {mhz:5g} MHz  {mean:.3f}  ({len(values)} carriers)")
-    sets = {name: {"frames": count, **values} for name, (count, values) in scored.items()}
-    facts = {"command": command(), "hardware": hardware(), "sets": sets, "recall_by_bandwidth": by_bandwidth}
+    facts = {"command": command(), "hardware": hardware(), "sets": scored, "recall_by_bandwidth": by_bandwidth}
     write_json(args.out / "result.json", facts)
     return 0
 

@@ -9,12 +9,13 @@ small sets; --part chooses which frames: test (default), validation, combined, o
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from data import DataError
-from data.spectrum_sensing import CLASSES, IGNORE, find_frames, read_tensors, split
+from data.spectrum_sensing import CLASSES, find_frames, read_tensors, split
 from models import ModelError, segmentation
 from models.rebuild import rebuild
 from utils import checkpoint, cost, metrics
@@ -47,13 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             raise RunError(f"{path}: not a segmentation network; name a file of train_seg, prune_seg or distill_seg.py")
         network = rebuild(data).eval().to(device, memory_format=torch.channels_last)
         size = cost.count(network, segmentation.normalise(images[:1].to(device)))
-        matrices = metrics.frame_matrices(
-            lambda x, network=network: segmentation.predict(network, x),
-            images,
-            masks,
-            num_classes=len(CLASSES),
-            ignore=IGNORE,
-        )
+        matrices = metrics.frame_matrices(partial(segmentation.predict, network), images, masks)
         values = metrics.scores(matrices.sum(0), CLASSES)
         found = values["classes"]
         iou = "".join(f"{found[name]['iou']:7.3f}" if found[name] else f"{'-':>7}" for name in CLASSES)

@@ -63,6 +63,27 @@ def factory(name: str, num_classes: int = 3, aux_loss: bool = False) -> tuple[st
     return f"torchvision.models.segmentation.{name}", {"num_classes": num_classes, "aux_loss": aux_loss}
 
 
+def initialise(network: nn.Module) -> None:
+    """New random weights, as torchvision draws them for its own networks; shapes stay, so a pruned network will do."""
+    for name, layer in network.named_modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+        if isinstance(layer, nn.Conv2d) and name.startswith("backbone"):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def zero_outer_taps(network: nn.Module) -> None:
+    """ASPP's taps above and below the centre to 0.
+
+    Frames of half height never reach them, so they start at 0 rather than as noise that the first whole frames meet.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.dilation[0] >= 8:
+            nn.init.zeros_(layer.weight[:, :, ::2])
+
+
 def normalise(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """uint8 (N, 3, H, W) RGB -> float of the same shape and memory format, ImageNet's mean 0 and deviation 1."""
     mean = torch.tensor(MEAN, dtype=dtype, device=images.device).view(3, 1, 1)
@@ -80,9 +101,15 @@ def colourise(index: torch.Tensor, palette: torch.Tensor, dtype: torch.dtype = t
     return pixels.permute(0, 3, 1, 2)
 
 
+def as_input(images: torch.Tensor, palette: torch.Tensor | None = None) -> torch.Tensor:
+    """uint8 pictures (N, 3, H, W), or colour numbers (N, H, W) of a palette -> float (N, 3, H, W), channels_last."""
+    if palette is None:
+        return normalise(images).contiguous(memory_format=torch.channels_last)
+    return colourise(images, palette)
+
+
 def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """uint8 images (N, 3, H, W) on any device -> class numbers int64 (N, H, W) on the model's; set eval mode before."""
     device = next(model.parameters()).device
-    x = normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        return model(x)["out"].argmax(1)
+        return model(as_input(images.to(device)))["out"].argmax(1)

@@ -24,6 +24,7 @@ from tests.test_train_seg import assert_equal, write_levels
 from utils import checkpoint, kd_losses, runs
 from utils.export import ExportError, different_labels, export, export_and_compare, fold_batch_norm, load_exported
 from utils.importance import recalibrate
+from utils.teacher_logits import keep_logits
 
 MODEL = "lraspp_mobilenet_v3_large"
 CPU = torch.device("cpu")
@@ -220,18 +221,17 @@ def test_the_published_loss_is_its_formula(student, teacher):
 
 
 def test_kept_logits_are_the_teachers_own_where_nothing_is_augmented_and_move_with_the_masks_where_it_is(
-    frames, teacher, tmp_path, monkeypatch
+    frames, teacher, tmp_path
 ):
     network = distill_seg.freeze(rebuild(checkpoint.load(teacher)), CPU)
     images, masks = read_tensors(find_frames(frames)[:4], progress=False)
-    kept = distill_seg.keep_logits(network, images, None, tmp_path)
+    kept = keep_logits(network, images, lambda part: network(segmentation.as_input(part)), tmp_path)
     x, _, asked = distill_seg.prepare(images, masks, kept, None, False, 64)
     assert torch.allclose(asked, distill_seg.with_features(network, x)[0], atol=1e-5)
     assert distill_seg.parse_args(["--preset", "published"]).keep_logits
-    monkeypatch.setattr(segmentation, "predict", None)  # a second run asks nobody, other frames do
-    assert torch.equal(distill_seg.keep_logits(network, images, None, tmp_path), kept)
+    assert torch.equal(keep_logits(network, images, None, tmp_path), kept)  # a second run asks nobody, other frames do
     with pytest.raises(TypeError):
-        distill_seg.keep_logits(network, images[:3], None, tmp_path)
+        keep_logits(network, images[:3], None, tmp_path)
     levels = asked[:, 0].mul(10).round().clamp(0, 254).to(torch.uint8)  # masks that can be told from logits
     torch.manual_seed(0)
     _, y, asked = distill_seg.prepare(images, levels, kept, None, True, 32)

@@ -119,7 +119,7 @@ def test_an_absent_class_is_named_and_left_out_of_the_means():
     assert found["absent"] == ["LTE"] and found["classes"]["LTE"] is None
     assert found["mean_iou"] == pytest.approx((0.5 + 1) / 2) and found["accuracy"] == 0.75
     assert metrics.scores(torch.zeros(3, 3, dtype=torch.int64))["mean_iou"] is None
-    lines = metrics.table({"some": (1, found)}).splitlines()
+    lines = metrics.table({"some": {"frames": 1, **found}}).splitlines()
     assert lines[1].split()[-1] == "-" and "left out" in lines[-1]
 
 

@@ -2,6 +2,7 @@
 
     export(network, "fmp.onnx")                 # input "frames" float (N, 2, samples), output "logits" float (N, 24)
     logits = run("fmp.onnx", frames)
+    wrong = different_labels(network, "fmp.onnx", frames)
 
 Every weight lies in the file as int8 codes with one scale (DequantizeLinear), the last bias as int32; a value between
 layers is round(clip(x / scale)) * scale, as in training. ONNX Runtime adds in another order than PyTorch: logits differ
@@ -122,3 +123,9 @@ def run(path: str | Path, frames: Tensor) -> Tensor:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"frames": frames.contiguous().numpy()})[0])
+
+
+@torch.no_grad()
+def different_labels(network: nn.Module, path: str | Path, frames: Tensor) -> int:
+    """How many of the frames float32 (N, 2, samples) the file names otherwise than the network; errors as `run`."""
+    return int((run(path, frames).argmax(1) != network(frames).argmax(1)).sum())

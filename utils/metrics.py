@@ -123,8 +123,23 @@ def frame_groups(title: str, families: Sequence[str], snr_db: Sequence[float | N
     return groups | {f"{title}, {10 * b} to {10 * b + 10} dB": bins[b] for b in sorted(bins)}
 
 
-def table(rows: dict[str, tuple[int, dict]], names: Sequence[str] = ("noise", "NR", "LTE")) -> str:
-    """Readable lines of {title: (frames, result of `scores`)}; a dash stands for an absent class."""
+def score_groups(
+    matrices: torch.Tensor, groups: dict[str, list[int]], names: Sequence[str] = ("noise", "NR", "LTE")
+) -> dict[str, dict]:
+    """Score groups of frames: int64 (N, C, C) of `frame_matrices`, {name: indices} of `frame_groups`.
+
+    Returns:
+        Plain values: {name: {"frames": int, what `scores` gives, "confusion_matrix": C lists of C counts}}.
+    """
+    scored = {}
+    for name, members in groups.items():
+        whole = matrices[members].sum(0)
+        scored[name] = {"frames": len(members), **scores(whole, names), "confusion_matrix": whole.tolist()}
+    return scored
+
+
+def table(rows: dict[str, dict], names: Sequence[str] = ("noise", "NR", "LTE")) -> str:
+    """Readable lines of what `score_groups` gives; a dash stands for an absent class."""
 
     def number(value: float | None) -> str:
         return f"{value:8.3f}" if value is not None else f"{'-':>8}"
@@ -132,10 +147,10 @@ def table(rows: dict[str, tuple[int, dict]], names: Sequence[str] = ("noise", "N
     width = max([len(title) for title in rows] + [3])
     head = f"{'set':{width}} {'frames':>6} {'accuracy':>8} {'recall':>8} {'F1':>8} {'mIoU':>8}"
     lines = [head + "".join(f" {name:>8}" for name in names) + "  (IoU of each class)"]
-    for title, (frames, values) in rows.items():
+    for title, values in rows.items():
         means = [values["accuracy"], values["mean_recall"], values["mean_f1"], values["mean_iou"]]
         ious = [None if values["classes"][name] is None else values["classes"][name]["iou"] for name in names]
-        lines.append(f"{title:{width}} {frames:6d} " + " ".join(map(number, means + ious)))
-    if any(values["absent"] for _, values in rows.values()):
+        lines.append(f"{title:{width}} {values['frames']:6d} " + " ".join(map(number, means + ious)))
+    if any(values["absent"] for values in rows.values()):
         lines.append("-: no true pixel of that class, so it is left out of the set's means")
     return "\n".join(lines)

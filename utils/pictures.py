@@ -55,6 +55,24 @@ def confusion_picture(matrix: torch.Tensor, names: Sequence[str], title: str = "
     return canvas
 
 
+def draw_set(
+    folder: str | Path,
+    title: str,
+    frames: Sequence[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]],
+    matrix: Sequence,
+    classes: Sequence[str],
+) -> None:
+    """A set's confusion matrix, and of each frame (name, image, truth, prediction) a picture side by side."""
+    save(confusion_picture(torch.as_tensor(matrix), classes, title), Path(folder) / f"{title}_confusion.png")
+    for name, *parts in frames:
+        save(side_by_side(*parts, name), Path(folder) / f"{title}_{name.replace('/', '_')}.png")
+
+
+def evenly(count: int, wanted: int = 6) -> list[int]:
+    """At most `wanted` numbers from 0 to count - 1, the first and the last among them."""
+    return sorted({round(i * (count - 1) / (wanted - 1)) for i in range(wanted)})
+
+
 def save(picture: Image.Image, path: str | Path) -> None:
     """Write a PNG, making the folder."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
