@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -276,6 +277,15 @@ def test_known_errors_are_one_sentence_and_code_2_and_others_are_not_hidden(caps
     assert runs.run(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 130
     with pytest.raises(ZeroDivisionError):
         runs.run(lambda: 1 // 0, CheckpointError)
+
+
+def test_a_reader_who_has_seen_enough_ends_a_script_without_a_word():
+    code = "import sys; from utils.runs import run; sys.exit(run(lambda: [print(90 * '.') for _ in range(9999)]))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
+        assert script.stdout.readline() == 90 * "." + "\n"
+        script.stdout.close()
+        assert script.stderr.read() == "" and script.wait() == 141
 
 
 def test_the_first_signal_is_a_wish_and_the_second_an_order():

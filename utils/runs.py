@@ -3,7 +3,8 @@
     if __name__ == "__main__":
         sys.exit(run(main, DataError, ModelError))
 
-Exit codes: 0 done, 2 a known fault in one sentence on stderr, 130 stopped by Ctrl-C or SIGTERM. Torch only.
+Exit codes: 0 done, 2 a known fault in one sentence on stderr, 130 stopped by Ctrl-C or SIGTERM, 141 nobody reads what
+is printed (`... | head`). Torch only.
 """
 
 import json
@@ -145,6 +146,9 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> int:
     except (RunError, *errors) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141
     except OSError as error:  # a folder that can't be written, a full disk
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}; choose another folder, or make room there", file=sys.stderr)
