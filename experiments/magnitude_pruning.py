@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=20, help="of a baseline, over the whole training part")
     parser.add_argument("--epoch-frames", type=int, default=15_000, help="frames of a pruning epoch")
     parser.add_argument("--step-epochs", type=int, default=1, help="most epochs to recover from one cut")
-    parser.add_argument("--budget", type=int, default=16, help="most epochs of all steps of a row")
+    parser.add_argument("--budget", type=int, default=32, help="most epochs of all steps of a row")
     parser.add_argument("--keep", type=float, default=0.942, help="of the baseline's accuracy on validation")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/magnitude_pruning"), help="folder of the runs")
@@ -106,7 +106,8 @@ def finish(args, row: str, seed: int, options: list[str]) -> None:
     path, folder = args.results / f"{row}_seed{seed}.json", args.out / f"{row}_seed{seed}"
     plain = [Path(text).name if "/" in text else text for text in options]
     if path.exists():
-        if json.loads(path.read_text())["options"] != plain:
+        before = json.loads(path.read_text())
+        if not same_run(before["options"], plain, before["pruning_epochs"]):
             raise RunError(f"{path} was made with other options: delete it, or choose another --results")
         if row != "baseline" or (folder / "best.pt").exists():  # other rows start from the baseline's file
             return
@@ -129,6 +130,15 @@ def finish(args, row: str, seed: int, options: list[str]) -> None:
     facts |= {"minutes_since_last_start": (time.time() - began) / 60, "data": result["data"]}
     facts |= {"hardware": result["hardware"], "torch": result["torch"]}
     write_json(path, facts)
+
+
+def same_run(before: list[str], now: list[str], used: int) -> bool:
+    """Whether a row would come out the same: equal options, or another --budget that its epochs don't reach either."""
+    if "--budget" in before and "--budget" in now:
+        before, now = before.copy(), now.copy()
+        budgets = [int(options.pop(options.index("--budget") + 1)) for options in (before, now)]
+        return before == now and (budgets[0] == budgets[1] or used < min(budgets))
+    return before == now
 
 
 def table(folder: Path) -> str:

@@ -54,7 +54,9 @@ def test_another_budget_a_fault_and_an_interrupt_end_it(calls, tmp_path, monkeyp
     argv = ["--data-file", "set.hdf5", "--rows", "imp-4bit", "--out", str(tmp_path / "runs")]
     argv += ["--results", str(tmp_path / "rows")]
     assert magnitude_pruning.main(argv) == 0
-    assert runs.run(lambda: magnitude_pruning.main([*argv, "--budget", "3"])) == 2
+    assert magnitude_pruning.main([*argv, "--budget", "3"]) == 0 and len(calls) == 2  # the row took 2: it stays
+    capsys.readouterr()
+    assert runs.run(lambda: magnitude_pruning.main([*argv, "--budget", "2"])) == 2
     assert "other options" in capsys.readouterr().err
     for code, exit_code in ((2, 2), (130, 130)):
         monkeypatch.setattr(subprocess, "run", lambda *_, code=code: SimpleNamespace(returncode=code))
