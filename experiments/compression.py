@@ -122,15 +122,15 @@ def run_row(args, size: str, way: str, seed: int) -> dict:
     budget = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--seed", str(seed)]
     student = ["--student", str(pruned / "pruned.pt"), "--out", str(out)]
     distill = ["distill_seg.py", *preset, *WAYS[way], *budget, *student, *common]
-    began = time.perf_counter()
+    minutes, began = None, time.perf_counter()  # of a run that was there already nobody knows
     if not (out / "result.json").exists():
         call(distill)
-    minutes = (time.perf_counter() - began) / 60
+        minutes = round((time.perf_counter() - began) / 60, 1)
     data = checkpoint.load(out / "best.pt")
     result = json.loads((out / "result.json").read_text())
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     facts = {"size": size, "way": way, "seed": seed, "epochs": args.epochs, "batch_size": args.batch_size}
-    facts |= {"frames": json.loads((out / "config.json").read_text())["training_frames"], "minutes": round(minutes, 1)}
+    facts |= {"frames": json.loads((out / "config.json").read_text())["training_frames"], "minutes": minutes}
     facts |= {"before_retraining": json.loads((pruned / "result.json").read_text()).get("validation")}
     facts |= {"log": log, **costs(data), "sets": short(result["sets"])}
     commands = [" ".join(["python", *part]) for part in (prune, distill)]
