@@ -231,10 +231,10 @@ def table(teacher: dict, rows: list[dict]) -> str:
 def snr_table(teacher: dict, rows: list[dict]) -> str:
     """Markdown: mIoU on test frames by SNR."""
     names = [name for name in teacher["sets"] if name.startswith("test, ") and name.endswith("dB")]
-    lines = ["| network | retrained by | " + " | ".join(name.removeprefix("test, ") for name in names) + " |"]
-    lines += ["|---" * (2 + len(names)) + "|"]
-    for (size, way, _), group in {("dense teacher", "", 0): [teacher], **grouped(rows)}.items():
-        lines.append(f"| {size} | {way or '-'} | " + " | ".join(spread(group, name) for name in names) + " |")
+    lines = ["| network | retrained by | epochs | " + " | ".join(name.removeprefix("test, ") for name in names) + " |"]
+    lines += ["|---" * (3 + len(names)) + "|"]
+    for (size, way, epochs), group in {("dense teacher", "", 0): [teacher], **grouped(rows)}.items():
+        lines.append(f"| {size} | {way or '-'} | {epochs or '-'} | " + " | ".join(spread(group, name) for name in names) + " |")
     return "\n".join([*lines, ""])
 
 
