@@ -234,7 +234,8 @@ def snr_table(teacher: dict, rows: list[dict]) -> str:
     lines = ["| network | retrained by | epochs | " + " | ".join(name.removeprefix("test, ") for name in names) + " |"]
     lines += ["|---" * (3 + len(names)) + "|"]
     for (size, way, epochs), group in {("dense teacher", "", 0): [teacher], **grouped(rows)}.items():
-        lines.append(f"| {size} | {way or '-'} | {epochs or '-'} | " + " | ".join(spread(group, name) for name in names) + " |")
+        cells = [size, way or "-", str(epochs or "-"), *(spread(group, name) for name in names)]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 
