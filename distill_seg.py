@@ -256,11 +256,10 @@ def train(args, generation, student, teacher, state, training, validation, devic
 
         # Choose on the validation part
         if augmented:  # as train_seg.py: batch norm's own statistics remember the last ten batches
-            importance.recalibrate(
-                student, (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
-            )
-        student.eval()
-        result = metrics.scores(metrics.frame_matrices(partial(segmentation.predict, student), *validation).sum(0))
+            shown = (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
+            importance.recalibrate(student, shown)
+        predict = partial(segmentation.predict, student.eval())
+        result = metrics.scores(metrics.frame_matrices(predict, *validation).sum(0), CLASSES)
         if result["mean_iou"] > best:
             best = result["mean_iou"]
             chosen = {"epoch": epoch + 1, "validation": result, "chosen_by": "masks" if args.beta else "teacher"}

@@ -204,9 +204,8 @@ def train(args, network, state, training, validation, device, rank: int, world: 
 
         # Choose on the validation part
         if augmented:  # batch norm's own statistics remember the last ten batches, of shifted and jittered frames
-            importance.recalibrate(
-                network, (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
-            )
+            shown = (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
+            importance.recalibrate(network, shown)
         result = metrics.scores(frame_matrices(network, *validation, rank, world).sum(0), CLASSES)
         if result["mean_iou"] > best:
             best = result["mean_iou"]
