@@ -41,11 +41,12 @@ from models.rebuild import build, describe, rebuild
 from utils import augment, checkpoint, importance, kd_losses, metrics, pictures
 from utils.dependency_graph import PruneError
 from utils.even_cut import cut_evenly, parameters
-from utils.export import Deployed, ExportError, export_and_compare
+from utils.export import Deployed, ExportError, export_and_compare, fold_batch_norm, streamline
 from utils.processes import join_processes
 from utils.recipe import epoch_order, make_optimizer
 from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, run, start, write_json
 from utils.teacher_logits import keep_logits
+from utils.widen import widen
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError, PruneError, kd_losses.DistillationError, ExportError)
 PRESETS = {
@@ -463,7 +464,9 @@ def export_student(args) -> int:
     torch.set_num_threads(1)
     networks = build(data["factory"], data["arguments"]), rebuild(data)  # the dense one's weights don't matter
     dense, student = (Deployed(network, segmentation.MEAN, segmentation.STD).eval() for network in networks)
-    facts = export_and_compare(student, images, args.export, {"dense, eager": dense})
+    wide = Deployed(widen(student.network, torch.zeros(1, 3, 64, 64)), segmentation.MEAN, segmentation.STD).eval()
+    light = fold_batch_norm(streamline(wide, images[:2]), images[:2])
+    facts = export_and_compare(student, light, images, args.export, {"dense, eager": dense})
     pixels, wrong, ties = (facts[key] for key in ("pixels", "different", "different_ties"))
     print(f"{len(images)} frames, {pixels} pixels: {wrong} labels differ from {path}, and {ties} that are ties")
     for name, times in facts["latency"].items():

@@ -16,6 +16,7 @@ from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10
 from utils import checkpoint, dependency_graph
 from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify
+from utils.widen import widen
 
 MODELS = ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet", "mnasnet1_0",
           "regnet_y_400mf", "deeplabv3_mobilenet_v3_large"]  # fmt: skip
@@ -253,6 +254,18 @@ def test_verify_finds_a_wrong_network(chain, graph):
         verify(chain, pruned, plan, X)
     with pytest.raises(PruneError, match="other shapes"):
         verify(chain, nn.Sequential(pruned, nn.Linear(5, 4)), plan, X)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "resnet18"])
+def test_channels_of_zeros_change_widths_and_nothing_else(name):
+    model, images = build(name)
+    wide = widen(model.eval(), images, 24)
+    assert parameters(model) < parameters(wide)
+    sizes = {group.size % 24 for group in DependencyGraph(wide, images).groups}
+    assert sizes == {0} or name.startswith("shuffle")  # there channels are concatenated
+    with torch.no_grad():
+        want, got = copy.deepcopy(model).double()(images.double()), wide.double()(images.double())
+    assert torch.allclose(want, got, rtol=0, atol=1e-12 * want.abs().max())
 
 
 def test_inputs_by_keyword_and_tuple(chain):

@@ -22,7 +22,16 @@ from models import segmentation
 from models.rebuild import describe, rebuild
 from tests.test_train_seg import assert_equal, write_levels
 from utils import checkpoint, kd_losses, runs
-from utils.export import ExportError, different_labels, export, export_and_compare, fold_batch_norm, load_exported
+from utils.export import (
+    Deployed,
+    ExportError,
+    different_labels,
+    export,
+    export_and_compare,
+    fold_batch_norm,
+    load_exported,
+    streamline,
+)
 from utils.importance import recalibrate
 from utils.teacher_logits import keep_logits
 
@@ -318,6 +327,20 @@ def test_batch_norms_fold_exactly_or_not_at_all():
     assert torch.allclose(folded(x), model(x), atol=1e-12)
     with pytest.raises(ExportError, match="can't be folded"):
         fold_batch_norm(Shared(True).eval(), x.float())
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"])
+def test_a_streamlined_network_computes_the_same(name):
+    torch.manual_seed(0)
+    model = Deployed(segmentation.build(name), segmentation.MEAN, segmentation.STD).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    light, wanted = streamline(model, images), model(images)
+    assert (light(images[:1]) - wanted[:1]).abs().max() < 1e-5 * wanted.abs().max()
+    assert not any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in light.modules())
+    twice = copy.deepcopy(model)
+    twice.__class__ = type("Twice", (Deployed,), {"forward": lambda self, x: 2 * Deployed.forward(self, x)})
+    with pytest.raises(ExportError, match="can't be streamlined"):
+        streamline(twice, images)
 
 
 def test_an_exported_network_gives_the_same_labels_for_any_batch(student, frames, tmp_path, capsys, monkeypatch):

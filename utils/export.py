@@ -1,8 +1,8 @@
 """A trained network as a file that runs without the code that built it: torch.export's .pt2, or ONNX.
 
     model = Deployed(network, mean, std).eval()
-    folded = fold_batch_norm(model, images)                  # a copy; convolutions take over their batch norms
-    export(folded, images, "student.onnx")                   # any batch size, height and width of `images`
+    light = fold_batch_norm(streamline(model, images), images)    # copies that compute the same with less work
+    export(light, images, "student.onnx")                    # any batch size, height and width of `images`
     logits = load_exported("student.onnx")(images)
     wrong, ties = different_labels(model, logits, images)
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from utils.cost import latency
@@ -45,6 +46,69 @@ class Deployed(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images.float() * self.scale + self.shift)["out"]
+
+
+class Streamlined(nn.Module):
+    """What `streamline` makes of a Deployed network: for pictures of one size, uint8 (N, 3, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, network: nn.Module, mean: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor):
+        super().__init__()
+        self.network = network  # its first convolution divides by the deviation
+        self.register_buffer("mean", mean)  # (3, 1, 1), of values in 0..255
+        self.register_buffer("rows", rows)  # (H, h), bilinear enlargement along one axis
+        self.register_buffer("columns", columns)  # (w, W)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.network.backbone(images.float() - self.mean)
+        coarse = self.network.classifier(features["out"] if "out" in features else features)  # (N, C, h, w)
+        return self.rows @ coarse @ self.columns
+
+
+@torch.no_grad()
+def streamline(model: Deployed, images: torch.Tensor) -> Streamlined:
+    """A copy in evaluation mode that computes the same with operations that inference engines have fast code for.
+
+    Two matrix products take the place of the last enlargement, average pooling of a known size that of pooling to one
+    pixel, and the first convolution takes over the division by the deviation.
+
+    Args:
+        model: around one of torchvision's segmentation networks, which enlarge their classifier's logits.
+        images: as the model takes them; the copy is for their height and width.
+
+    Raises:
+        ExportError: outputs differ.
+    """
+    network, pooled, coarse = copy.deepcopy(model.network).eval(), {}, []
+    hooks = [network.classifier.register_forward_hook(lambda layer, inputs, output: coarse.append(output.shape[2:]))]
+    for layer in network.modules():
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
+            look = layer.register_forward_pre_hook(lambda layer, inputs: pooled.update({layer: inputs[0].shape[2:]}))
+            hooks.append(look)
+    network(images.float() * model.scale + model.shift)
+    for hook in hooks:
+        hook.remove()
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if child in pooled:
+                setattr(parent, name, nn.AvgPool2d(tuple(pooled[child])))
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    first.weight = nn.Parameter(first.weight * model.scale)  # (out, 3, kh, kw) by (3, 1, 1)
+    grow = (_enlargement(n, big) for n, big in zip(coarse[0], images.shape[2:], strict=True))
+    light = Streamlined(network, -model.shift / model.scale, next(grow), next(grow).T).eval()
+    _check_same(model(images), light(images), "the network can't be streamlined")
+    return light
+
+
+def _enlargement(small: int, large: int) -> torch.Tensor:
+    """Bilinear enlargement of a line of pixels as a matrix, float (large, small)."""
+    return F.interpolate(torch.eye(small)[None, None], (large, small), mode="bilinear", align_corners=False)[0, 0]
+
+
+def _check_same(before: torch.Tensor, after: torch.Tensor, otherwise: str, tolerance: float = 1e-4) -> None:
+    """Raises ExportError if outputs differ by more than `tolerance` of the largest."""
+    error, largest = (after - before).abs().max().item(), before.abs().max().item()
+    if not error <= tolerance * max(1.0, largest):
+        raise ExportError(f"{otherwise}: outputs differ by {error:g} of {largest:g}")
 
 
 @torch.no_grad()
@@ -87,9 +151,7 @@ def fold_batch_norm(model: nn.Module, images: torch.Tensor, tolerance: float = 1
         for name, child in parent.named_children():
             if id(child) in absorbed:
                 setattr(parent, name, nn.Identity())
-    error, largest = (folded(images) - before).abs().max().item(), before.abs().max().item()
-    if not error <= tolerance * max(1.0, largest):
-        raise ExportError(f"batch norms can't be folded into this network: outputs differ by {error:g} of {largest:g}")
+    _check_same(before, folded(images), "batch norms can't be folded into this network", tolerance)
     return folded
 
 
@@ -161,12 +223,18 @@ def different_labels(original: Predict, other: Predict, images: torch.Tensor, ti
 
 
 def export_and_compare(
-    model: nn.Module, images: torch.Tensor, path: str | Path, others: dict[str, Predict], runs: int = 30
+    model: nn.Module,
+    light: nn.Module,
+    images: torch.Tensor,
+    path: str | Path,
+    others: dict[str, Predict],
+    runs: int = 30,
 ) -> dict:
-    """Fold, export, read back, and compare with the model: labels on all images, speed on the first.
+    """Export, read back, and compare with the model: labels on all images, speed on the first.
 
     Args:
         model: images -> logits (N, C, H, W).
+        light: the same function, made ready by `streamline` and `fold_batch_norm`; this is what the file holds.
         images: (N, ...).
         path: FILE.pt2 or FILE.onnx.
         others: to be timed as well; ratios refer to the first of them.
@@ -179,7 +247,7 @@ def export_and_compare(
         ExportError: as `export`, or more than one pixel of 100,000 got another label that is no tie.
     """
     path = Path(path)
-    export(fold_batch_norm(model, images[:2]), images, path)
+    export(light, images, path)
     exported = load_exported(path)
     wrong, ties = different_labels(model, exported, images)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
