@@ -44,7 +44,7 @@ from utils.even_cut import cut_evenly, parameters
 from utils.export import Deployed, ExportError, export_and_compare, fold_batch_norm, streamline
 from utils.processes import join_processes
 from utils.recipe import epoch_order, make_optimizer
-from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, run, start, write_json
+from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, provenance, run, start, write_json
 from utils.teacher_logits import keep_logits
 from utils.widen import widen
 
@@ -191,9 +191,8 @@ def train(args, generation, student, teacher, state, training, validation, devic
     # Blank masks take no memory, and nothing looks at them.
     masks = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(len(images), *images.shape[-2:]) if masks is None else masks
     images, masks = images.to(device), masks.to(device)
-    kept = None
-    if args.alpha and args.keep_logits:
-        kept = keep_logits(teacher, images, lambda part: teacher(segmentation.as_input(part, palette)), args.out.parent)
+    asking = teacher, images, lambda part: teacher(segmentation.as_input(part, palette)), args.out.parent
+    kept = keep_logits(*asking) if args.alpha and args.keep_logits else None
     as_they_are = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
     steps = max(1, len(images) // args.batch_size)
     augmented = args.preset == "default"
@@ -419,29 +418,16 @@ def report(args, data: dict, sets: dict, device: torch.device) -> None:
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])
     network = rebuild(data).eval().to(device, memory_format=torch.channels_last)
-    scored = {}
+    predict, scored = partial(segmentation.predict, network), {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames)
-        by_frame = metrics.frame_matrices(partial(segmentation.predict, network), images, masks)
+        by_frame = metrics.frame_matrices(predict, images, masks)
         groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
         scored |= metrics.score_groups(by_frame, groups, CLASSES)
-        some = pictures.evenly(len(frames))
-        parts = images[some], masks[some], segmentation.predict(network, images[some]).cpu()
-        shown = zip([frames[i].name for i in some], *parts, strict=True)
-        pictures.draw_set(args.out / "pictures", title, shown, scored[title]["confusion_matrix"], CLASSES)
+        everything = [frame.name for frame in frames], images, masks, predict
+        pictures.draw_set(args.out / "pictures", title, *everything, scored[title]["confusion_matrix"], CLASSES)
     print(metrics.table(scored, CLASSES))
-    facts = {
-        "network": data["factory"],
-        "parameters": parameters(network),
-        "trained_by": data.get("command"),
-        "seed": data.get("seed"),
-        "epoch": data.get("epoch"),
-        "validation": data.get("validation"),
-        "scored_by": command(),
-        "hardware": hardware(device),
-        "torch": torch.__version__,
-        "sets": scored,
-    }
+    facts = provenance(data, device) | {"parameters": parameters(network), "sets": scored}
     write_json(args.out / "result.json", facts)
     print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")
     if args.save_weights:

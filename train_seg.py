@@ -37,7 +37,7 @@ from models.rebuild import describe, rebuild
 from utils import augment, checkpoint, importance, metrics, pictures
 from utils.processes import first_process, gather, join_processes, mean_over_processes, sum_over_processes
 from utils.recipe import epoch_order, make_optimizer
-from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, run, start, write_json
+from utils.runs import RunError, StopSignal, command, cut_log, log, provenance, run, start, write_json
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
 PRESETS = {
@@ -270,32 +270,20 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])
     network = rebuild(data).to(device, memory_format=torch.channels_last)
-    scored = {}
+    predict, scored = partial(segmentation.predict, network), {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames, progress=rank == 0)
         by_frame = frame_matrices(network, images, masks, rank, world)
         groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
         scored |= metrics.score_groups(by_frame, groups, CLASSES)
         if rank == 0 and args.out:
-            some = pictures.evenly(len(frames))
-            parts = images[some], masks[some], segmentation.predict(network, images[some]).cpu()
-            shown = zip([frames[i].name for i in some], *parts, strict=True)
-            pictures.draw_set(args.out / "pictures", title, shown, scored[title]["confusion_matrix"], CLASSES)
+            everything = [frame.name for frame in frames], images, masks, predict
+            pictures.draw_set(args.out / "pictures", title, *everything, scored[title]["confusion_matrix"], CLASSES)
     if rank > 0:
         return
     print(metrics.table(scored, CLASSES))
-    facts = {
-        "network": data["factory"],
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "trained_by": data.get("command"),
-        "seed": data.get("seed"),
-        "epoch": data.get("epoch"),
-        "validation": data.get("validation"),
-        "scored_by": command(),
-        "hardware": hardware(device),
-        "torch": torch.__version__,
-        "sets": scored,
-    }
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    facts = provenance(data, device) | {"parameters": parameters, "sets": scored}
     if args.out:
         write_json(args.out / "result.json", facts)
         print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")

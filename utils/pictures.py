@@ -1,6 +1,6 @@
 """Pictures of results: spectrogram, truth and prediction side by side, and the confusion matrix. Torch and Pillow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -58,19 +58,26 @@ def confusion_picture(matrix: torch.Tensor, names: Sequence[str], title: str = "
 def draw_set(
     folder: str | Path,
     title: str,
-    frames: Sequence[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]],
+    names: Sequence[str],
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    predict: Callable[[torch.Tensor], torch.Tensor],
     matrix: Sequence,
     classes: Sequence[str],
 ) -> None:
-    """A set's confusion matrix, and of each frame (name, image, truth, prediction) a picture side by side."""
+    """A set's confusion matrix, and six of its frames, spread evenly, side by side with truth and prediction.
+
+    Args:
+        folder, title: where to, and how the files' names begin.
+        names, images, masks: of all frames: uint8 (N, 3, H, W), classes (N, H, W).
+        predict: images -> classes.
+        matrix: int (C, C), rows are the true class.
+        classes: C names.
+    """
     save(confusion_picture(torch.as_tensor(matrix), classes, title), Path(folder) / f"{title}_confusion.png")
-    for name, *parts in frames:
-        save(side_by_side(*parts, name), Path(folder) / f"{title}_{name.replace('/', '_')}.png")
-
-
-def evenly(count: int, wanted: int = 6) -> list[int]:
-    """At most `wanted` numbers from 0 to count - 1, the first and the last among them."""
-    return sorted({round(i * (count - 1) / (wanted - 1)) for i in range(wanted)})
+    some = sorted({round(i * (len(names) - 1) / 5) for i in range(6)})  # the first and the last among them
+    for i, *parts in zip(some, images[some], masks[some], predict(images[some]).cpu(), strict=True):
+        save(side_by_side(*parts, names[i]), Path(folder) / f"{title}_{names[i].replace('/', '_')}.png")
 
 
 def save(picture: Image.Image, path: str | Path) -> None:

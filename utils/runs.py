@@ -108,6 +108,13 @@ def command() -> str:
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def provenance(data: dict, device: torch.device) -> dict:
+    """Of a saved network what a result must say: who trained it, how it was chosen, and what scores it now."""
+    facts = {"network": data["factory"], "trained_by": data.get("command")}
+    facts |= {key: data.get(key) for key in ("seed", "epoch", "validation")}
+    return facts | {"scored_by": command(), "hardware": hardware(device), "torch": torch.__version__}
+
+
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into a wish that a loop looks at after each step; a second one stops at once.
 
