@@ -78,12 +78,11 @@ def streamline(model: Deployed, images: torch.Tensor) -> Streamlined:
     Raises:
         ExportError: outputs differ.
     """
-    network, pooled, coarse = copy.deepcopy(model.network).eval(), {}, []
-    hooks = [network.classifier.register_forward_hook(lambda layer, inputs, output: coarse.append(output.shape[2:]))]
+    network, coarse, pooled = copy.deepcopy(model.network).eval(), [], {}
+    hooks = [network.classifier.register_forward_hook(lambda _, inputs, output: coarse.append(output.shape[2:]))]
     for layer in network.modules():
         if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
-            look = layer.register_forward_pre_hook(lambda layer, inputs: pooled.update({layer: inputs[0].shape[2:]}))
-            hooks.append(look)
+            hooks.append(layer.register_forward_pre_hook(lambda pool, x: pooled.update({pool: x[0].shape[2:]})))
     network(images.float() * model.scale + model.shift)
     for hook in hooks:
         hook.remove()
@@ -93,8 +92,8 @@ def streamline(model: Deployed, images: torch.Tensor) -> Streamlined:
                 setattr(parent, name, nn.AvgPool2d(tuple(pooled[child])))
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
     first.weight = nn.Parameter(first.weight * model.scale)  # (out, 3, kh, kw) by (3, 1, 1)
-    grow = (_enlargement(n, big) for n, big in zip(coarse[0], images.shape[2:], strict=True))
-    light = Streamlined(network, -model.shift / model.scale, next(grow), next(grow).T).eval()
+    rows, columns = (_enlargement(n, big) for n, big in zip(coarse[0], images.shape[2:], strict=True))
+    light = Streamlined(network, -model.shift / model.scale, rows, columns.T).eval()
     _check_same(model(images), light(images), "the network can't be streamlined")
     return light
 
