@@ -38,7 +38,7 @@ from data.unlabelled import find_pictures, read_pictures, with_release
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, native_bf16, speed_up
 from models.rebuild import build, describe, rebuild
-from utils import augment, checkpoint, importance, kd_losses, metrics, pictures
+from utils import augment, checkpoint, importance, kd_losses, metrics, pictures, prior
 from utils.dependency_graph import PruneError
 from utils.even_cut import cut_evenly, parameters
 from utils.export import Deployed, ExportError, export_and_compare, fold_batch_norm, streamline
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     # Report the best epoch, once
     if label_free:
         sets = {name: with_release(frames) for name, frames in sets.items()}
-    report(args, checkpoint.load(args.out / "best.pt"), sets, device)
+    report(args, checkpoint.load(args.out / "best.pt"), sets, device, None if label_free else (levels, masks, palette))
     if not sets:
         print("no masks, so nothing was scored: log.jsonl has the agreement with the teacher")
     return 0
@@ -409,10 +409,12 @@ def labels_of(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 # ---- report ----------------------------------------------------------------------------------------------------------
 
 
-def report(args, data: dict, sets: dict, device: torch.device) -> None:
+def report(args, data: dict, sets: dict, device: torch.device, training=None) -> None:
     """Score a saved network on sets of frames: table on stdout, result.json and pictures in --out, --save-weights."""
+    undone = None
     if args.save_weights:  # what is reported is then what that file holds: no dead taps, half precision
-        network = rebuild(data)
+        network = rebuild(data).to(device, memory_format=torch.channels_last)
+        undone = undo_class_weights(network, *training) if training else None
         cut_dead_taps(network, tuple(read_tensors(next(iter(sets.values()))[:1], progress=False)[1].shape[1:]))
         kept = {key: data[key] for key in HANDED_ON if key in data}
         data = kept | describe(network, data["factory"], data["arguments"])
@@ -427,12 +429,26 @@ def report(args, data: dict, sets: dict, device: torch.device) -> None:
         everything = [frame.name for frame in frames], images, masks, predict
         pictures.draw_set(args.out / "pictures", title, *everything, scored[title]["confusion_matrix"], CLASSES)
     print(metrics.table(scored, CLASSES))
-    facts = provenance(data, device) | {"parameters": parameters(network), "sets": scored}
+    facts = provenance(data, device) | {"parameters": parameters(network), "class_weights_undone": undone}
+    facts |= {"sets": scored}
     write_json(args.out / "result.json", facts)
     print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")
     if args.save_weights:
         checkpoint.save_weights(args.save_weights, data, facts)
         print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e6:.2f} MB")
+
+
+def undo_class_weights(network: nn.Module, images, masks, palette) -> float:
+    """As in train_seg.py: a share of the class weights, measured on training frames, is taken out of the logits."""
+    weights, some = class_weights(masks), slice(None, None, max(1, len(images) // RECALIBRATION_FRAMES))
+    device = next(network.eval().parameters()).device
+
+    def logits(part: torch.Tensor) -> torch.Tensor:
+        return network(segmentation.as_input(part.to(device), palette))["out"]
+
+    share, shift = prior.best_shift(logits, images[some], masks[some], weights)
+    segmentation.add_to_logits(network, shift)
+    return share
 
 
 # ---- export ----------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, native_bf16, speed_up
 from models.rebuild import describe, rebuild
-from utils import augment, checkpoint, importance, metrics, pictures
+from utils import augment, checkpoint, importance, metrics, pictures, prior
 from utils.processes import first_process, gather, join_processes, mean_over_processes, sum_over_processes
 from utils.recipe import epoch_order, make_optimizer
 from utils.runs import RunError, StopSignal, command, cut_log, log, provenance, run, start, write_json
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     # Report the best epoch, once
     best = checkpoint.load(args.out / "best.pt")
     sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
-    report(args, best, sets, device, rank, world)
+    report(args, best, sets, device, rank, world, (images, masks, palette))
     return 0
 
 
@@ -167,9 +167,8 @@ def train(args, network, state, training, validation, device, rank: int, world: 
 
     for epoch in range(first_epoch, args.epochs):
         order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch)
-        # Half of the time axis costs less than half of the work; the last epochs see whole frames, and so do all of a
-        # network that is trained further (--checkpoint).
-        cropped = augmented and not args.checkpoint and epoch < args.epochs * 5 // 6
+        # Half of the time axis costs less than half of the work; the last epochs see whole frames.
+        cropped = augmented and epoch < args.epochs * 5 // 6
         rows = masks.shape[1] // 2 if cropped else masks.shape[1]
         model.train()
         began = time.perf_counter()
@@ -261,10 +260,12 @@ def frame_matrices(network: nn.Module, images: torch.Tensor, masks: torch.Tensor
     return sum_over_processes(metrics.frame_matrices(partial(segmentation.predict, network), images, masks, share))
 
 
-def report(args, data: dict, sets: dict, device: torch.device, rank: int, world: int) -> None:
+def report(args, data: dict, sets: dict, device: torch.device, rank: int, world: int, training=None) -> None:
     """Score a saved network on sets of frames: table on stdout, result.json and pictures in --out, --save-weights."""
+    undone = None
     if args.save_weights:  # what is reported is then what that file holds: no dead taps, half precision
-        network = rebuild(data)
+        network = rebuild(data).to(device, memory_format=torch.channels_last)
+        undone = undo_class_weights(network, *training) if training else None
         cut_dead_taps(network, tuple(read_tensors(next(iter(sets.values()))[:1], progress=False)[1].shape[1:]))
         kept = {key: data[key] for key in HANDED_ON if key in data}
         data = kept | describe(network, data["factory"], data["arguments"])
@@ -283,13 +284,26 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
         return
     print(metrics.table(scored, CLASSES))
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    facts = provenance(data, device) | {"parameters": parameters, "sets": scored}
+    facts = provenance(data, device) | {"parameters": parameters, "class_weights_undone": undone, "sets": scored}
     if args.out:
         write_json(args.out / "result.json", facts)
         print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")
     if args.save_weights:
         checkpoint.save_weights(args.save_weights, data, facts)
         print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e6:.1f} MB")
+
+
+def undo_class_weights(network: nn.Module, images, masks, palette) -> float:
+    """Take the share of the class weights out of the logits that costs mean IoU on training frames; returns it."""
+    weights, some = class_weights(masks), slice(None, None, max(1, len(images) // RECALIBRATION_FRAMES))
+    device = next(network.eval().parameters()).device
+
+    def logits(part: torch.Tensor) -> torch.Tensor:
+        return network(segmentation.as_input(part.to(device), palette))["out"]
+
+    share, shift = prior.best_shift(logits, images[some], masks[some], weights)
+    segmentation.add_to_logits(network, shift)
+    return share
 
 
 def score_folder(args, device: torch.device, rank: int, world: int) -> int:

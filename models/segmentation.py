@@ -84,6 +84,14 @@ def zero_outer_taps(network: nn.Module) -> None:
             nn.init.zeros_(layer.weight[:, :, ::2])
 
 
+def add_to_logits(network: nn.Module, shift: torch.Tensor) -> None:
+    """From now on output "out" is what it was plus `shift`, float (num_classes,): moves the last layer's bias."""
+    head = network.classifier
+    last = head.low_classifier if hasattr(head, "low_classifier") else head[-1]  # LR-ASPP adds two, DeepLabV3 has one
+    with torch.no_grad():
+        last.bias += shift.to(last.bias)
+
+
 def normalise(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """uint8 (N, 3, H, W) RGB -> float of the same shape and memory format, ImageNet's mean 0 and deviation 1."""
     mean = torch.tensor(MEAN, dtype=dtype, device=images.device).view(3, 1, 1)

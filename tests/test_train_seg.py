@@ -17,10 +17,10 @@ from torch import nn
 import train_seg
 from data.hdf4 import read_raster, write_raster
 from data.spectrogram import PARULA
-from data.spectrum_sensing import find_frames, split
+from data.spectrum_sensing import class_weights, find_frames, read_tensors, split
 from models import segmentation
 from models.rebuild import rebuild
-from utils import augment, checkpoint, runs
+from utils import augment, checkpoint, prior, runs
 from utils.recipe import epoch_order, make_optimizer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -110,7 +110,14 @@ def test_a_run_learns_and_leaves_files_that_load(frames, tmp_path):
     assert shipped["kind"] == "segmentation" and "optimizer" not in shipped
     facts = json.loads((tmp_path / "w.json").read_text())
     assert facts["sets"] == result["sets"] and facts["seed"] == 0
-    assert rebuild(shipped).training
+    network, best = rebuild(shipped), rebuild(checkpoint.load(folder / "best.pt")).eval()
+    assert network.training
+    x = torch.randn(2, 3, 64, 64)
+    weights = class_weights(read_tensors(split(find_frames(frames))["train"])[1])
+    with torch.no_grad():
+        wanted = best(x)["out"] - facts["class_weights_undone"] * weights.log().view(3, 1, 1)
+        assert torch.allclose(network.eval()(x)["out"], wanted, atol=0.02)  # half precision
+    assert result["class_weights_undone"] == facts["class_weights_undone"] in prior.SHARES
 
 
 def test_scores_of_a_run_equal_an_independent_count(frames, whole):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import augment, checkpoint, metrics, pictures, runs
+from utils import augment, checkpoint, metrics, pictures, prior, runs
 from utils.checkpoint import CheckpointError
 from utils.runs import RunError, StopSignal
 
@@ -140,6 +140,32 @@ def test_frame_matrices_of_shares_add_up_to_the_whole():
         assert torch.equal(whole[i], metrics.confusion_matrix(images[i, 0], masks[i]))
     shares = [metrics.frame_matrices(lambda x: x[:, 0], images, masks, range(rank, 5, 2)) for rank in (0, 1)]
     assert torch.equal(sum(shares), whole)
+
+
+def test_class_weights_are_undone_by_the_share_that_scores_best():
+    torch.manual_seed(0)
+    masks = torch.randint(0, 3, (5, 8, 8), dtype=torch.uint8)
+    masks[0, 0] = 255
+    weights = torch.tensor([0.3, 1.0, 2.0])
+    right = torch.nn.functional.one_hot(masks.long().clamp(max=2), 3).permute(0, 3, 1, 2).float()  # (5, 3, 8, 8)
+    # The true class leads by .02, so nothing but the whole of the weights' logarithm may be in the way.
+    images = 0.02 * right + weights.log().view(3, 1, 1)
+    assert prior.best_shift(lambda part: part, images, masks, weights, batch_size=2)[0] == 1
+    assert (
+        prior.best_shift(lambda part: 9 * part, right, masks, weights, batch_size=2)[0] == 0
+    )  # all are right: the smallest
+    noisy = images + 0.8 * torch.randn_like(images)
+    ious = []
+    for share in prior.SHARES:
+        guess, truth = (noisy - share * weights.log().view(3, 1, 1)).argmax(1)[masks < 3], masks[masks < 3]
+        ious.append(
+            np.mean([((guess == c) & (truth == c)).sum() / ((guess == c) | (truth == c)).sum() for c in range(3)])
+        )
+    share, shift = prior.best_shift(lambda part: part, noisy, masks, weights)
+    assert share == prior.SHARES[int(np.argmax(ious))]
+    assert torch.allclose(shift, -share * weights.log())
+    _, shift = prior.best_shift(lambda part: part, images, masks, weights * torch.tensor([1, 0, 1]))
+    assert shift[1] == 0 and shift.isfinite().all()
 
 
 def test_frames_are_grouped_by_family_and_snr():
