@@ -265,7 +265,13 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
     undone = None
     if args.save_weights:  # what is reported is then what that file holds: no dead taps, half precision
         network = rebuild(data).to(device, memory_format=torch.channels_last)
-        undone = undo_class_weights(network, *training) if training else None
+        if training:
+            images, masks, palette = training
+            some = slice(None, None, max(1, len(images) // RECALIBRATION_FRAMES))
+            batches = zip(images[some].split(8), masks[some].split(8), strict=True)
+            shown = ((segmentation.as_input(part.to(device), palette), truth) for part, truth in batches)
+            undone, shift = prior.best_shift(network.eval(), shown, class_weights(masks))
+            segmentation.add_to_logits(network, shift)
         cut_dead_taps(network, tuple(read_tensors(next(iter(sets.values()))[:1], progress=False)[1].shape[1:]))
         kept = {key: data[key] for key in HANDED_ON if key in data}
         data = kept | describe(network, data["factory"], data["arguments"])
@@ -291,19 +297,6 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
     if args.save_weights:
         checkpoint.save_weights(args.save_weights, data, facts)
         print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e6:.1f} MB")
-
-
-def undo_class_weights(network: nn.Module, images, masks, palette) -> float:
-    """Take the share of the class weights out of the logits that costs mean IoU on training frames; returns it."""
-    weights, some = class_weights(masks), slice(None, None, max(1, len(images) // RECALIBRATION_FRAMES))
-    device = next(network.eval().parameters()).device
-
-    def logits(part: torch.Tensor) -> torch.Tensor:
-        return network(segmentation.as_input(part.to(device), palette))["out"]
-
-    share, shift = prior.best_shift(logits, images[some], masks[some], weights)
-    segmentation.add_to_logits(network, shift)
-    return share
 
 
 def score_folder(args, device: torch.device, rank: int, world: int) -> int:

@@ -250,3 +250,12 @@ def test_networks_that_do_not_exist_are_named(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(ModelError, match="--pretrained-backbone out"):
         segmentation.build("lraspp_mobilenet_v3_large", pretrained_backbone=True)
+
+
+@pytest.mark.parametrize("name", [MOBILENET, "lraspp_mobilenet_v3_large"])
+def test_logits_are_shifted_class_by_class(name):
+    network, shift, x = segmentation.build(name).eval(), torch.tensor([1.0, -2.0, 0.5]), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = network(x)["out"]
+        segmentation.add_to_logits(network, shift)
+        assert torch.allclose(network(x)["out"], before + shift.view(3, 1, 1), atol=1e-5)

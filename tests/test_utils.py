@@ -148,23 +148,23 @@ def test_class_weights_are_undone_by_the_share_that_scores_best():
     masks[0, 0] = 255
     weights = torch.tensor([0.3, 1.0, 2.0])
     right = torch.nn.functional.one_hot(masks.long().clamp(max=2), 3).permute(0, 3, 1, 2).float()  # (5, 3, 8, 8)
-    # The true class leads by .02, so nothing but the whole of the weights' logarithm may be in the way.
-    images = 0.02 * right + weights.log().view(3, 1, 1)
-    assert prior.best_shift(lambda part: part, images, masks, weights, batch_size=2)[0] == 1
-    assert (
-        prior.best_shift(lambda part: 9 * part, right, masks, weights, batch_size=2)[0] == 0
-    )  # all are right: the smallest
-    noisy = images + 0.8 * torch.randn_like(images)
+    logits = 0.02 * right + weights.log().view(3, 1, 1)  # so nothing but the whole of log w may be in the way
+
+    def best(logits, weights=weights):
+        batches = zip(logits.split(2), masks.split(2), strict=True)
+        return prior.best_shift(lambda x: {"out": x}, batches, weights)
+
+    assert best(logits)[0] == 1
+    assert best(9 * right)[0] == 0  # all shares are right: the smallest
+    noisy = logits + 0.8 * torch.randn_like(logits)
     ious = []
     for share in prior.SHARES:
         guess, truth = (noisy - share * weights.log().view(3, 1, 1)).argmax(1)[masks < 3], masks[masks < 3]
-        ious.append(
-            np.mean([((guess == c) & (truth == c)).sum() / ((guess == c) | (truth == c)).sum() for c in range(3)])
-        )
-    share, shift = prior.best_shift(lambda part: part, noisy, masks, weights)
-    assert share == prior.SHARES[int(np.argmax(ious))]
-    assert torch.allclose(shift, -share * weights.log())
-    _, shift = prior.best_shift(lambda part: part, images, masks, weights * torch.tensor([1, 0, 1]))
+        both = [((guess == c) & (truth == c)).sum() / ((guess == c) | (truth == c)).sum() for c in range(3)]
+        ious.append(sum(both).item())
+    share, shift = best(noisy)
+    assert ious[prior.SHARES.index(share)] == max(ious) and torch.allclose(shift, -share * weights.log())
+    _, shift = best(logits, weights * torch.tensor([1, 0, 1]))  # a class that the loss never saw
     assert shift[1] == 0 and shift.isfinite().all()
 
 
