@@ -122,10 +122,10 @@ def run_row(args, size: str, way: str, seed: int) -> dict:
     budget = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--seed", str(seed)]
     student = ["--student", str(pruned / "pruned.pt"), "--out", str(out)]
     distill = ["distill_seg.py", *preset, *WAYS[way], *budget, *student, *common]
-    minutes, began = None, time.perf_counter()  # of a run that was there already nobody knows
+    begun, began = (out / "last.pt").exists(), time.perf_counter()
     if not (out / "result.json").exists():
         call(distill)
-        minutes = round((time.perf_counter() - began) / 60, 1)
+    minutes = None if begun else round((time.perf_counter() - began) / 60, 1)  # nobody knows what was spent before
     data = checkpoint.load(out / "best.pt")
     result = json.loads((out / "result.json").read_text())
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
