@@ -110,6 +110,37 @@ def test_a_student_learns_from_teacher_masks_and_itself_and_the_teacher_does_not
     assert sum(p.numel() for p in small.parameters()) == result["parameters"] < 40_000
 
 
+def test_the_loss_is_the_weighted_sum_of_its_terms_and_each_chosen_distillation_has_its_factor(options, tmp_path):
+    more = [
+        "--epochs",
+        "1",
+        "--alpha",
+        "0.5",
+        "--beta",
+        "2",
+        "--gamma",
+        "0.25",
+        "--kd",
+        "pixel",
+        "cwd",
+        "dist",
+        "pairwise",
+    ]
+    assert distill_seg.main([*options, *more, "--out", str(tmp_path)]) == 0
+    line = log_of(tmp_path)[0]
+    assert line["loss"] == pytest.approx(0.5 * line["kd"] + 2 * line["ce"] + 0.25 * line["self"], rel=1e-5)
+    torch.manual_seed(0)
+    logits, wanted = torch.randn(2, 2, 3, 8, 8)
+    features, wanted_features = torch.randn(2, 2, 5, 4, 4)
+    args = distill_seg.parse_args(["--kd", "pixel", "cwd", "dist", "pairwise"])
+    total = distill_seg.teacher_loss(args, logits, wanted, features, wanted_features, None)
+    factor = kd_losses.WEIGHT
+    by_hand = factor["pixel"] * kd_losses.pixel_kd(logits, wanted, 1.0)
+    by_hand += factor["cwd"] * kd_losses.channel_wise(logits, wanted) + factor["dist"] * kd_losses.dist(logits, wanted)
+    by_hand += factor["pairwise"] * kd_losses.pairwise(features, wanted_features)
+    assert total.item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
 def test_without_labels_no_training_or_validation_mask_is_read(frames, options, tmp_path, capsys):
     shutil.copytree(frames, tmp_path / "set")
     parts = split(find_frames(tmp_path / "set"))
@@ -394,6 +425,7 @@ def finished_row(args, size: str, way: str, seed: int) -> dict:
     values = {"frames": 2, "mean_iou": miou, "mean_recall": 0.9, "accuracy": 0.9}
     costs = {"parameters": 2e5, "parameters_dense": 8e6, "macs": 7e7, "macs_live": 7e7, "macs_dense": 2e9, "bytes": 8e5}
     where = {"hardware": "a machine", "latency": {"this": {"speed_up": 4.0}}, "epochs": args.epochs, "seed": seed}
+    where["batch_size"] = args.batch_size
     return {"size": size, "way": way, "sets": {"test": values, "test, 0 to 10 dB": values}, **costs, **where}
 
 
@@ -417,6 +449,9 @@ def test_the_compression_table_goes_on_where_it_stopped_and_averages_seeds(tmp_p
     assert compression.main(argv) == 0
     names = [f"{size}, {way}" for size, ways in compression.ROWS for way in ways if "K, KD" in f"{size}, {way}"]
     assert len(made) == 2 * len(names) - 3
+    assert (
+        runs.run(lambda: compression.main([*argv, "--batch-size", "9"])) == 2
+    )  # its rows would be averaged with these
     assert compression.main([*argv, "--table"]) == 0 and len(made) == 2 * len(names) - 3
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| ours 299 K | KD |"))
     assert "| 3, 2 | 200 K (40.0x) |" in line and "| 88.8 % | .710 ± .014 |" in line  # (.70 + .72) / 2 of .80
