@@ -8,8 +8,8 @@ Each row prunes the teacher (prune_seg.py), retrains the result (distill_seg.py)
 field frames. All rows see the same number of frames in batches of the same size, so they have equally many steps; the
 published recipe is therefore run with batch 8 and fewer epochs than the 30 of the study. A finished row is one JSON in
 experiments/results/compression, with its hardware and commands: interrupt at will, go on later or on another machine.
-At 3 epochs of the default set's 2,880 frames a row takes 4 to 22 minutes on one core, 12 in the mean on a busy one, all of
-them with three seeds seven hours; on two cores start two processes with different --rows (a size each, as they would
+At 3 epochs of the default set's 2,880 frames a row takes 4 to 22 minutes on one core, 12 in the mean on a busy one, and
+all with three seeds seven hours; on two cores start two processes with different --rows (a size each, as they would
 prune it twice), three and a half.
 """
 
