@@ -264,13 +264,14 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
     """Score a saved network on sets of frames: table on stdout, result.json and pictures in --out, --save-weights."""
     undone = None
     if args.save_weights:  # what is reported is then what that file holds: no dead taps, half precision
-        network = rebuild(data).to(device, memory_format=torch.channels_last)
+        network = rebuild(data)
         if training:
             images, masks, palette = training
+            judged = rebuild(data).eval().to(device, memory_format=torch.channels_last)
             some = slice(None, None, max(1, len(images) // RECALIBRATION_FRAMES))
             batches = zip(images[some].split(8), masks[some].split(8), strict=True)
             shown = ((segmentation.as_input(part.to(device), palette), truth) for part, truth in batches)
-            undone, shift = prior.best_shift(network.eval(), shown, class_weights(masks))
+            undone, shift = prior.best_shift(judged, shown, class_weights(masks))
             segmentation.add_to_logits(network, shift)
         cut_dead_taps(network, tuple(read_tensors(next(iter(sets.values()))[:1], progress=False)[1].shape[1:]))
         kept = {key: data[key] for key in HANDED_ON if key in data}
