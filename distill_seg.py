@@ -417,10 +417,8 @@ def report(args, data: dict, sets: dict, device: torch.device, training=None) ->
         if training:
             images, masks, palette = training
             judged = rebuild(data).eval().to(device, memory_format=torch.channels_last)
-            some = slice(None, None, max(1, len(images) // RECALIBRATION_FRAMES))
-            batches = zip(images[some].split(8), masks[some].split(8), strict=True)
-            shown = ((segmentation.as_input(part.to(device), palette), truth) for part, truth in batches)
-            undone, shift = prior.best_shift(judged, shown, class_weights(masks))
+            looked_at = partial(segmentation.logits, judged, palette=palette)
+            undone, shift = prior.best_shift(looked_at, images, masks, class_weights(masks))
             segmentation.add_to_logits(network, shift)
         cut_dead_taps(network, tuple(read_tensors(next(iter(sets.values()))[:1], progress=False)[1].shape[1:]))
         kept = {key: data[key] for key in HANDED_ON if key in data}

@@ -116,8 +116,13 @@ def as_input(images: torch.Tensor, palette: torch.Tensor | None = None) -> torch
     return colourise(images, palette)
 
 
-def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """uint8 images (N, 3, H, W) on any device -> class numbers int64 (N, H, W) on the model's; set eval mode before."""
+def logits(model: nn.Module, images: torch.Tensor, palette: torch.Tensor | None = None) -> torch.Tensor:
+    """What as_input takes, on any device -> float (N, num_classes, H, W) on the model's; set eval mode before."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        return model(as_input(images.to(device)))["out"].argmax(1)
+        return model(as_input(images.to(device), palette))["out"]
+
+
+def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """uint8 images (N, 3, H, W) on any device -> class numbers int64 (N, H, W) on the model's; set eval mode before."""
+    return logits(model, images).argmax(1)

@@ -151,8 +151,7 @@ def test_class_weights_are_undone_by_the_share_that_scores_best():
     logits = 0.02 * right + weights.log().view(3, 1, 1)  # so nothing but the whole of log w may be in the way
 
     def best(logits, weights=weights):
-        batches = zip(logits.split(2), masks.split(2), strict=True)
-        return prior.best_shift(lambda x: {"out": x}, batches, weights)
+        return prior.best_shift(lambda part: part, logits, masks, weights, batch_size=2)
 
     assert best(logits)[0] == 1
     assert best(9 * right)[0] == 0  # all shares are right: the smallest

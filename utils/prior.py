@@ -1,6 +1,6 @@
 """Undo part of what class weights do to a segmentation network's decisions.
 
-    share, shift = best_shift(network, ((input, mask) for ...), weights)
+    share, shift = best_shift(logits_of, images, masks, weights)
     last_layer.bias.data += shift
 
 Cross entropy with class weights w teaches a network the posterior of classes made w times as frequent (Saerens 2002,
@@ -10,24 +10,30 @@ back it calls them too seldom for mean IoU, which looks at each class alone. In 
 Torch only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import torch
-from torch import nn
 
 SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
 
 def best_shift(
-    network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], weights: torch.Tensor, ignore: int = 255
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    weights: torch.Tensor,
+    frames: int = 512,
+    batch_size: int = 8,
+    ignore: int = 255,
 ) -> tuple[float, torch.Tensor]:
     """The share of log w whose subtraction from the logits gives the highest mean IoU, and -share * log w.
 
     Args:
-        network: in evaluation mode, float (B, 3, H, W) -> {"out": logits (B, C, H, W)}.
-        batches: inputs float (B, 3, H, W) and class numbers (B, H, W); pixels equal to `ignore` don't count. Of the
-            training part: validation has to judge.
+        logits_of: a batch of images -> float (B, C, H, W), by a network in evaluation mode.
+        images, masks: N frames of the training part (validation has to judge), and class numbers (N, H, W) of any
+            integer type; pixels equal to `ignore` don't count.
         weights: of the loss, float (C,); where one is 0, the loss never saw that class, and its logit stays.
+        frames: about as many are looked at, evenly spaced.
 
     Returns:
         One of SHARES, the smallest of equals; float (C,).
@@ -35,9 +41,10 @@ def best_shift(
     classes = len(weights)
     excess = torch.where(weights > 0, weights, 1.0).log()  # (C,)
     pairs = torch.zeros(len(SHARES), classes**2, dtype=torch.int64)  # truth and guess, counted
-    for inputs, truth in batches:
+    some = slice(None, None, max(1, len(images) // frames))
+    for part, truth in zip(images[some].split(batch_size), masks[some].split(batch_size), strict=True):
         with torch.no_grad():
-            logits = network(inputs)["out"].float().cpu()  # (B, C, H, W)
+            logits = logits_of(part).float().cpu()  # (B, C, H, W)
         truth = truth.cpu().long()
         counted = truth != ignore
         for i, share in enumerate(SHARES):
