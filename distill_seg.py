@@ -78,6 +78,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--generations", type=int, default=1, help="each is taught by the one before")
     parser.add_argument("--from-scratch", action="store_true", help="new weights in the student's shape")
     parser.add_argument("--target-params", type=int, default=299_000, help="of a student that is cut here")
+    parser.add_argument(
+        "--mirror", action="store_true", help="augment by flips in frequency, not by other frames' carriers"
+    )
     parser.add_argument("--epochs", type=int, help=f"of a generation, default {_defaults('epochs')}")
     parser.add_argument("--batch-size", type=int, help=f"default {_defaults('batch_size')}")
     parser.add_argument("--lr", type=float, help=f"highest learning rate, default {_defaults('lr')}")
@@ -229,7 +232,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
         for step in tqdm(range(first_step, steps), name, unit="step", file=sys.stderr):
             batch = order[step::steps].to(device)
             asked = None if kept is None else kept[batch.cpu()].to(device)
-            x, y, asked = prepare(images[batch], masks[batch], asked, palette, augmented, rows)
+            x, y, asked = prepare(images[batch], masks[batch], asked, palette, augmented, rows, args.mirror)
             terms = losses(args, student, teacher, average, x, y, asked, weights, autocast)
             loss = args.alpha * terms[0] + args.beta * terms[1] + args.gamma * terms[2]
             optimizer.zero_grad()
@@ -277,7 +280,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
     return True
 
 
-def prepare(images, masks, asked, palette, augmented: bool, rows: int):
+def prepare(images, masks, asked, palette, augmented: bool, rows: int, mirror: bool = False):
     """A batch as the networks take it, its masks and kept logits moved with it; see train_seg.py's.
 
     uint8 levels (B, H, W) or pictures (B, 3, H, W), masks (B, H, W), logits (B, 3, h, w) or None -> float
@@ -286,12 +289,15 @@ def prepare(images, masks, asked, palette, augmented: bool, rows: int):
     if asked is not None:
         asked = F.interpolate(asked.float(), size=masks.shape[1:], mode="bilinear", align_corners=False)
     if augmented:
-        geometry = augment.draw_geometry(*masks.shape)
+        geometry = augment.draw_geometry(*masks.shape, mirror)
         geometry["rows"] = geometry["rows"][:, :rows]  # the others would be thrown away
         if asked is not None:
             asked, _ = augment.shift_and_flip(asked, masks, geometry)
         images, masks = augment.shift_and_flip(images, masks, geometry)
     if palette is not None:
+        if not mirror:
+            images, masks, *kept = augment.add_carriers(images, masks, *(() if asked is None else (asked,)))
+            asked = kept[0] if kept else None
         images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
     return segmentation.as_input(images, palette), masks.long(), asked
 

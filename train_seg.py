@@ -55,6 +55,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=segmentation.FACTORIES, default="deeplabv3_mobilenet_v3_large")
     parser.add_argument("--checkpoint", type=Path, help="start from this network instead of new weights")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
+    parser.add_argument(
+        "--mirror", action="store_true", help="augment by flips in frequency, not by other frames' carriers"
+    )
     parser.add_argument("--epochs", type=int, help=f"default {_defaults('epochs')}")
     parser.add_argument("--batch-size", type=int, help=f"for each process, default {_defaults('batch_size')}")
     parser.add_argument("--lr", type=float, help=f"highest learning rate, default {_defaults('lr')}")
@@ -116,8 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     config |= {"processes": world, "training_frames": len(parts["train"]), "command": command()}
     config["training_frames_sha256"] = hashlib.sha256(names.encode()).hexdigest()
-    same = ("model", "preset", "epochs", "batch_size", "lr", "seed", "pretrained_backbone", "aux_loss", "processes")
-    same += ("checkpoint", "train_on_combined", "training_frames", "training_frames_sha256")
+    same = ("model", "preset", "epochs", "batch_size", "lr", "seed", "mirror", "pretrained_backbone", "aux_loss")
+    same += ("processes", "checkpoint", "train_on_combined", "training_frames", "training_frames_sha256")
     first_process(lambda: start(args.out, config, args.resume, same), RunError)
 
     with StopSignal() as stop:
@@ -176,7 +179,7 @@ def train(args, network, state, training, validation, device, rank: int, world: 
             range(first_step, steps), f"epoch {epoch + 1}/{args.epochs}", unit="step", disable=rank > 0, file=sys.stderr
         ):
             batch = order[step * world + rank :: steps * world].to(device)
-            x, y = prepare(images[batch], masks[batch], palette, augmented, rows)  # (B, 3, rows, W), (B, rows, W)
+            x, y = prepare(images[batch], masks[batch], palette, augmented, rows, args.mirror)
             with autocast:
                 logits = model(x)
                 loss = F.cross_entropy(logits["out"].float(), y, weights, ignore_index=IGNORE)
@@ -243,12 +246,14 @@ def saved(network: nn.Module, args) -> dict:
     return describe(network, name, arguments) | origin
 
 
-def prepare(images: torch.Tensor, masks: torch.Tensor, palette: torch.Tensor | None, augmented: bool, rows: int):
+def prepare(images, masks, palette: torch.Tensor | None, augmented: bool, rows: int, mirror: bool = False):
     """uint8 levels (B, H, W) or pictures (B, 3, H, W), and masks -> float (B, 3, rows, W), int64 masks (B, rows, W)."""
     if augmented:
-        images, masks = augment.shift_and_flip(images, masks, augment.draw_geometry(*masks.shape))
+        images, masks = augment.shift_and_flip(images, masks, augment.draw_geometry(*masks.shape, mirror))
         images, masks = images[..., :rows, :], masks[:, :rows]
     if palette is not None:
+        if not mirror:
+            images, masks = augment.add_carriers(images, masks)
         images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
     return segmentation.as_input(images, palette), masks.long()
 

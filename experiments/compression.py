@@ -121,7 +121,7 @@ def run_row(args, size: str, way: str, seed: int) -> dict:
     prune = ["prune_seg.py", *PRUNED[size], "--out", str(pruned), *common]
     call(prune)  # nothing to do if it is done; refused if it was another teacher's
     out = args.out / f"{slug(size)}_{slug(way)}_epochs{args.epochs}_seed{seed}"
-    preset = ["--preset", "published"] if size.startswith("published") else []
+    preset = ["--preset", "published"] if size.startswith("published") else ["--mirror"]  # one recipe for all rows
     budget = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--seed", str(seed)]
     student = ["--student", str(pruned / "pruned.pt"), "--out", str(out)]
     distill = ["distill_seg.py", *preset, *WAYS[way], *budget, *student, *common]

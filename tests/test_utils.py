@@ -198,10 +198,35 @@ def test_colours_become_levels_and_back():
     assert augment.colour_index(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), palette)[1] > 50
 
 
-def test_shifts_and_flips_equal_roll_and_flip_and_the_mask_moves_along():
+def test_added_carriers_meet_no_other_and_lie_as_high_above_noise_as_before():
+    torch.manual_seed(0)
+    n, width, level = 40, 32, torch.randint(60, 80, (40, 1, 1))
+    left, size = torch.randint(width, (n,)), torch.randint(3, 14, (n,))
+    taken = (torch.arange(width) - left[:, None]) % width < size[:, None]  # (N, W), round the edge as well
+    taken[7], level[9:12] = True, 120
+    masks = taken[:, None].expand(-1, 6, -1) * torch.randint(1, 3, (n, 1, 1))
+    levels = (level + masks * 50 + torch.arange(6)[:, None]).to(torch.uint8)
+    logits = torch.stack((masks, levels), 1).float()
+    moved, classes, along = augment.add_carriers(levels, masks, logits)
+    assert moved.dtype == torch.uint8 and torch.equal(along[:, 0], classes.float())
+    guests = (classes != masks).any(1)  # (N, W)
+    fits = size + size.roll(1) < width
+    for i in range(n):
+        stays = i in (7, 8, 9, 12) or not fits[i]  # full, no noise to compare, other noise
+        assert guests[i].sum() == (0 if stays else size[i - 1]) and not (guests[i] & taken[i]).any()
+        shifts = [s for s in range(width) if torch.equal(guests[i], taken[i - 1].roll(s))]
+        assert stays or any(
+            torch.equal(classes[i][:, guests[i]], masks[i - 1].roll(s, 1)[:, guests[i]]) for s in shifts
+        )
+    assert torch.equal(moved.long(), (level + classes * 50 + torch.arange(6)[:, None]).long())
+    assert len({int((guests[i].long().argmax() - taken[i].long().argmax()) % width) for i in range(n)}) > 5
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_shifts_and_flips_equal_roll_and_flip_and_the_mask_moves_along(mirror):
     torch.manual_seed(3)
     levels = torch.randint(256, (32, 6, 10), dtype=torch.uint8)
-    geometry = augment.draw_geometry(32, 6, 10)
+    geometry = augment.draw_geometry(32, 6, 10, mirror)
     moved, mask = augment.shift_and_flip(levels, levels.clone(), geometry)
     assert torch.equal(moved, mask)
     seen = set()
@@ -218,7 +243,7 @@ def test_shifts_and_flips_equal_roll_and_flip_and_the_mask_moves_along():
         which = [name for name, choice in choices.items() if torch.equal(choice, moved[i])]
         assert len(which) == 1
         seen.add(which[0][:2])
-    assert len(seen) == 4  # every kind of flip occurs
+    assert seen == {(rows, columns) for rows in (False, True) for columns in {False, mirror}}  # every kind
     pictures_too, _ = augment.shift_and_flip(levels[:, None].expand(-1, 3, -1, -1), levels, geometry)
     assert torch.equal(pictures_too[:, 1], moved)
 

@@ -2,15 +2,18 @@
 
     index, error = colour_index(images, palette)                         # once: pictures -> levels
     index, masks = shift_and_flip(index, masks, draw_geometry(8, 256, 256))
+    index, masks = add_carriers(index, masks)
     index = jitter_levels(index, *draw_levels(8))
 
-A frame may start at any time and lie at any place in the band (circular shifts), may be mirrored in frequency (the
-conjugate signal) or played backwards, and its levels are arbitrary because every picture is rescaled to its own minimum
+A frame may start at any time and lie at any place in the band (circular shifts), may be played backwards or mirrored in
+frequency (the conjugate signal), and its levels are arbitrary because every picture is rescaled to its own minimum
 and maximum. Random numbers are drawn on the CPU from torch's global generator unless another one is given.
 Torch only.
 """
 
 import torch
+
+NOISE_STEP = 30  # of 255 levels: carriers of a frame whose noise differs by more would leave its colours
 
 
 def colour_index(images: torch.Tensor, palette: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -52,12 +55,20 @@ def as_levels(
     return (levels, palette) if difference <= tolerance else (images, None)
 
 
-def draw_geometry(n: int, height: int, width: int, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-    """Random shifts and flips of n frames: {"rows": (n, H), "columns": (n, W)}, where each pixel comes from, int64."""
+def draw_geometry(
+    n: int, height: int, width: int, mirror: bool = False, generator: torch.Generator | None = None
+) -> dict[str, torch.Tensor]:
+    """Random shifts and flips of n frames: {"rows": (n, H), "columns": (n, W)}, where each pixel comes from, int64.
+
+    mirror: flip not only the time axis of half of the frames, but the frequency axis, too. A network that has seen
+    mirrored carriers cannot tell which way a sparsely used one extends from its control channel.
+    """
     axes = {}
     for name, size in (("rows", height), ("columns", width)):
         shift = torch.randint(size, (n, 1), generator=generator)
         sign = torch.randint(2, (n, 1), generator=generator) * 2 - 1
+        if name == "columns" and not mirror:
+            sign = sign.abs()
         axes[name] = (torch.arange(size) * sign + shift) % size
     return axes
 
@@ -73,6 +84,46 @@ def shift_and_flip(
         return images[frame, rows, columns], masks[frame, rows, columns]
     moved = images.permute(0, 2, 3, 1)[frame, rows, columns]  # (N, H, W, 3)
     return moved.permute(0, 3, 1, 2), masks[frame, rows, columns]
+
+
+def add_carriers(
+    levels: torch.Tensor, masks: torch.Tensor, *along: torch.Tensor, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Put the carriers of the batch's previous frame into a frame's free columns, at a random place with room for all.
+
+    Signals on the air add, and beside each other they do so without touching. The guests' levels move so that both
+    frames' noise is equal; where it differs by more than NOISE_STEP, or there is no room, the frame stays as it is.
+    A network that has met a single carrier in all frames of some look stops searching after the first.
+
+    Args:
+        levels: uint8 (N, H, W).
+        masks: classes (N, H, W) of any integer type, 0 noise, each carrier over the whole height.
+        along: float (N, C, H, W), such as a teacher's logits, moved as the masks are.
+
+    Returns:
+        levels, masks and all of `along`, shapes and dtypes as they were.
+    """
+    n, height, width = levels.shape
+    taken = (masks != 0).any(1)  # (N, W)
+    free = (~taken).float()[:, None]  # (N, 1, W)
+    noise = (levels * free).sum((1, 2)) / (free.sum((1, 2)) * height)  # (N,), nan where all columns are taken
+    change = noise - noise.roll(1)
+    # How many taken columns meet for every shift of the guests: a circular correlation.
+    spectrum = torch.fft.rfft(taken.float())
+    meet = torch.fft.irfft(spectrum * spectrum.roll(1, 0).conj(), width)  # (N, W)
+    room = (meet < 0.5) & (change.abs() <= NOISE_STEP)[:, None]
+    shift = (torch.rand(n, width, generator=generator).to(levels.device) * room).argmax(1)  # (N,)
+    column = (torch.arange(width, device=levels.device) - shift[:, None]) % width  # (N, W): where a guest's comes from
+    guest = taken.roll(1, 0).gather(1, column) & room.any(1)[:, None]  # (N, W)
+    frame, row = torch.arange(n, device=levels.device)[:, None, None] - 1, torch.arange(height)[:, None]
+    guests = levels[frame, row, column[:, None]] + change.nan_to_num()[:, None, None]
+    guests = guests.round_().clamp_(0, 255).to(levels.dtype)
+    moved = [torch.where(guest[:, None], guests, levels)]
+    moved += [torch.where(guest[:, None], masks[frame, row, column[:, None]], masks)]
+    for values in along:
+        theirs = values.permute(0, 2, 3, 1)[frame, row, column[:, None]].permute(0, 3, 1, 2)  # (N, C, H, W)
+        moved += [torch.where(guest[:, None, None], theirs, values)]
+    return tuple(moved)
 
 
 def draw_levels(
