@@ -28,7 +28,7 @@ from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, S
 from data.spectrum_sensing import CLASSES
 from models import ModelError
 from models.rebuild import rebuild
-from models.segmentation import as_input
+from models.segmentation import logits
 from utils import checkpoint, pictures
 from utils.augment import colour_index
 from utils.carriers import MIN_COLUMNS, Carrier, find_bands, merge, table
@@ -141,15 +141,9 @@ def load_network(path: Path | None, device: str) -> tuple[nn.Module, Path]:
 
 @torch.inference_mode()
 def predict(model: nn.Module, picture: np.ndarray) -> np.ndarray:
-    """uint8 (256, 256, 3) -> softmax probability of each class, float32 (3, 256, 256).
-
-    The mean over the picture and its mirror in frequency, as likely a spectrum: a little surer, and next to the
-    spectrogram the network's time is nothing.
-    """
-    image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)  # (3, 256, 256)
-    both = torch.stack((image, image.flip(2))).to(next(model.parameters()).device)  # (2, 3, 256, 256)
-    probability = model(as_input(both))["out"].float().softmax(1)
-    return (probability[0] + probability[1].flip(2)).div(2).cpu().numpy()
+    """uint8 (256, 256, 3) -> softmax probability of each class, float32 (3, 256, 256)."""
+    image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]  # (1, 3, 256, 256)
+    return logits(model, image)[0].float().softmax(0).cpu().numpy()
 
 
 def look_at(frame: Frame, model: nn.Module) -> View:

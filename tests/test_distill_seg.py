@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import distill_seg
+from data.spectrogram import PARULA
 from data.spectrum_sensing import find_frames, read_tensors, split
 from data.unlabelled import find_pictures, read_pictures
 from experiments import compression
@@ -277,6 +278,15 @@ def test_kept_logits_are_the_teachers_own_where_nothing_is_augmented_and_move_wi
     _, y, asked = distill_seg.prepare(images, levels, kept, None, True, 32)
     assert torch.equal(asked[:, 0].mul(10).round().clamp(0, 254).long(), y) and y.shape == (4, 32, 64)
     assert levels.unique().numel() > 2 and not torch.equal(y, levels[:, :32].long())
+
+
+def test_kept_logits_move_with_the_carriers_that_are_added():
+    torch.manual_seed(0)
+    masks = torch.zeros(6, 64, 64, dtype=torch.uint8)
+    masks[:, :, 3:19] = torch.randint(1, 3, (6, 1, 1))
+    kept = nn.functional.one_hot(masks.long(), 3).permute(0, 3, 1, 2).half()  # (N, 3, 64, 64)
+    _, y, asked = distill_seg.prepare(masks * 50 + 70, masks, kept, torch.from_numpy(PARULA), True, 32)
+    assert torch.equal(asked.argmax(1), y) and (y != 0).any(1).sum(1).tolist() == 6 * [32]
 
 
 def test_the_average_moves_parameters_and_buffers_and_copies_counters():

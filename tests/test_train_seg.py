@@ -271,6 +271,16 @@ def test_pictures_in_other_colours_are_trained_on_without_level_jitter():
     assert torch.allclose(x[:, 0], (y / 255 - 0.485) / 0.229, atol=1e-6)  # red and mask moved alike
 
 
+def test_carriers_of_other_frames_are_added_unless_mirror_is_asked_for():
+    torch.manual_seed(0)
+    masks = torch.zeros(16, 8, 32, dtype=torch.uint8)
+    masks[:, :, 3:9] = 1  # six of 32 columns, so that twelve are taken where a guest fits in
+    levels = masks * 90 + 70
+    for mirror, columns in ((False, {12}), (True, {6})):
+        x, y = train_seg.prepare(levels, masks, torch.from_numpy(PARULA), True, 4, mirror)
+        assert x.shape == (16, 3, 4, 32) and set((y == 1).any(1).sum(1).tolist()) == columns
+
+
 # ---- other people's frames -----------------------------------------------------------------------------------------
 
 
