@@ -115,14 +115,13 @@ def add_carriers(
     shift = (torch.rand(n, width, generator=generator).to(levels.device) * room).argmax(1)  # (N,)
     column = (torch.arange(width, device=levels.device) - shift[:, None]) % width  # (N, W): where a guest's comes from
     guest = taken.roll(1, 0).gather(1, column) & room.any(1)[:, None]  # (N, W)
-    frame, row = torch.arange(n, device=levels.device)[:, None, None] - 1, torch.arange(height)[:, None]
-    guests = levels[frame, row, column[:, None]] + change.nan_to_num()[:, None, None]
-    guests = guests.round_().clamp_(0, 255).to(levels.dtype)
-    moved = [torch.where(guest[:, None], guests, levels)]
-    moved += [torch.where(guest[:, None], masks[frame, row, column[:, None]], masks)]
+    geometry = {"rows": torch.arange(height).expand(n, -1), "columns": column}
+    guests, theirs = shift_and_flip(levels.roll(1, 0), masks.roll(1, 0), geometry)
+    guests = (guests + change.nan_to_num()[:, None, None]).round_().clamp_(0, 255).to(levels.dtype)
+    moved = [torch.where(guest[:, None], guests, levels), torch.where(guest[:, None], theirs, masks)]
     for values in along:
-        theirs = values.permute(0, 2, 3, 1)[frame, row, column[:, None]].permute(0, 3, 1, 2)  # (N, C, H, W)
-        moved += [torch.where(guest[:, None, None], theirs, values)]
+        theirs, _ = shift_and_flip(values.roll(1, 0), masks, geometry)  # (N, C, H, W)
+        moved.append(torch.where(guest[:, None, None], theirs, values))
     return tuple(moved)
 
 
