@@ -58,7 +58,7 @@ FEATURE_LOSSES = {"pairwise": kd_losses.pairwise, "attention": kd_losses.attenti
 TEACHERS = Path("runs/seg/best.pt"), Path("weights/seg_teacher.pt")  # the user's own first
 STUDENT = Path("runs/pruned/pruned.pt")
 RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on after each epoch
-HANDED_ON = ("kind", "classes", "seed", "command", "epoch", "validation", "chosen_by")  # beside the network
+HANDED_ON = ("kind", "classes", "frame_size", "seed", "command", "epoch", "validation", "chosen_by")
 EXPORTED = Path("weights/seg_student.pt")  # where --export is given no --student
 
 
@@ -194,6 +194,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
     # Blank masks take no memory, and nothing looks at them.
     masks = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(len(images), *images.shape[-2:]) if masks is None else masks
     images, masks = images.to(device), masks.to(device)
+    size = masks.shape[1:]
     asking = teacher, images, lambda part: teacher(segmentation.as_input(part, palette)), args.out.parent
     kept = keep_logits(*asking) if args.alpha and args.keep_logits else None
     as_they_are = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
@@ -219,7 +220,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
         place = {"epoch": epoch, "step": step, "sums": sums, "best": best, "rng": checkpoint.rng_state()}
         inner = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
         inner |= {"average": average.state_dict()} if average else {}
-        checkpoint.save(args.out / "last.pt", saved(student, origin, args) | place | inner)
+        checkpoint.save(args.out / "last.pt", saved(student, origin, args, size) | place | inner)
 
     last_epoch = (generation + 1) * args.epochs
     for epoch in range(first_epoch, last_epoch):
@@ -266,7 +267,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
         if result["mean_iou"] > best:
             best = result["mean_iou"]
             chosen = {"epoch": epoch + 1, "validation": result, "chosen_by": "masks" if args.beta else "teacher"}
-            checkpoint.save(args.out / "best.pt", saved(student, origin, args) | chosen)
+            checkpoint.save(args.out / "best.pt", saved(student, origin, args, size) | chosen)
         line = {"epoch": epoch + 1} | dict(zip(("loss", "kd", "ce", "self"), (s / steps for s in sums), strict=True))
         line |= {"lr": scheduler.get_last_lr()[0]}
         line |= {"validation_miou" if args.beta else "validation_agreement": result["mean_iou"]}
@@ -390,9 +391,10 @@ def new_student(args, data: dict) -> nn.Module:
     return network
 
 
-def saved(network: nn.Module, origin: dict, args) -> dict:
-    """A network as models.rebuild reads it, and where it comes from."""
+def saved(network: nn.Module, origin: dict, args, size: torch.Size) -> dict:
+    """A network as models.rebuild reads it, where it comes from, and the (height, width) of its frames."""
     where = {"kind": "segmentation", "classes": list(CLASSES), "seed": args.seed, "command": command()}
+    where["frame_size"] = list(size)
     return describe(network, origin["student"]["factory"], origin["student"]["arguments"]) | where
 
 
@@ -431,7 +433,7 @@ def report(args, data: dict, sets: dict, device: torch.device, training=None) ->
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])
     network = rebuild(data).eval().to(device, memory_format=torch.channels_last)
-    predict, scored = partial(segmentation.predict, network), {}
+    predict, scored = partial(segmentation.predict, network, size=data.get("frame_size")), {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames)
         by_frame = metrics.frame_matrices(predict, images, masks)

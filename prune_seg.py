@@ -185,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     for entry in entries:
         entry.ratio = 1 - sum(kept[group.name] for group in entry.groups) / entry.channels
     origin = {"kind": "segmentation", "classes": list(CLASSES), "seed": args.seed, "command": command()}
+    origin["frame_size"] = list(size)
     saved = describe(network.cpu(), data["factory"], data["arguments"]) | origin
     checkpoint.save(args.out / "pruned.pt", saved)
     first = {"input_size": list(size), "dead_taps": dead, "steps": [asdict(plan) for plan in plans]}

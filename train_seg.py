@@ -45,7 +45,7 @@ PRESETS = {
     "published": {"epochs": 10, "batch_size": 4, "lr": 0.02},
 }
 RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on after each epoch
-HANDED_ON = ("kind", "classes", "seed", "command", "epoch", "validation")  # of a checkpoint, beside the network
+HANDED_ON = ("kind", "classes", "frame_size", "seed", "command", "epoch", "validation")  # beside the network
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -142,6 +142,7 @@ def train(args, network, state, training, validation, device, rank: int, world: 
     images, masks, palette = training
     weights = class_weights(masks).to(device)
     images, masks = images.to(device), masks.to(device)  # uint8: the whole set fits
+    size = masks.shape[1:]
     as_they_are = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
     steps = max(1, len(images) // (args.batch_size * world))
     augmented = args.preset == "default"
@@ -166,7 +167,7 @@ def train(args, network, state, training, validation, device, rank: int, world: 
         if rank == 0:
             place = {"epoch": epoch, "step": step, "loss_sum": loss_sum, "best": best, "rng": rng}
             inner = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-            checkpoint.save(args.out / "last.pt", saved(network, args) | place | inner)
+            checkpoint.save(args.out / "last.pt", saved(network, args, size) | place | inner)
 
     for epoch in range(first_epoch, args.epochs):
         order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch)
@@ -212,7 +213,8 @@ def train(args, network, state, training, validation, device, rank: int, world: 
         if result["mean_iou"] > best:
             best = result["mean_iou"]
             if rank == 0:
-                checkpoint.save(args.out / "best.pt", saved(network, args) | {"epoch": epoch + 1, "validation": result})
+                chosen = {"epoch": epoch + 1, "validation": result}
+                checkpoint.save(args.out / "best.pt", saved(network, args, size) | chosen)
         if rank == 0:
             line = {"epoch": epoch + 1, "loss": loss_sum / steps, "lr": scheduler.get_last_lr()[0]}
             line |= {"validation_miou": result["mean_iou"], "images_per_second": round(trained, 2)}
@@ -239,10 +241,11 @@ def first_network(args) -> nn.Module:
     return network
 
 
-def saved(network: nn.Module, args) -> dict:
-    """A network as models.rebuild reads it, and where it comes from."""
+def saved(network: nn.Module, args, size: torch.Size) -> dict:
+    """A network as models.rebuild reads it, where it comes from, and the (height, width) of its frames."""
     name, arguments = segmentation.factory(args.model, len(CLASSES), args.aux_loss)
     origin = {"kind": "segmentation", "classes": list(CLASSES), "seed": args.seed, "command": command()}
+    origin["frame_size"] = list(size)
     return describe(network, name, arguments) | origin
 
 
@@ -258,11 +261,12 @@ def prepare(images, masks, palette: torch.Tensor | None, augmented: bool, rows: 
     return segmentation.as_input(images, palette), masks.long()
 
 
-def frame_matrices(network: nn.Module, images: torch.Tensor, masks: torch.Tensor, rank: int, world: int):
+def frame_matrices(network: nn.Module, images, masks, rank: int, world: int, size: list[int] | None = None):
     """Confusion matrices int64 (N, 3, 3) of all frames in float32; each process looks at its share."""
     network.eval()
     share = range(rank, len(images), world)
-    return sum_over_processes(metrics.frame_matrices(partial(segmentation.predict, network), images, masks, share))
+    predict = partial(segmentation.predict, network, size=size)
+    return sum_over_processes(metrics.frame_matrices(predict, images, masks, share))
 
 
 def report(args, data: dict, sets: dict, device: torch.device, rank: int, world: int, training=None) -> None:
@@ -281,10 +285,13 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])
     network = rebuild(data).to(device, memory_format=torch.channels_last)
-    predict, scored = partial(segmentation.predict, network), {}
+    size = data.get("frame_size")
+    predict, scored = partial(segmentation.predict, network, size=size), {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames, progress=rank == 0)
-        by_frame = frame_matrices(network, images, masks, rank, world)
+        if rank == 0 and size and size != list(masks.shape[1:]):
+            print(f"{title}: {masks.shape[1]} x {masks.shape[2]} pixels, shown to a network of {size[0]} x {size[1]}")
+        by_frame = frame_matrices(network, images, masks, rank, world, size)
         groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
         scored |= metrics.score_groups(by_frame, groups, CLASSES)
         if rank == 0 and args.out:

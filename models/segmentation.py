@@ -8,6 +8,7 @@ from urllib.error import URLError
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision.models import segmentation
 from torchvision.models.mobilenetv3 import MobileNet_V3_Large_Weights
 from torchvision.models.resnet import ResNet50_Weights, ResNet101_Weights
@@ -123,6 +124,15 @@ def logits(model: nn.Module, images: torch.Tensor, palette: torch.Tensor | None 
         return model(as_input(images.to(device), palette))["out"]
 
 
-def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """uint8 images (N, 3, H, W) on any device -> class numbers int64 (N, H, W) on the model's; set eval mode before."""
-    return logits(model, images).argmax(1)
+def predict(model: nn.Module, images: torch.Tensor, size: list[int] | None = None) -> torch.Tensor:
+    """uint8 images (N, 3, H, W) on any device -> class numbers int64 (N, H, W) on the model's; set eval mode before.
+
+    size: (height, width) of the frames that it was trained on. Pictures of another size are shown to it at that one,
+    since a column must be as many kHz wide, and a row as many microseconds long, as the network has learned.
+    """
+    own = list(images.shape[-2:])
+    if size is None or own == list(size):
+        return logits(model, images).argmax(1)
+    shown = F.interpolate(images.float(), size=list(size), mode="bilinear", align_corners=False)
+    answer = logits(model, shown.round_().to(torch.uint8))
+    return F.interpolate(answer, size=own, mode="bilinear", align_corners=False).argmax(1)

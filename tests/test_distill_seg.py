@@ -106,7 +106,9 @@ def test_a_student_learns_from_teacher_masks_and_itself_and_the_teacher_does_not
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["validation"]["mean_iou"] == max(line["validation_miou"] for line in log)
     assert result["sets"]["test"]["frames"] == 2 and (tmp_path / "pictures/test_confusion.png").exists()
-    small = rebuild(checkpoint.load(tmp_path / "w/s.pt"))  # its SHA-256 is checked
+    shipped = checkpoint.load(tmp_path / "w/s.pt")  # its SHA-256 is checked
+    small = rebuild(shipped)
+    assert shipped["frame_size"] == [64, 64]
     assert sum(p.numel() for p in small.parameters()) == result["parameters"] < 40_000
 
 
@@ -195,7 +197,7 @@ def test_the_second_generation_starts_anew_and_is_taught_by_the_first(options, t
         seen.append((copy.deepcopy(student.state_dict()), copy.deepcopy(teacher.state_dict())))
         moved = copy.deepcopy(student)
         nn.init.ones_(next(moved.parameters()))
-        data = distill_seg.saved(moved, rest[-1], args)
+        data = distill_seg.saved(moved, rest[-1], args, torch.Size((64, 64)))
         for name in (f"generation_{generation + 1}.pt", "best.pt"):
             checkpoint.save(args.out / name, data)
         return True

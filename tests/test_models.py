@@ -238,6 +238,28 @@ def test_predict_gives_the_most_likely_class_at_the_pictures_size():
     assert torch.equal(segmentation.predict(model, images), logits.argmax(1))
 
 
+def test_pictures_of_another_size_are_shown_at_the_one_the_network_knows():
+    class SecondQuarter(torch.nn.Module):
+        """Class 1 in the second quarter of the columns of a 32 x 32 picture, else 0."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            assert x.shape == (2, 3, 32, 32)
+            logits = torch.tensor([0.0, -1.0, -1.0]).view(1, 3, 1, 1).repeat(2, 1, 32, 32)
+            logits[:, 1, :, 8:16] = 1
+            return {"out": logits}
+
+    for height, width in ((16, 16), (32, 32), (64, 48)):
+        images = torch.randint(256, (2, 3, height, width), dtype=torch.uint8)
+        prediction = segmentation.predict(SecondQuarter(), images, size=[32, 32])
+        expected = torch.zeros(2, height, width, dtype=torch.int64)
+        expected[:, :, width // 4 : width // 2] = 1
+        assert torch.equal(prediction, expected)
+
+
 def test_networks_that_do_not_exist_are_named(monkeypatch):
     with pytest.raises(ModelError, match="unet"):
         segmentation.build("unet")

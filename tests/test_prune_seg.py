@@ -86,7 +86,9 @@ def default(options, tmp_path_factory) -> Path:
 
 def test_the_target_is_met_and_every_figure_is_that_of_the_saved_network(default):
     result = json.loads((default / "result.json").read_text())
-    network = rebuild(checkpoint.load(default / "pruned.pt"))
+    saved = checkpoint.load(default / "pruned.pt")
+    network = rebuild(saved)
+    assert saved["frame_size"] == [64, 64]
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert abs(parameters - 300e3) <= 0.02 * 300e3 and result["pruned"]["parameters"] == parameters
     assert result["pruned"]["macs"] == cost.count(network, torch.zeros(1, 3, 64, 64)).macs

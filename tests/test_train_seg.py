@@ -27,12 +27,12 @@ REPOSITORY = Path(__file__).parents[1]
 FAST = ["--model", "lraspp_mobilenet_v3_large", "--batch-size", "4"]
 
 
-def write_levels(root: Path, names: list[str], seed: int = 0) -> Path:
+def write_levels(root: Path, names: list[str], seed: int = 0, size: int = 64) -> Path:
     """Frames in parula colours: noise, and one band, brighter for LTE; the mask has 127 and 255."""
     for number, name in enumerate(names):
         rng = np.random.default_rng([seed, number])
         lte = "LTE" in name
-        levels, mask = rng.normal(60, 15, (64, 64)), np.zeros((64, 64), np.uint8)
+        levels, mask = rng.normal(60, 15, (size, size)), np.zeros((size, size), np.uint8)
         left, width = rng.integers(32), rng.integers(12, 32)
         levels[:, left : left + width] += 120 if lte else 60
         mask[:, left : left + width] = 255 if lte else 127
@@ -107,7 +107,7 @@ def test_a_run_learns_and_leaves_files_that_load(frames, tmp_path):
     assert result["sets"]["test"]["frames"] == 2 and result["sets"]["combined"]["pixels"] == 2 * 64 * 64
     assert {path.name for path in (folder / "pictures").iterdir()} >= {"test_confusion.png", "combined_confusion.png"}
     shipped = checkpoint.load(tmp_path / "w.pt")  # its SHA-256 is checked
-    assert shipped["kind"] == "segmentation" and "optimizer" not in shipped
+    assert shipped["kind"] == "segmentation" and "optimizer" not in shipped and shipped["frame_size"] == [64, 64]
     facts = json.loads((tmp_path / "w.json").read_text())
     assert facts["sets"] == result["sets"] and facts["seed"] == 0
     network, best = rebuild(shipped), rebuild(checkpoint.load(folder / "best.pt")).eval()
@@ -294,6 +294,13 @@ def test_eval_only_scores_frames_of_no_known_family(whole, tmp_path, capsys):
         assert list(sets) == ["all"] and sets["all"]["frames"] == 3
         assert len(list((out / "pictures").iterdir())) == 4
     assert "mIoU" in capsys.readouterr().out
+
+
+def test_eval_only_shows_frames_of_another_size_at_the_trained_one(whole, tmp_path, capsys):
+    assert train_seg.checkpoint.load(whole / "best.pt")["frame_size"] == [64, 64]
+    write_levels(tmp_path / "set", ["NR_frame_1", "LTE_frame_1"], size=96)
+    assert train_seg.main(["--eval-only", str(whole / "best.pt"), "--data-dir", str(tmp_path / "set")]) == 0
+    assert "96 x 96 pixels, shown to a network of 64 x 64" in capsys.readouterr().out
 
 
 def test_eval_only_reports_every_family_and_writes_nothing_unasked(frames, whole, tmp_path, monkeypatch, capsys):
