@@ -67,6 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--student", type=Path, help=f"pruned network; default {STUDENT} if there, else cut here")
     parser.add_argument("--teacher", type=Path, help=f"default {TEACHERS[0]} if there, else {TEACHERS[1]}")
     parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
+    parser.add_argument("--more-frames", type=Path, metavar="DIR", help="train on all frames of this folder as well")
     parser.add_argument("--out", type=Path, default=Path("runs/distill"), help="run folder, default runs/distill")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
     parser.add_argument("--kd", nargs="+", choices=LOGIT_LOSSES | FEATURE_LOSSES, default=["pixel"], help="added up")
@@ -134,7 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     # Data
     args.data_dir = args.data_dir or default_set(args.workers)
     label_free = args.beta == 0
-    parts = split(find_pictures(args.data_dir) if label_free else find_frames(args.data_dir))
+    find = find_pictures if label_free else find_frames
+    parts = split(find(args.data_dir), more=find(args.more_frames) if args.more_frames else ())
     if not parts["validation"] or not parts["test"]:
         raise RunError(f"{args.data_dir}: too few frames to split, 10 single-signal ones are needed")
     sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
@@ -405,8 +407,9 @@ def configuration(args, frames: list) -> tuple[dict, bool, tuple[str, ...]]:
     config |= {"training_frames": len(frames), "training_frames_sha256": hashlib.sha256(names.encode()).hexdigest()}
     config |= {"teacher_sha256": checkpoint.sha256(args.teacher)}
     config |= {"student_sha256": checkpoint.sha256(args.student) if args.student else None}
-    free = {"data_dir", "out", "student", "teacher", "resume", "save_every", "save_weights", "device", "workers"}
-    return config | {"command": command()}, args.resume, tuple(key for key in config if key not in free | {"export"})
+    free = {"data_dir", "more_frames", "out", "student", "teacher", "resume", "save_every", "save_weights", "export"}
+    same = tuple(key for key in config if key not in free | {"device", "workers"})
+    return config | {"command": command()}, args.resume, same
 
 
 def labels_of(network: nn.Module, images: torch.Tensor) -> torch.Tensor:

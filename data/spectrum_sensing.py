@@ -21,6 +21,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,14 +186,20 @@ def read_tensors(frames: list[Frame], progress: bool = True) -> tuple[torch.Tens
     return images, masks
 
 
-def split(frames: list[Frame], seed: int = 42, train_on_combined: float = 0.0) -> dict[str, list[Frame]]:
+def split(
+    frames: list[Frame], seed: int = 42, train_on_combined: float = 0.0, more: Sequence[Frame] = ()
+) -> dict[str, list[Frame]]:
     """The reference's split: 80 percent of the frames to train on, 10 to choose by, 10 to report once.
 
     As the reference does, `torch.utils.data.random_split` with seed 42 over the frames in lexicographic order; its 20
     percent are halved into "validation" and "test". It knows NR and LTE frames; FIELD frames join them. LTE_NR frames
     are "combined", the challenge set, of which a seeded share `train_on_combined` (0 to 1) moves into "train". Frames
-    of no known family are "other" (a key only if there are any).
+    of no known family are "other" (a key only if there are any). `more` are frames from elsewhere
+    that all join "train". Raises DataError where one of them is of the set itself.
     """
+    both = {frame.png.resolve() for frame in frames} & {frame.png.resolve() for frame in more}
+    if both:
+        raise DataError(f"{min(both)} is a frame of the set itself: name another folder with more frames to train on")
     if not 0 <= train_on_combined <= 1:
         raise DataError(f"--train-on-combined is a share from 0 to 1, not {train_on_combined}")
     frames = sorted(frames, key=lambda frame: frame.name + ".png")
@@ -208,7 +215,7 @@ def split(frames: list[Frame], seed: int = 42, train_on_combined: float = 0.0) -
     first, moved = int(0.8 * len(single)), round(train_on_combined * len(combined))
     half = (len(single) - first) // 2
     parts = {
-        "train": single[:first] + combined[:moved],
+        "train": single[:first] + combined[:moved] + list(more),
         "validation": single[first : first + half],
         "test": single[first + half :],
         "combined": combined[moved:],

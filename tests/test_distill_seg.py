@@ -190,6 +190,14 @@ def test_a_run_killed_in_both_generations_ends_like_one_that_was_not(options, tm
     assert logs[0] == logs[1] and len(logs[0]) == 2
 
 
+def test_more_frames_teach_without_masks_as_well(options, tmp_path):
+    other = write_levels(tmp_path / "other", ["mine_1"], seed=5)
+    (other / "mine_1.hdf").unlink()
+    more = ["--beta", "0", "--more-frames", str(other), "--out", str(tmp_path / "run")]
+    assert distill_seg.main([*options, *more]) == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["training_frames"] == 16 + 1
+
+
 def test_the_second_generation_starts_anew_and_is_taught_by_the_first(options, tmp_path, monkeypatch):
     seen = []
 

@@ -281,6 +281,19 @@ def test_carriers_of_other_frames_are_added_unless_mirror_is_asked_for():
         assert x.shape == (16, 3, 4, 32) and set((y == 1).any(1).sum(1).tolist()) == columns
 
 
+def test_more_frames_join_the_training_part_only(frames, tmp_path):
+    other = write_levels(tmp_path / "other", ["mine_1", "LTE_NR/LTE_NR_frame_9"], seed=5)
+    more = ["--more-frames", str(other), "--out", str(tmp_path / "run")]
+    assert train_seg.main(["--data-dir", str(frames), *FAST, "--epochs", "1", *more]) == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["training_frames"] == 16 + 2
+    sets = json.loads((tmp_path / "run/result.json").read_text())["sets"]
+    assert (sets["test"]["frames"], sets["combined"]["frames"]) == (2, 2) and "other" not in sets
+    argv = ["--data-dir", str(frames), *FAST, "--more-frames", str(frames), "--out", str(tmp_path / "none")]
+    with pytest.raises(train_seg.DataError, match="of the set itself: name another folder"):
+        train_seg.main(argv)
+    assert not (tmp_path / "none").exists()
+
+
 # ---- other people's frames -----------------------------------------------------------------------------------------
 
 
