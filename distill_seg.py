@@ -31,14 +31,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import DataError
-from data.spectrogram import PARULA
+from data.lte_nr import standard_channels
+from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
 from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, frame_snr, read_tensors, split
 from data.synthetic import default_set
 from data.unlabelled import find_pictures, read_pictures, with_release
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, native_bf16, speed_up
 from models.rebuild import build, describe, rebuild
-from utils import augment, checkpoint, importance, kd_losses, metrics, pictures, prior
+from utils import augment, channel_fit, checkpoint, importance, kd_losses, metrics, pictures, prior
 from utils.dependency_graph import PruneError
 from utils.even_cut import cut_evenly, parameters
 from utils.export import Deployed, ExportError, export_and_compare, fold_batch_norm, streamline
@@ -436,17 +437,25 @@ def report(args, data: dict, sets: dict, device: torch.device, training=None) ->
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])
     network = rebuild(data).eval().to(device, memory_format=torch.channels_last)
-    predict, scored = partial(segmentation.predict, network, size=data.get("frame_size")), {}
+    size = data.get("frame_size")
+    alone = partial(segmentation.predict, network, size=size)
+    levels_of = partial(augment.as_levels, palette=torch.from_numpy(PARULA))
+    looked_at = partial(segmentation.logits, network)
+    fitted = channel_fit.predictor(looked_at, levels_of, standard_channels(CLASSES, HZ_PER_PIXEL))
+    scored, without_fit = {}, {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames)
-        by_frame = metrics.frame_matrices(predict, images, masks)
+        predict = fitted if [*masks.shape[1:]] == [SIZE, SIZE] == (size or [SIZE, SIZE]) else alone
         groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
-        scored |= metrics.score_groups(by_frame, groups, CLASSES)
+        for way, result in ((predict, scored), (alone, without_fit)):
+            result |= metrics.score_groups(metrics.frame_matrices(way, images, masks), groups, CLASSES)
         everything = [frame.name for frame in frames], images, masks, predict
         pictures.draw_set(args.out / "pictures", title, *everything, scored[title]["confusion_matrix"], CLASSES)
     print(metrics.table(scored, CLASSES))
+    if without_fit != scored:
+        print("network alone, no channel fitted:", metrics.table(without_fit, CLASSES), sep="\n")
     facts = provenance(data, device) | {"parameters": parameters(network), "class_weights_undone": undone}
-    facts |= {"sets": scored}
+    facts |= {"sets": scored, "network_alone": without_fit}
     write_json(args.out / "result.json", facts)
     print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")
     if args.save_weights:

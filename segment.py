@@ -23,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data import DataError
+from data.lte_nr import standard_channels
 from data.recording import Frame, Recording, columns, open_recording, read_meta
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, SIZE, shown_power, spectrogram_image
 from data.spectrum_sensing import CLASSES
@@ -32,6 +33,7 @@ from models.segmentation import logits
 from utils import checkpoint, pictures
 from utils.augment import colour_index
 from utils.carriers import MIN_COLUMNS, Carrier, find_bands, merge, table
+from utils.channel_fit import fit_bands
 from utils.runs import RunError, command, run, write_json
 
 GENERATOR = "spectrum sensing, segment.py"  # core:generator of our annotations
@@ -203,7 +205,10 @@ def look_at_picture(picture: np.ndarray, model: nn.Module, span_hz: float, cente
 
 
 def find_carriers(view: View) -> list[Carrier]:
-    """The carriers of one frame. A channel's edges lie, on average, in the middle of its outermost columns."""
+    """The carriers of one frame, as wide as the standard channel that fits, or else as the network sees them.
+
+    Then a channel's edges lie, on average, in the middle of its outermost columns.
+    """
     label = view.probability.mean(1).argmax(0)  # (C,): the vote over time
     last, center = len(label) - 1, view.center_hz or 0.0
     hz = center + (np.arange(len(label)) - last / 2) * view.column_hz
@@ -212,10 +217,17 @@ def find_carriers(view: View) -> list[Carrier]:
         floor = float(np.median(view.power[:, label == 0])) / math.log(2)  # exponentially distributed: median to mean
     label = without_silence(label, view.power, floor)
     carriers = []
-    for kind, first, stop in find_bands(label):
+    bands = find_bands(label)
+    fits = [(kind, None) for kind, _, _ in bands]
+    if view.power is not None and len(view.power) >= SIZE // 2 and abs(view.column_hz / HZ_PER_PIXEL - 1) < 0.01:
+        belief = np.log(view.probability.clip(1e-6)).mean(1)  # (3, C)
+        fits = fit_bands(bands, belief, view.power.mean(0), standard_channels(CLASSES, view.column_hz))
+    for (_, first, stop), (kind, edges) in zip(bands, fits, strict=True):
         below, above = first <= 1, stop >= last
         lower = center - view.span_hz / 2 if below else float(hz[first])
         upper = center + view.span_hz / 2 if above else float(hz[stop - 1])
+        if edges:
+            lower, upper = (center + (edge - len(label) / 2) * view.column_hz for edge in edges)
         active = None
         if view.power is not None and not math.isnan(floor):
             level = view.power[:, first:stop].mean(1)  # (rows,)

@@ -28,13 +28,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import DataError
-from data.spectrogram import PARULA
+from data.lte_nr import standard_channels
+from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
 from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, frame_snr, read_tensors, split
 from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, native_bf16, speed_up
 from models.rebuild import describe, rebuild
-from utils import augment, checkpoint, importance, metrics, pictures, prior
+from utils import augment, channel_fit, checkpoint, importance, metrics, pictures, prior
 from utils.processes import first_process, gather, join_processes, mean_over_processes, sum_over_processes
 from utils.recipe import epoch_order, make_optimizer
 from utils.runs import RunError, StopSignal, command, cut_log, log, provenance, run, start, write_json
@@ -211,7 +212,8 @@ def train(args, network, state, training, validation, device, rank: int, world: 
         if augmented:  # batch norm's own statistics remember the last ten batches, of shifted and jittered frames
             shown = (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
             importance.recalibrate(network, shown)
-        result = metrics.scores(frame_matrices(network, *validation, rank, world).sum(0), CLASSES)
+        predict = partial(segmentation.predict, network.eval())
+        result = metrics.scores(frame_matrices(predict, *validation, rank, world).sum(0), CLASSES)
         if result["mean_iou"] > best:
             best = result["mean_iou"]
             if rank == 0:
@@ -263,12 +265,9 @@ def prepare(images, masks, palette: torch.Tensor | None, augmented: bool, rows: 
     return segmentation.as_input(images, palette), masks.long()
 
 
-def frame_matrices(network: nn.Module, images, masks, rank: int, world: int, size: list[int] | None = None):
+def frame_matrices(predict, images, masks, rank: int, world: int):
     """Confusion matrices int64 (N, 3, 3) of all frames in float32; each process looks at its share."""
-    network.eval()
-    share = range(rank, len(images), world)
-    predict = partial(segmentation.predict, network, size=size)
-    return sum_over_processes(metrics.frame_matrices(predict, images, masks, share))
+    return sum_over_processes(metrics.frame_matrices(predict, images, masks, range(rank, len(images), world)))
 
 
 def report(args, data: dict, sets: dict, device: torch.device, rank: int, world: int, training=None) -> None:
@@ -286,24 +285,33 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
         kept = {key: data[key] for key in HANDED_ON if key in data}
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])
-    network = rebuild(data).to(device, memory_format=torch.channels_last)
+    network = rebuild(data).eval().to(device, memory_format=torch.channels_last)
     size = data.get("frame_size")
-    predict, scored = partial(segmentation.predict, network, size=size), {}
+    alone = partial(segmentation.predict, network, size=size)
+    levels_of = partial(augment.as_levels, palette=torch.from_numpy(PARULA))
+    looked_at = partial(segmentation.logits, network)
+    fitted = channel_fit.predictor(looked_at, levels_of, standard_channels(CLASSES, HZ_PER_PIXEL))
+    scored, without_fit = {}, {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames, progress=rank == 0)
         if rank == 0 and size and size != list(masks.shape[1:]):
             print(f"{title}: {masks.shape[1]} x {masks.shape[2]} pixels, shown to a network of {size[0]} x {size[1]}")
-        by_frame = frame_matrices(network, images, masks, rank, world, size)
+        predict = fitted if [*masks.shape[1:]] == [SIZE, SIZE] == (size or [SIZE, SIZE]) else alone
         groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
-        scored |= metrics.score_groups(by_frame, groups, CLASSES)
+        for way, result in ((predict, scored), (alone, without_fit)):
+            by_frame = frame_matrices(way, images, masks, rank, world)
+            result |= metrics.score_groups(by_frame, groups, CLASSES)
         if rank == 0 and args.out:
             everything = [frame.name for frame in frames], images, masks, predict
             pictures.draw_set(args.out / "pictures", title, *everything, scored[title]["confusion_matrix"], CLASSES)
     if rank > 0:
         return
     print(metrics.table(scored, CLASSES))
+    if without_fit != scored:
+        print("network alone, no channel fitted:", metrics.table(without_fit, CLASSES), sep="\n")
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    facts = provenance(data, device) | {"parameters": parameters, "class_weights_undone": undone, "sets": scored}
+    facts = provenance(data, device) | {"parameters": parameters, "class_weights_undone": undone}
+    facts |= {"sets": scored, "network_alone": without_fit}
     if args.out:
         write_json(args.out / "result.json", facts)
         print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")

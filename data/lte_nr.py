@@ -31,6 +31,16 @@ SSB_SYMBOLS = {
 }
 
 
+def standard_channels(classes, column_hz):
+    """[(class number, channel width, occupied width)], widths in columns of a spectrogram, for utils.channel_fit.
+
+    Args: classes, names with "LTE" and "NR" among them; column_hz, width of a column.
+    """
+    lte = [("LTE", width, 12 * blocks * 15e3 + 15e3) for width, blocks in LTE_RB.items()]  # one more, unused, at DC
+    nr = [("NR", width, 12 * blocks * scs) for scs, widths in NR_RB.items() for width, blocks in widths.items()]
+    return [(classes.index(name), width / column_hz, used / column_hz) for name, width, used in lte + nr]
+
+
 @dataclass
 class Waveform:
     """40 ms of one carrier at its own sample rate.

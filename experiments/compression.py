@@ -134,7 +134,7 @@ def run_row(args, size: str, way: str, seed: int) -> dict:
     facts = {"size": size, "way": way, "seed": seed, "epochs": args.epochs, "batch_size": args.batch_size}
     facts |= {"frames": json.loads((out / "config.json").read_text())["training_frames"], "minutes": minutes}
     facts |= {"before_retraining": json.loads((pruned / "result.json").read_text()).get("validation")}
-    facts |= {"log": log, **costs(data), "sets": short(result["sets"])}
+    facts |= {"log": log, **costs(data), "sets": short(result["network_alone"])}
     commands = [checkpoint.load(pruned / "pruned.pt")["command"], data["command"]]
     return facts | {"commands": commands, "hardware": hardware(args.device), "torch": torch.__version__}
 

@@ -94,7 +94,8 @@ def test_carriers_of_a_narrow_capture_are_found_at_their_edges_and_nothing_outsi
     lte, nr = edges(result)[0], edges(result)[1:]
     assert lte == ("LTE", pytest.approx(-7e6, abs=0.25e6), pytest.approx(-2e6, abs=0.25e6))
     assert {row[0] for row in nr} == {"NR"}
-    assert nr[0][1:] == (pytest.approx(1e6, abs=0.5e6), pytest.approx(5e6, abs=0.5e6))
+    # 5 MHz filled are no channel's; 4 are those of NR at 30 kHz in one of 5 MHz.
+    assert nr[0][1:] == (pytest.approx(0.5e6, abs=0.25e6), pytest.approx(5.5e6, abs=0.25e6))
     assert all(not c["reaches_lower_edge"] and not c["reaches_upper_edge"] for c in result["carriers"])
     assert result["carriers"][0]["active"] > 0.95 and result["carriers"][0]["confidence"] == pytest.approx(0.8)
     assert result["carriers"][0]["runs"] == [{"sample_start": 0, "sample_count": len(iq)}]
@@ -119,9 +120,9 @@ def test_a_carrier_that_fills_the_capture_is_said_to_reach_its_edges(find, tmp_p
 def test_carriers_of_a_wide_capture_are_whole_where_its_pieces_meet(find, tmp_path):
     iq = band(70e6, 2_800_000, [(-34e6, -16e6, 12), (-6e6, 12e6, 12), (18e6, 32e6, 35)])
     got = edges(find(write_sigmf(tmp_path, iq, 70e6)))
-    wanted = [("LTE", -34e6, -16e6), ("LTE", -6e6, 12e6), ("NR", 18e6, 32e6)]
+    wanted = [("LTE", -35e6, -15e6), ("LTE", -7e6, 13e6), ("NR", 17.5e6, 32.5e6)]  # the channels of these widths
     assert [row[0] for row in got] == [row[0] for row in wanted]
-    assert np.allclose([row[1:] for row in got], [row[1:] for row in wanted], atol=0.5e6)
+    assert np.allclose([row[1:] for row in got], [row[1:] for row in wanted], atol=0.2e6)
 
 
 def test_active_counts_the_time_in_which_the_band_is_above_the_noise(weights, monkeypatch, tmp_path):

@@ -309,6 +309,28 @@ def test_eval_only_scores_frames_of_no_known_family(whole, tmp_path, capsys):
     assert "mIoU" in capsys.readouterr().out
 
 
+def test_eval_only_fits_channels_and_reports_the_network_alone_beside_them(whole, tmp_path, monkeypatch):
+    """A stand-in for the network sees 75 columns of LTE three columns too high and takes them for NR."""
+    levels, mask = np.random.default_rng(0).normal(60, 15, (256, 256)), np.zeros((256, 256), np.uint8)
+    levels[:, 90:165] += 100  # 18 MHz, in a channel of 20
+    mask[:, 85:169] = 255
+    (tmp_path / "set").mkdir()
+    Image.fromarray(PARULA[levels.clip(0, 255).astype(np.uint8)]).save(tmp_path / "set/one.png")
+    write_raster(tmp_path / "set/one.hdf", mask)
+    answer = torch.tensor([8.0, 0.0, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 256, 256)
+    answer[..., 88:172] = torch.tensor([0.0, 8.2, 8.0]).view(1, 3, 1, 1)
+    monkeypatch.setattr(segmentation, "logits", lambda network, images, palette=None: answer)
+    data = checkpoint.load(whole / "best.pt")
+    del data["frame_size"]
+    checkpoint.save(tmp_path / "net.pt", data)
+    argv = ["--eval-only", str(tmp_path / "net.pt"), "--data-dir", str(tmp_path / "set")]
+    assert train_seg.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    _, nr, lte = result["sets"]["all"]["confusion_matrix"]
+    assert lte[2] / sum(lte) > 0.97 and sum(nr) == 0
+    assert result["network_alone"]["all"]["confusion_matrix"][2] == [3 * 256, 81 * 256, 0]
+
+
 def test_eval_only_shows_frames_of_another_size_at_the_trained_one(whole, tmp_path, capsys):
     assert train_seg.checkpoint.load(whole / "best.pt")["frame_size"] == [64, 64]
     write_levels(tmp_path / "set", ["NR_frame_1", "LTE_frame_1"], size=96)
