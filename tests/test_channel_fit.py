@@ -86,9 +86,10 @@ def test_a_sure_network_keeps_its_technology():
 @pytest.mark.parametrize(
     ("bands", "guess"),
     [
-        ([(-4e6, 2.5e6)], (1, 86, 170, 1.0)),  # a sparsely scheduled carrier: 6.5 MHz is no channel's width
+        ([(-4e6, 2.5e6)], (1, 86, 170, 1.0)),  # a sparsely scheduled carrier: no edge where the network has it
+        ([(-4e6, 2.5e6)], (1, 111, 139, 1.0)),  # 6.5 MHz are no channel's width
         ([(-20e6, -11e6), (-10e6, -1e6), (0, 9e6)], (2, 43, 168, 3.0)),  # three side by side are not one of 30 MHz
-        ([(-31e6, -20e6)], (2, 0, 46, 0.1)),  # reaches beyond the picture
+        ([(-29.9e6, -11.885e6)], (1, 0, 83, 0.1)),  # reaches beyond the picture: that is where a filter ends it
         ([], (2, 100, 140, 0.5)),  # nothing there that rises above the noise
     ],
 )
@@ -104,7 +105,18 @@ def test_pixels_that_the_network_calls_noise_inside_a_band_stay_noise_where_no_c
     assert not labels[:40].any() and labels[40:, 100].eq(1).all()
 
 
-def test_a_neighbour_keeps_its_columns():
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_neighbour_keeps_its_columns(mirrored):
+    """The LTE channel would reach columns 86 to 169, some of which the network is sure are NR's."""
+    sign = -1 if mirrored else 1
+    levels = frame([(-9.0075e6, 9.0075e6), (sign * 12e6 - 2e6, sign * 12e6 + 2e6)])
+    guess = [(1, 42, 91, 12.0), (2, 91, 172, 3.0)] if mirrored else [(2, 84, 165, 3.0), (1, 165, 214, 12.0)]
+    labels = channel_fit.fit_channels(network(*guess), levels, CHANNELS)
+    (_, low, high, _) = next(band for band in guess if band[0] == 1)
+    assert labels[:, low:high].eq(1).all() and labels[0, 92:164].eq(2).all()
+
+
+def test_channels_side_by_side_each_get_their_edges():
     levels = frame([(-9e6, 9.015e6), (11e6, 20.015e6)])
     logits = network((2, 83, 172, 1.0), (2, 172, 214, 1.0))
     logits[0, :, 170:173] += 20  # the network parts them by a few columns of noise
