@@ -142,8 +142,7 @@ def _rising_edge(power: np.ndarray, start: int, middle: int) -> tuple[float, flo
     if not 0 < floor < plateau:
         return None
     rise = 10 * np.log10(plateau / floor)
-    with np.errstate(divide="ignore"):
-        db, half = 10 * np.log10(power), 10 * np.log10((floor + plateau) / 2)
+    db, half = 10 * np.log10(np.maximum(power, floor / 10)), 10 * np.log10((floor + plateau) / 2)
     for i in range(dip, min(dip + 16, middle - 1)):
         if db[i] < half <= db[i + 1] and db[i + 2] > half - min(1, rise / 4):  # a single column may be a spur
             return i + 0.5 + (half - db[i]) / (db[i + 1] - db[i]), rise
