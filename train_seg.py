@@ -8,8 +8,8 @@
     torchrun --nproc-per-node=2 train_seg.py --data-dir datasets/spectrum_sensing        # several devices
 
 DeepLabV3 on MobileNetV3-Large (Chen 2017, Howard 2019) as torchvision has it, 11.02 M parameters, from scratch. The
-best epoch is chosen on the validation part; test, combined and other frames are scored once, at the end. The run's
-folder (runs/seg unless --out names another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
+best epoch is chosen on the validation part; test, combined and other frames are scored once, at the end, with standard
+channels fitted to the network's bands (utils/channel_fit.py) and without. The run's folder (runs/seg unless --out) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
 """
 
 import argparse

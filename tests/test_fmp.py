@@ -135,11 +135,13 @@ def test_the_baseline_learns_and_its_scores_equal_an_independent_count(data_file
 def test_imp_stops_at_its_first_failure_and_keeps_the_network_before_it(options, tmp_path):
     folder = tmp_path / "imp"
     weights = tmp_path / "w.pt"
-    assert fmp.main([*options, "--preset", "imp-4bit", "--out", str(folder), "--save-weights", str(weights)]) == 0
+    # Small steps: on whatever processor, the first of them holds the accuracy that the last one loses.
+    argv = [*options, "--preset", "imp-4bit", "--p", ".3", "--out", str(folder), "--save-weights", str(weights)]
+    assert fmp.main(argv) == 0
     steps, state = steps_of(folder), checkpoint.load(folder / "best.pt")
     assert [row["good"] for row in steps] == [True] * (len(steps) - 1) + [False] and len(steps) > 2
     for before, row in zip(steps, steps[1:], strict=False):
-        assert row["nonzero"] <= round(before["nonzero"] * 0.5) + 5  # each of ten layers may have kept its last one
+        assert row["nonzero"] <= round(before["nonzero"] * 0.7) + 5  # each of ten layers may have kept its last one
     network = rebuild(state)
     for name, layer in network.layers().items():
         assert layer.weight[~state["masks"][f"{name}.weight"]].eq(0).all()
@@ -149,7 +151,7 @@ def test_imp_stops_at_its_first_failure_and_keeps_the_network_before_it(options,
     shipped = rebuild(checkpoint.load(weights)).layers().values()
     nonzero = sum(int((layer.weight_codes() != 0).sum()) for layer in shipped)
     assert result["true_compression"] == pytest.approx(steps[0]["nonzero"] * steps[0]["compression"] / nonzero)
-    assert result["compression_by_the_papers_formula"] == pytest.approx(2 ** (len(steps) - 2))
+    assert result["compression_by_the_papers_formula"] == pytest.approx((1 / 0.7) ** (len(steps) - 2))
     assert result["sets"].keys() == {"test", "unpruned"} and "masks" not in checkpoint.load(weights)
 
 
