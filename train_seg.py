@@ -9,7 +9,8 @@
 
 DeepLabV3 on MobileNetV3-Large (Chen 2017, Howard 2019) as torchvision has it, 11.02 M parameters, from scratch. The
 best epoch is chosen on the validation part; test, combined and other frames are scored once, at the end, with standard
-channels fitted to the network's bands (utils/channel_fit.py) and without. The run's folder (runs/seg unless --out) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
+channels fitted to the network's bands (utils/channel_fit.py) and without. The run's folder (runs/seg unless --out names
+another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
 """
 
 import argparse
