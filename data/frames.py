@@ -252,8 +252,12 @@ def field_nr(rng, bandwidth, scs):
     if rng.random() < 0.3:
         sent = rng.integers(0, 2, blocks)
     period = int(rng.choice([5, 10, 20, 20, 20, 20, 40, 80, 160]))
+    data_only = rng.random() < 0.2  # a carrier beside the one with the SS/PBCH blocks, or a test transmitter's
+    if data_only:
+        sent[:] = 0
     control = np.zeros((slots, n_rb // 3), bool)
-    control_style = rng.choice(["none", "random", "fixed", "full"], p=[0.15, 0.5, 0.2, 0.15])
+    chances = [0.6, 0.2, 0.1, 0.1] if data_only else [0.15, 0.5, 0.2, 0.15]
+    control_style = rng.choice(["none", "random", "fixed", "full"], p=chances)
     if control_style == "random":
         control = rng.random(control.shape) < rng.uniform(0, 0.8) * (rng.random((slots, 1)) < rng.uniform(0.2, 1))
     elif control_style == "fixed":
@@ -319,35 +323,46 @@ def _place(rng, widths):
 
 
 def _floor_shape(rng):
-    """The receiver's noise floor over the band in dB: tilt, ripple, and sometimes a narrow filter. float (4096,)."""
+    """The receiver's noise floor over the band in dB: tilt, ripple, and sometimes a filter's edges. float (4096,).
+
+    Nothing here may look like a block of noise inside the band: that is what a fully loaded carrier is.
+    """
     x = np.linspace(-1, 1, 4096)
     shape = rng.normal(0, 0.7) * x + rng.normal(0, 0.7) * x**2
     shape += rng.uniform(0, 0.5) * np.sin(np.pi * x * rng.uniform(1, 6) + rng.uniform(0, 6))
-    if rng.random() < 0.4:
-        edge = rng.uniform(0.3, 0.95)
-        depth = rng.uniform(-60, -6) if rng.random() < 0.2 else rng.uniform(-6, 2)
-        shape += depth * np.clip((np.abs(x) - edge) / rng.uniform(0.01, 0.1), 0, 1)
+    if rng.random() < 0.3:
+        shape += rng.uniform(-20, 0) * np.clip((np.abs(x) - rng.uniform(0.85, 0.99)) / rng.uniform(0.01, 0.1), 0, 1)
     return shape
 
 
 # Sample rates in use: powers of two of 3GPP's, and round numbers; half of the captures take any rate.
-CAPTURE_RATES = (7.68e6, 10e6, 15.36e6, 19.2e6, 20e6, 23.04e6, 25e6, 30.72e6, 40e6, 46.08e6, 50e6, 56e6)
+CAPTURE_RATES = (1.92e6, 3.84e6, 7.68e6, 10e6, 15.36e6, 19.2e6, 20e6)
+CAPTURE_RATES += (23.04e6, 25e6, 30.72e6, 40e6, 46.08e6, 50e6, 56e6)
 
 
 def _narrow_capture(band, carriers, rng):
-    """Cut the band to a slower receiver's; returns the carriers it sees. Half lack a steep anti-alias filter."""
+    """Cut the band to a slower receiver's: (the carriers it sees, its noise floor in dB, float (4096,)).
+
+    Half lack a steep anti-alias filter. What was not received is filled with noise at the receiver's floor, more or
+    less; one in ten leaves it empty.
+    """
     rate = float(rng.choice(CAPTURE_RATES)) if rng.random() < 0.5 else rng.uniform(7e6, 58e6)
-    low, high = -rate / 2, rate / 2
-    if rng.random() < 0.3:
-        low, high = low + rng.uniform(-2e6, 2e6), high + rng.uniform(-2e6, 2e6)
-        low, high = max(low, -SAMPLE_RATE / 2), min(high, SAMPLE_RATE / 2)
+    center = 0.0
+    if carriers and (rate < 7e6 or rng.random() < 0.4):  # tuned to a carrier
+        center = carriers[rng.integers(len(carriers))]["center_hz"] + rng.choice([0.0, rng.uniform(-0.2, 0.2) * rate])
+    elif rng.random() < 0.3:
+        center = rng.uniform(-2e6, 2e6)
+    limit = (SAMPLE_RATE - rate) / 2
+    low, high = np.clip(center, -limit, limit) + np.array([-rate / 2, rate / 2])
     reach = rng.uniform(0, 0.25) * rate if rng.random() < 0.5 else 0.0
     band.narrow(low, high, reach)
     seen = _clip(carriers, low, high)
     # What folds back still looks like what it is; nothing was generated beyond the frame's own band.
     seen += _clip(carriers, max(low - reach, -SAMPLE_RATE / 2), low, high - low)
     seen += _clip(carriers, high, min(high + reach, SAMPLE_RATE / 2), low - high)
-    return seen
+    hz = (np.arange(4096) + 0.5) / 4096 * SAMPLE_RATE - SAMPLE_RATE / 2
+    filled = rng.uniform(-60, -3) if rng.random() < 0.1 else rng.normal(0, 0.5)
+    return seen, np.where((hz < low) | (hz > high), filled, 0.0)
 
 
 def field_frame(rng):
@@ -383,11 +398,13 @@ def field_frame(rng):
         band.add(samples, wave.sample_rate, center, amplitude, bandwidth, stopband)
         carriers.append(_describe(technology, config, center, snr_db))
 
+    floor = _floor_shape(rng) if rng.random() < 0.5 else np.zeros(4096)
     if rng.random() < 0.2:  # a narrower capture, put into the middle of a noise floor
-        carriers = _narrow_capture(band, carriers, rng)
+        carriers, step = _narrow_capture(band, carriers, rng)
+        floor = floor + step
     for _ in range(rng.integers(1, 11) if rng.random() < 0.25 else 0):
         band.add_tone(rng.uniform(-0.499, 0.499) * SAMPLE_RATE, rng.uniform(-5, 25))
-    band.add_noise(1.0, rng, _floor_shape(rng) if rng.random() < 0.5 else None)
+    band.add_noise(1.0, rng, floor)
     iq = receive(
         band.samples(),
         rng,

@@ -83,12 +83,28 @@ def test_a_sure_network_keeps_its_technology():
     assert set(labels.unique().tolist()) == {0, 2}
 
 
+def test_a_carrier_wider_than_its_technology_can_be_is_the_other_one():
+    """18.015 MHz are the most of one LTE channel; noise and fading make a band narrower, not wider."""
+    for half, width in ((9.54e6, 20e6), (11.97e6, 25e6)):
+        columns = mask("NR", 0, width)[0].nonzero().flatten()
+        guess = network((2, int(columns[0]), int(columns[-1]) + 1, 3.0))
+        labels = channel_fit.fit_channels(guess, frame([(-half, half)]), CHANNELS)
+        assert (labels == mask("NR", 0, width)).float().mean() > 0.99
+
+
+def test_a_carrier_that_fading_has_narrowed_is_not_taken_for_a_narrower_one():
+    levels = frame([(-9e6, 8e6)])  # LTE of 20 MHz without its uppermost MHz; NR of 20 MHz lacks more, of 15 MHz is less
+    guess = network((2, 86, 170, 0.4))
+    assert torch.equal(channel_fit.fit_channels(guess, levels, CHANNELS), guess.argmax(0))
+
+
 @pytest.mark.parametrize(
     ("bands", "guess"),
     [
         ([(-4e6, 2.5e6)], (1, 86, 170, 1.0)),  # a sparsely scheduled carrier: no edge where the network has it
         ([(-4e6, 2.5e6)], (1, 111, 139, 1.0)),  # 6.5 MHz are no channel's width
         ([(-20e6, -11e6), (-10e6, -1e6), (0, 9e6)], (2, 43, 168, 3.0)),  # three side by side are not one of 30 MHz
+        ([(-12e6, 1.5e6), (3e6, 12e6)], (2, 77, 180, 3.0)),  # 15 and 10 MHz of LTE, as wide as 25 MHz of NR
         ([(-29.9e6, -11.885e6)], (1, 0, 83, 0.1)),  # reaches beyond the picture: that is where a filter ends it
         ([], (2, 100, 140, 0.5)),  # nothing there that rises above the noise
     ],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.frames import _narrow_capture
+from data.frames import _floor_shape, _narrow_capture, field_nr
 from data.lte_nr import (
     LTE_RB,
     LTE_TDD,
@@ -251,7 +251,7 @@ def test_a_folded_carrier_is_labelled_where_its_energy_is():
         band, center = Band(), float(rng.uniform(-33e6, 33e6))
         low, high = (bin_of(center + side) for side in (-2e6, 2e6))
         band.spectrum[low:high] = 1
-        seen = _narrow_capture(band, [{"technology": "LTE", "center_hz": center, "bandwidth_hz": 4e6}], rng)
+        seen, _ = _narrow_capture(band, [{"technology": "LTE", "center_hz": center, "bandwidth_hz": 4e6}], rng)
         labelled = np.zeros(FRAME_SAMPLES, bool)
         for carrier in seen:
             half = carrier["bandwidth_hz"] / 2
@@ -260,3 +260,31 @@ def test_a_folded_carrier_is_labelled_where_its_energy_is():
         assert different < 2 * 240e3  # parts of less than a pixel are not labelled
         folded += len(seen) > 0 and not np.any(labelled[low:high])
     assert folded >= 2
+
+
+def test_a_noise_floor_has_no_blocks_that_could_be_carriers():
+    rng, mhz = np.random.default_rng(0), 4096 / 61.44
+    for _ in range(200):
+        inner = _floor_shape(rng)[round(5 * mhz) : -round(5 * mhz)]
+        assert np.abs(inner[round(mhz) :] - inner[: -round(mhz)]).max() < 1.5  # dB from one MHz to the next
+
+
+def test_a_narrow_capture_is_filled_up_at_about_its_own_floor_and_at_its_own_edges():
+    rng, steps = np.random.default_rng(1), []
+    for _ in range(200):
+        band = Band()
+        band.spectrum[:] = 1
+        _, floor = _narrow_capture(band, [{"technology": "NR", "center_hz": 4e6, "bandwidth_hz": 10e6}], rng)
+        received = band.spectrum.reshape(4096, -1).real.min(1) > 0  # of the floor's points, those received in whole
+        assert len(np.unique(floor)) == 2
+        assert np.count_nonzero((floor == 0) != received) <= 2
+        steps.append(np.median(floor[~received]))
+    assert np.median(np.abs(steps)) < 1
+    assert 0.03 < np.mean(np.array(steps) < -3) < 0.2
+
+
+def test_some_nr_carriers_of_the_field_send_no_ss_pbch_block():
+    """Such as a secondary carrier; the others' first burst may still come after the frame's end."""
+    rng = np.random.default_rng(2)
+    without = [not any(field_nr(rng, 10e6, 15e3)[0].ssb_blocks) for _ in range(100)]
+    assert 0.1 < np.mean(without) < 0.45
