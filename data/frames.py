@@ -167,11 +167,11 @@ def mathworks_frame(family, rng):
 SCHEDULES = {"full": 0.28, "idle": 0.12, "bursty": 0.21, "random": 0.15, "blocks": 0.1, "periodic": 0.08, "split": 0.06}
 
 
-def random_schedule(rng, intervals, n_rb):
-    """PDSCH amplitude over (intervals, n_rb), float32: the ways in which schedulers fill a carrier."""
+def random_schedule(rng, intervals, n_rb, style=None):
+    """PDSCH amplitude over (intervals, n_rb), float32: the ways in which schedulers fill a carrier, or one of them."""
     group = int(rng.choice([1, 2, 3, 4, 8]))
     groups = -(-n_rb // group)
-    style = rng.choice(list(SCHEDULES), p=list(SCHEDULES.values()))
+    style = style or rng.choice(list(SCHEDULES), p=list(SCHEDULES.values()))
     on = np.zeros((intervals, groups), bool)
     if style == "full":
         on[:] = True
@@ -252,7 +252,8 @@ def field_nr(rng, bandwidth, scs):
     if rng.random() < 0.3:
         sent = rng.integers(0, 2, blocks)
     period = int(rng.choice([5, 10, 20, 20, 20, 20, 40, 80, 160]))
-    data_only = rng.random() < 0.2  # a carrier beside the one with the SS/PBCH blocks, or a test transmitter's
+    # Secondary carriers, test transmitters, the uplink: data alone, and under full load nothing but a flat block.
+    data_only = rng.random() < 0.3
     if data_only:
         sent[:] = 0
     control = np.zeros((slots, n_rb // 3), bool)
@@ -265,11 +266,11 @@ def field_nr(rng, bandwidth, scs):
     elif control_style == "full":
         control[:] = True
     tracking = None
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 and not data_only:
         every = int(rng.choice([10, 20, 40])) * slots // FRAME_MS
         tracking = (np.arange(slots) - rng.integers(every)) % every < 2
     coreset = int(rng.integers(1, 4))
-    first = int(rng.choice([0, coreset, coreset, 2]))
+    first = int(rng.choice([0, coreset, coreset, 2] if not data_only else [0, 0, 0, coreset]))
     front = max(int(rng.choice([2, 3])), first)
     extra = [(), (11,), (7, 11), (5, 8, 11)][rng.choice(4, p=[0.35, 0.35, 0.2, 0.1])]
     dmrs_only = bool(rng.random() < 0.6)
@@ -277,7 +278,7 @@ def field_nr(rng, bandwidth, scs):
         bandwidth_hz=bandwidth,
         scs=scs,
         cell_id=int(rng.integers(1008)),
-        allocation=random_schedule(rng, slots, n_rb),
+        allocation=random_schedule(rng, slots, n_rb, "full" if data_only and rng.random() < 0.5 else None),
         order=_random_order(rng, slots),
         ssb_case=case,
         ssb_blocks=tuple(sent),
@@ -344,7 +345,7 @@ def _narrow_capture(band, carriers, rng):
     """Cut the band to a slower receiver's: (the carriers it sees, its noise floor in dB, float (4096,)).
 
     Half lack a steep anti-alias filter. What was not received is filled with noise at the receiver's floor, more or
-    less; one in ten leaves it empty.
+    less; one in twenty leaves it empty.
     """
     rate = float(rng.choice(CAPTURE_RATES)) if rng.random() < 0.5 else rng.uniform(7e6, 58e6)
     center = 0.0
@@ -361,7 +362,7 @@ def _narrow_capture(band, carriers, rng):
     seen += _clip(carriers, max(low - reach, -SAMPLE_RATE / 2), low, high - low)
     seen += _clip(carriers, high, min(high + reach, SAMPLE_RATE / 2), low - high)
     hz = (np.arange(4096) + 0.5) / 4096 * SAMPLE_RATE - SAMPLE_RATE / 2
-    filled = rng.uniform(-60, -3) if rng.random() < 0.1 else rng.normal(0, 0.5)
+    filled = rng.uniform(-60, -3) if rng.random() < 0.05 else rng.normal(0, 0.5)
     return seen, np.where((hz < low) | (hz > high), filled, 0.0)
 
 

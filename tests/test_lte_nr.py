@@ -280,11 +280,11 @@ def test_a_narrow_capture_is_filled_up_at_about_its_own_floor_and_at_its_own_edg
         assert np.count_nonzero((floor == 0) != received) <= 2
         steps.append(np.median(floor[~received]))
     assert np.median(np.abs(steps)) < 1
-    assert 0.03 < np.mean(np.array(steps) < -3) < 0.2
+    assert 0.01 < np.mean(np.array(steps) < -3) < 0.12
 
 
 def test_some_nr_carriers_of_the_field_send_no_ss_pbch_block():
     """Such as a secondary carrier; the others' first burst may still come after the frame's end."""
     rng = np.random.default_rng(2)
     without = [not any(field_nr(rng, 10e6, 15e3)[0].ssb_blocks) for _ in range(100)]
-    assert 0.1 < np.mean(without) < 0.45
+    assert 0.2 < np.mean(without) < 0.55
