@@ -68,7 +68,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--student", type=Path, help=f"pruned network; default {STUDENT} if there, else cut here")
     parser.add_argument("--teacher", type=Path, help=f"default {TEACHERS[0]} if there, else {TEACHERS[1]}")
     parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--more-frames", type=Path, metavar="DIR", help="train on all frames of this folder as well")
+    parser.add_argument(
+        "--more-frames", type=Path, nargs="+", default=[], metavar="DIR", help="train on all frames of these as well"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/distill"), help="run folder, default runs/distill")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
     parser.add_argument("--kd", nargs="+", choices=LOGIT_LOSSES | FEATURE_LOSSES, default=["pixel"], help="added up")
@@ -137,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     args.data_dir = args.data_dir or default_set(args.workers)
     label_free = args.beta == 0
     find = find_pictures if label_free else find_frames
-    parts = split(find(args.data_dir), more=find(args.more_frames) if args.more_frames else ())
+    parts = split(find(args.data_dir), more=[frame for folder in args.more_frames for frame in find(folder)])
     if not parts["validation"] or not parts["test"]:
         raise RunError(f"{args.data_dir}: too few frames to split, 10 single-signal ones are needed")
     sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
@@ -404,6 +406,7 @@ def saved(network: nn.Module, origin: dict, args, size: torch.Size) -> dict:
 def configuration(args, frames: list) -> tuple[dict, bool, tuple[str, ...]]:
     """config.json, and what a resumed run must have in common with it."""
     config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    config["more_frames"] = [str(folder) for folder in args.more_frames]
     names = "\n".join(frame.name for frame in frames)
     config |= {"training_frames": len(frames), "training_frames_sha256": hashlib.sha256(names.encode()).hexdigest()}
     config |= {"teacher_sha256": checkpoint.sha256(args.teacher)}

@@ -53,7 +53,9 @@ HANDED_ON = ("kind", "classes", "frame_size", "seed", "command", "epoch", "valid
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--more-frames", type=Path, metavar="DIR", help="train on all frames of this folder as well")
+    parser.add_argument(
+        "--more-frames", type=Path, nargs="+", default=[], metavar="DIR", help="train on all frames of these as well"
+    )
     parser.add_argument("--out", type=Path, help="run folder, default runs/seg; with --eval-only default none")
     parser.add_argument("--model", choices=segmentation.FACTORIES, default="deeplabv3_mobilenet_v3_large")
     parser.add_argument("--checkpoint", type=Path, help="start from this network instead of new weights")
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.data_dir is None:
         args.data_dir = first_process(lambda: default_set(args.workers), DataError)
     frames = find_frames(args.data_dir)
-    more = find_frames(args.more_frames) if args.more_frames else ()
+    more = [frame for folder in args.more_frames for frame in find_frames(folder)]
     parts = split(frames, train_on_combined=args.train_on_combined, more=more)
     if not parts["validation"] or not parts["test"]:
         raise RunError(f"{args.data_dir}: {len(frames)} frames are too few to split, 10 single-signal ones are needed")
@@ -121,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     # The run's folder: written only now that everything could be read and built
     names = "\n".join(frame.name for frame in parts["train"])
     config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    config["more_frames"] = [str(folder) for folder in args.more_frames]
     config |= {"processes": world, "training_frames": len(parts["train"]), "command": command()}
     config["training_frames_sha256"] = hashlib.sha256(names.encode()).hexdigest()
     same = ("model", "preset", "epochs", "batch_size", "lr", "seed", "mirror", "pretrained_backbone", "aux_loss")

@@ -283,9 +283,10 @@ def test_carriers_of_other_frames_are_added_unless_mirror_is_asked_for():
 
 def test_more_frames_join_the_training_part_only(frames, tmp_path):
     other = write_levels(tmp_path / "other", ["mine_1", "LTE_NR/LTE_NR_frame_9"], seed=5)
-    more = ["--more-frames", str(other), "--out", str(tmp_path / "run")]
+    third = write_levels(tmp_path / "third", ["mine_1"], seed=6)
+    more = ["--more-frames", str(other), str(third), "--out", str(tmp_path / "run")]
     assert train_seg.main(["--data-dir", str(frames), *FAST, "--epochs", "1", *more]) == 0
-    assert json.loads((tmp_path / "run/config.json").read_text())["training_frames"] == 16 + 2
+    assert json.loads((tmp_path / "run/config.json").read_text())["training_frames"] == 16 + 2 + 1
     sets = json.loads((tmp_path / "run/result.json").read_text())["sets"]
     assert (sets["test"]["frames"], sets["combined"]["frames"]) == (2, 2) and "other" not in sets
     argv = ["--data-dir", str(frames), *FAST, "--more-frames", str(frames), "--out", str(tmp_path / "none")]
