@@ -222,7 +222,7 @@ def field_lte(rng, bandwidth):
         allocation=random_schedule(rng, FRAME_MS, n_rb),
         order=_random_order(rng, FRAME_MS),
         ports=int(rng.choice([1, 2, 2, 4])),
-        cfi=int(rng.integers(1, 4)),
+        cfi=int(rng.integers(1, 4)) + (n_rb <= 10),
         control_load=float(rng.choice([rng.uniform(0, 1), 0.1, 1.0])),
         tdd=int(rng.integers(len(LTE_TDD))) if tdd else None,
         dwpts=int(rng.choice([3, 9, 10, 11, 12])),
@@ -244,7 +244,7 @@ def field_nr(rng, bandwidth, scs):
     if rng.random() < 0.4:
         kinds = {"D": 14, "S": int(rng.choice([4, 6, 8, 10, 12])), "U": 0}
         pattern = [kinds[letter] for letter in NR_TDD[rng.integers(len(NR_TDD))]]
-        downlink = np.roll(np.tile(pattern, -(-slots // len(pattern))), rng.integers(len(pattern)))[:slots]
+        downlink = np.tile(pattern, -(-slots // len(pattern)))[:slots]  # blocks come in the first slots: downlink
     case = "A" if scs == 15e3 else str(rng.choice(["B", "C"]))
     blocks = int(rng.choice([4, 8]))
     sent = np.zeros(blocks, int)

@@ -200,7 +200,7 @@ class LteConfig:
     allocation: np.ndarray  # float32 (40, N_RB)
     order: int | np.ndarray = 4  # QAM order, or one a subframe (40, 1, 1)
     ports: int = 1  # antenna ports with cell-specific reference signals: 1, 2 or 4
-    cfi: int = 2  # symbols of the control region
+    cfi: int = 2  # symbols of the control region; special and MBSFN subframes have two at most. TS 36.211 table 6.7-1
     control_load: float = 0.5  # part of the control region's element groups in use
     tdd: int | None = None  # uplink-downlink configuration 0..6, None for FDD
     dwpts: int = 10  # downlink symbols of a special subframe
@@ -281,20 +281,22 @@ def lte_grid(config, rng):
 
     # Control region: PCFICH and PHICH groups always, PDCCH groups by load. A group is four elements of one symbol.
     control = transmit(4, (FRAME_MS, config.cfi, n_sc))
+    mbsfn = np.isin(number, config.mbsfn) & (kind == "D")
+    cfi = np.where((kind == "S") | mbsfn, min(config.cfi, 2), config.cfi)  # (40,)
     for symbol in range(config.cfi):
-        open_ = np.flatnonzero(free[0, symbol])
+        open_ = np.flatnonzero(free[:, symbol].any(0))
         groups = len(open_) // 4
         busy = rng.random((FRAME_MS, groups)) < config.control_load
         if symbol == 0:
             busy[:, :: max(1, groups // 4)] = True
-        cells = np.repeat(busy, 4, 1)
+        cells = np.repeat(busy, 4, 1) & (symbol < cfi)[:, None]
         grid[:, symbol, open_[: 4 * groups]] += control[:, symbol, open_[: 4 * groups]] * cells
-    free[:, : config.cfi] = False
+        free[symbol < cfi, symbol] = False
 
     amplitude = np.repeat(config.allocation, 12, 1)[:, None, :] * free  # (40, 14, n_sc)
     grid += transmit(config.order, grid.shape) * amplitude
 
-    grid[np.isin(number, config.mbsfn) & (kind == "D"), config.cfi :] = 0
+    grid[mbsfn[:, None] & (np.arange(14) >= cfi[:, None])] = 0
     grid[kind == "U"] = 0
     grid[kind == "S", config.dwpts :] = 0
     return grid.reshape(14 * FRAME_MS, n_sc)
@@ -387,16 +389,18 @@ def nr_grid(config, rng):
             values = gold_qpsk(c_init, len(comb))
             grid[np.ix_(config.csi_rs_slots, [symbol], comb)] = values[config.csi_rs_slots][:, None]
 
+    downlink = np.ones((slots, 14), bool)
     if config.downlink_symbols is not None:
-        grid[np.arange(14) >= config.downlink_symbols[:, None]] = 0
-    grid = grid.reshape(14 * slots, n_sc)
+        downlink = np.arange(14) < config.downlink_symbols[:, None]
+        grid[~downlink] = 0
+    grid, downlink = grid.reshape(14 * slots, n_sc), downlink.ravel()
     if n_rb >= 20:
         start = config.ssb_subcarrier if config.ssb_subcarrier is not None else n_sc // 2 - 120
         low, high = start // 12 * 12, -(-(start + 240) // 12) * 12
         for ms in range(config.ssb_start_ms, FRAME_MS, config.ssb_period_ms):
             for index, symbol in enumerate(SSB_SYMBOLS[config.ssb_case][: len(config.ssb_blocks)]):
-                if config.ssb_blocks[index]:
-                    rows = slice(14 * per_ms * ms + symbol, 14 * per_ms * ms + symbol + 4)
+                rows = slice(14 * per_ms * ms + symbol, 14 * per_ms * ms + symbol + 4)
+                if config.ssb_blocks[index] and downlink[rows].all():  # none in uplink symbols. TS 38.213 clause 11.1
                     grid[rows, low:high] = 0  # PDSCH is rate-matched around the block's resource blocks
                     block = ss_pbch_block(config.cell_id, index, rng)
                     grid[rows, start : start + 240] = block * np.float32(config.ssb_amplitude)

@@ -15,6 +15,7 @@ from data.lte_nr import (
     lte_pss,
     lte_sss,
     lte_waveform,
+    nr_grid,
     nr_pss,
     nr_sss,
     nr_waveform,
@@ -170,6 +171,21 @@ def test_requested_snr_is_measured_in_the_frame(snr_db):
     noise = power[np.abs(hz + 20e6) < 3e6].mean()
     measured = 10 * np.log10((power[inside].mean() / noise - 1) / 0.5)
     assert measured == pytest.approx(snr_db, abs=0.3)
+
+
+@pytest.mark.parametrize("offset", [0, 1])  # the first subframe drawn is a downlink one, a special one
+def test_a_control_region_of_three_symbols_leaves_the_pss_of_special_subframes_alone(offset):
+    config = lte(1.4e6, cell_id=4, tdd=1, cfi=3, control_load=1.0, subframe_offset=offset)
+    grid = lte_grid(config, np.random.default_rng(0)).reshape(40, 14, -1)
+    assert np.allclose(grid[1 - offset, 2, 5:67], lte_pss(1), atol=1e-6)
+    assert np.all(grid[4 - offset, 2, 5:67] != 0)  # an ordinary downlink subframe's third control symbol is full
+
+
+def test_no_ss_pbch_block_is_sent_in_uplink_symbols():
+    kinds = np.tile([14, 14, 0, 0], 20)
+    grid = nr_grid(nr(load=0.0, ssb_blocks=(1,) * 8, ssb_case="B", downlink_symbols=kinds), np.random.default_rng(0))
+    assert np.flatnonzero(np.abs(grid[:56]).any(1)).tolist() == list(range(4, 12)) + list(range(16, 24))
+    assert not nr_grid(nr(load=0.0, downlink_symbols=kinds * 0), np.random.default_rng(0)).any()
 
 
 def test_tdd_uplink_is_silent_and_downlink_is_not():
