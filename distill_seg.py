@@ -102,6 +102,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "batch_size", "save_every", "lr", "generations", "temperature", "target_params"):
         if getattr(args, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be positive")
+    if args.batch_size == 1:
+        parser.error("--batch-size must be 2 or more: batch norm behind DeepLabV3's image pooling needs two frames")
     if min(args.alpha, args.beta, args.gamma) < 0 or args.alpha == args.beta == 0:
         parser.error("--alpha, --beta and --gamma are 0 or more, and alpha or beta must teach the student something")
     if args.beta == 0 and not set(args.kd) & LOGIT_LOSSES.keys():
@@ -168,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # The run's folder: written only now that everything could be read and built
     state = checkpoint.load(args.out / "last.pt") if args.resume and (args.out / "last.pt").exists() else None
-    start(args.out, *configuration(args, parts["train"]))
+    start(args.out, *configuration(args, images))
     done = state["epoch"] // args.epochs if state else 0
     for generation in range(done, args.generations):
         if generation:
@@ -403,12 +405,12 @@ def saved(network: nn.Module, origin: dict, args, size: torch.Size) -> dict:
     return describe(network, origin["student"]["factory"], origin["student"]["arguments"]) | where
 
 
-def configuration(args, frames: list) -> tuple[dict, bool, tuple[str, ...]]:
+def configuration(args, images: torch.Tensor) -> tuple[dict, bool, tuple[str, ...]]:
     """config.json, and what a resumed run must have in common with it."""
     config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     config["more_frames"] = [str(folder) for folder in args.more_frames]
-    names = "\n".join(frame.name for frame in frames)
-    config |= {"training_frames": len(frames), "training_frames_sha256": hashlib.sha256(names.encode()).hexdigest()}
+    config |= {"training_frames": len(images)}
+    config |= {"training_pictures_sha256": hashlib.sha256(images.numpy()).hexdigest()}
     config |= {"teacher_sha256": checkpoint.sha256(args.teacher)}
     config |= {"student_sha256": checkpoint.sha256(args.student) if args.student else None}
     free = {"data_dir", "more_frames", "out", "student", "teacher", "resume", "save_every", "save_weights", "export"}
@@ -435,7 +437,7 @@ def report(args, data: dict, sets: dict, device: torch.device, training=None) ->
             looked_at = partial(segmentation.logits, judged, palette=palette)
             undone, shift = prior.best_shift(looked_at, images, masks, class_weights(masks))
             segmentation.add_to_logits(network, shift)
-        cut_dead_taps(network, tuple(read_tensors(next(iter(sets.values()))[:1], progress=False)[1].shape[1:]))
+        cut_dead_taps(network, tuple(data.get("frame_size", (SIZE, SIZE))))
         kept = {key: data[key] for key in HANDED_ON if key in data}
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])

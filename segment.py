@@ -13,13 +13,15 @@ share of time in which a carrier's mean level is 2 dB above the noise, `confiden
 import argparse
 import math
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import nn
 from tqdm import tqdm
 
 from data import DataError
@@ -32,7 +34,7 @@ from models.rebuild import rebuild
 from models.segmentation import logits
 from utils import checkpoint, pictures
 from utils.augment import colour_index
-from utils.carriers import MIN_COLUMNS, Carrier, find_bands, merge, table
+from utils.carriers import MIN_COLUMNS, Carrier, find_bands, join, merge, share_of_recording, table
 from utils.channel_fit import fit_bands
 from utils.runs import RunError, command, run, write_json
 
@@ -68,11 +70,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help=f"default {WEIGHTS[0]} or else {WEIGHTS[1]}")
     parser.add_argument("--out", type=Path, default=Path("runs/segment"))
     parser.add_argument("--annotate", action="store_true", help="write the carriers into the SigMF metadata")
-    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="at most so many, of the first frames")
+    parser.add_argument("--pictures", type=int, metavar="N", help="at most so many, of the first frames; default all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.sample_rate is not None and not 0 < args.sample_rate < math.inf:
         parser.error(f"--sample-rate {args.sample_rate:g} is no rate")
+    if args.center_frequency is not None and not math.isfinite(args.center_frequency):
+        parser.error(f"--center-frequency {args.center_frequency:g} is no frequency")
     return args
 
 
@@ -91,22 +95,25 @@ def main(argv: list[str] | None = None) -> int:
         meta_path = recording.meta_path or recording.path.with_name(recording.path.name + ".sigmf-meta")
         if args.annotate and not recording.meta_path and meta_path.exists():
             raise RunError(f"{meta_path.name} is there already: name it instead of {args.recording.name}")
-    model, weights = load_network(args.checkpoint, args.device)
+    logits_of, weights = load_network(args.checkpoint, args.device)
 
     # 40 ms at a time
     if recording:
-        views = (look_at(frame, model) for frame in recording.frames())
+        views = (look_at(frame, logits_of) for frame in recording.frames())
     else:
-        views = iter([look_at_picture(picture, model, args.sample_rate or SAMPLE_RATE, args.center_frequency)])
-    carriers, frames, damaged = [], 0, 0
+        views = iter([look_at_picture(picture, logits_of, args.sample_rate or SAMPLE_RATE, args.center_frequency)])
+    carriers, seen, frames, damaged = [], Counter(), 0, 0
     remove_pictures(args.out)
     for view in tqdm(views, total=len(recording) if recording else 1, unit="frame", file=sys.stderr):
         found = find_carriers(view)
         merge(carriers, found)
-        if frames < args.pictures:
+        seen[view.center_hz, view.span_hz] += view.count
+        if args.pictures is None or frames < args.pictures:
             save_picture(overlay(view, found), args.out / f"frame_{frames:05d}.png")
         frames += 1
         damaged += view.damaged
+    carriers = join(carriers)
+    share_of_recording(carriers, seen)
     carriers.sort(key=lambda carrier: (not carrier.absolute, carrier.lower_hz, carrier.upper_hz))
 
     # Report
@@ -124,8 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def load_network(path: Path | None, device: str) -> tuple[nn.Module, Path]:
-    """The network in evaluation mode on the device, and the file it came from."""
+def load_network(path: Path | None, device: str) -> tuple[Callable, Path]:
+    """What gives pictures uint8 (N, 3, H, W) their logits, on the device, and the file it came from."""
     if path is None:
         found = [file for name in WEIGHTS if (file := Path(__file__).parent / name).is_file()]
         if not found:
@@ -138,17 +145,17 @@ def load_network(path: Path | None, device: str) -> tuple[nn.Module, Path]:
         model = rebuild(data).to(device, memory_format=torch.channels_last).eval()
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it lacks
         raise RunError(f"--device {device} can't be used ({str(error).splitlines()[0]}); try --device cpu") from error
-    return model, path
+    return partial(logits, model, size=data.get("frame_size")), path
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, picture: np.ndarray) -> np.ndarray:
+def predict(logits_of: Callable, picture: np.ndarray) -> np.ndarray:
     """uint8 (256, 256, 3) -> softmax probability of each class, float32 (3, 256, 256)."""
     image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]  # (1, 3, 256, 256)
-    return logits(model, image)[0].float().softmax(0).cpu().numpy()
+    return logits_of(image)[0].float().softmax(0).cpu().numpy()
 
 
-def look_at(frame: Frame, model: nn.Module) -> View:
+def look_at(frame: Frame, logits_of: Callable) -> View:
     """Label a frame of a recording. Columns and rows that the recording does not have never leave this function."""
     width = columns(frame.sample_rate)
     probability, weight = np.zeros((len(CLASSES), SIZE, width), np.float32), np.zeros(width, np.float32)
@@ -160,7 +167,7 @@ def look_at(frame: Frame, model: nn.Module) -> View:
         here = slice(max(0, first), min(width, first + SIZE))
         there = slice(here.start - first, here.stop - first)
         image = spectrogram_image(iq)
-        probability[:, :, here] += predict(model, image)[:, :, there] * from_edge[there]
+        probability[:, :, here] += predict(logits_of, image)[:, :, there] * from_edge[there]
         weight[here] += from_edge[there]
         better = np.flatnonzero(from_edge[there] > nearest[here])
         shown = shown_power(iq)[::-1]
@@ -190,12 +197,12 @@ def read_picture(path: Path) -> tuple[np.ndarray, list[str]]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: is no readable picture ({error}); name a .png or a recording") from error
     odd = f"the picture has {size[0]}x{size[1]} pixels and was scaled to {SIZE}x{SIZE}"
-    return np.asarray(picture), [] if size == (SIZE, SIZE) else [odd]
+    return np.array(picture), [] if size == (SIZE, SIZE) else [odd]
 
 
-def look_at_picture(picture: np.ndarray, model: nn.Module, span_hz: float, center_hz: float | None) -> View:
+def look_at_picture(picture: np.ndarray, logits_of: Callable, span_hz: float, center_hz: float | None) -> View:
     """Label a spectrogram that comes as a picture; its level in dB is told by the spread of its noise."""
-    probability = predict(model, picture)
+    probability = predict(logits_of, picture)
     index, _ = colour_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
     noise = index[0].numpy()[:, probability.mean(1).argmax(0) == 0]
     # In dB, the middle half of exponentially distributed power spans 10 log10(ln 4 / ln (4/3)) = 6.8.

@@ -82,6 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, value)
     if min(args.epochs, args.batch_size, args.save_every) < 1 or args.lr <= 0:
         parser.error("--epochs, --batch-size, --save-every and --lr must be positive")
+    if args.batch_size == 1 and args.model.startswith("deeplabv3"):
+        parser.error("--batch-size must be 2 or more: batch norm behind DeepLabV3's image pooling needs two frames")
     if args.save_weights and args.save_weights.suffix != ".pt":
         parser.error("--save-weights takes a name that ends in .pt; the JSON is written beside it")
     return args
@@ -121,13 +123,12 @@ def main(argv: list[str] | None = None) -> int:
     network = rebuild(state) if state else first_network(args)
 
     # The run's folder: written only now that everything could be read and built
-    names = "\n".join(frame.name for frame in parts["train"])
     config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     config["more_frames"] = [str(folder) for folder in args.more_frames]
     config |= {"processes": world, "training_frames": len(parts["train"]), "command": command()}
-    config["training_frames_sha256"] = hashlib.sha256(names.encode()).hexdigest()
+    config["training_pictures_sha256"] = hashlib.sha256(images.numpy()).hexdigest()
     same = ("model", "preset", "epochs", "batch_size", "lr", "seed", "mirror", "pretrained_backbone", "aux_loss")
-    same += ("processes", "checkpoint", "train_on_combined", "training_frames", "training_frames_sha256")
+    same += ("processes", "checkpoint", "train_on_combined", "training_frames", "training_pictures_sha256")
     first_process(lambda: start(args.out, config, args.resume, same), RunError)
 
     with StopSignal() as stop:
@@ -285,7 +286,7 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
             looked_at = partial(segmentation.logits, judged, palette=palette)
             undone, shift = prior.best_shift(looked_at, images, masks, class_weights(masks))
             segmentation.add_to_logits(network, shift)
-        cut_dead_taps(network, tuple(read_tensors(next(iter(sets.values()))[:1], progress=False)[1].shape[1:]))
+        cut_dead_taps(network, tuple(data.get("frame_size", (SIZE, SIZE))))
         kept = {key: data[key] for key in HANDED_ON if key in data}
         data = kept | describe(network, data["factory"], data["arguments"])
         data["state_dict"] = checkpoint.halve(data["state_dict"])

@@ -322,8 +322,8 @@ def generate(
     """
     path = Path(path)
     settings = {"frames_per_cell": frames_per_cell, "seed": seed, "delay_spread": delay_spread}
-    if frames_per_cell < 1 or seed < 0 or delay_spread < 0:
-        raise DataError("frames per cell must be 1 or more, seed and delay spread 0 or more")
+    if frames_per_cell < 1 or seed < 0 or delay_spread < 0 or workers is not None and workers < 1:
+        raise DataError("frames per cell and workers must be 1 or more, seed and delay spread 0 or more")
     if path.exists():
         with h5py.File(path, "r") if h5py.is_hdf5(path) else nullcontext() as file:
             if file is not None and file.attrs.get("generator") == json.dumps(settings):

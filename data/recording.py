@@ -224,7 +224,7 @@ def open_recording(
         if general.get("core:metadata_only"):
             raise DataError(f"{meta_path}: has no samples (core:metadata_only); name a recording that has")
         name = general.get("core:dataset", meta_path.with_suffix(".sigmf-data").name)
-        if not isinstance(name, str) or not name or Path(name).name != name:
+        if not isinstance(name, str) or not name or Path(name).name != name or "\0" in name:
             raise DataError(f"{meta_path}: core:dataset must name a file beside it, not {name!r}")
         path = meta_path.with_name(name)
     datatype = datatype or general.get("core:datatype")
@@ -286,7 +286,7 @@ def read_meta(path: Path) -> dict:
     """The JSON of a .sigmf-meta with its three parts, global, captures and annotations; DataError if they are not."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, numbers of 5,000 digits
         raise DataError(f"{path}: is no readable SigMF metadata ({error}); write it again") from error
     parts = {"global": dict, "captures": list, "annotations": list}
     meta = {part: kind() for part, kind in parts.items()} | meta if isinstance(meta, dict) else None
@@ -305,7 +305,7 @@ def _number(path, entry, key, default=None, whole=False):
     if value is default:
         return default
     kinds = int if whole else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value) or (whole and value < 0):
+    if not isinstance(value, kinds) or isinstance(value, bool) or not abs(value) < 1e18 or (whole and value < 0):
         raise DataError(f"{path}: {key} is {value!r}, not a {'count' if whole else 'number'}; correct it")
     return value
 

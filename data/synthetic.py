@@ -108,6 +108,8 @@ def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
     Args: counts, frames of each family (DEFAULT_COUNTS); workers, processes (all cores); keep_iq, also write complex64
     SigMF recordings (20 MB a frame).  Raises: DataError when the folder holds frames of another seed.
     """
+    if seed < 0 or workers is not None and workers < 1:
+        raise DataError(f"seed {seed} and {workers} workers can't be used: a seed is 0 or more, workers are 1 or more")
     root, counts = Path(directory), dict(DEFAULT_COUNTS if counts is None else counts)
     root.mkdir(parents=True, exist_ok=True)
     journal = root / "frames.csv"
@@ -121,7 +123,7 @@ def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
         for index in range(1, count + 1):
             name = frame_name(family, index)
             complete = name in done and (root / f"{name}.png").exists()
-            if not complete or keep_iq and not (root / f"{name}.sigmf-data").exists():
+            if not complete or keep_iq and not (root / f"{name}.sigmf-meta").exists():  # written after the data
                 jobs.append((str(root), family, index, seed, keep_iq))
     if not jobs:
         return

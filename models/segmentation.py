@@ -117,22 +117,27 @@ def as_input(images: torch.Tensor, palette: torch.Tensor | None = None) -> torch
     return colourise(images, palette)
 
 
-def logits(model: nn.Module, images: torch.Tensor, palette: torch.Tensor | None = None) -> torch.Tensor:
-    """What as_input takes, on any device -> float (N, num_classes, H, W) on the model's; set eval mode before."""
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        return model(as_input(images.to(device), palette))["out"]
-
-
-def predict(model: nn.Module, images: torch.Tensor, size: list[int] | None = None) -> torch.Tensor:
-    """uint8 images (N, 3, H, W) on any device -> class numbers int64 (N, H, W) on the model's; set eval mode before.
+def logits(
+    model: nn.Module,
+    images: torch.Tensor,
+    palette: torch.Tensor | None = None,
+    size: list[int] | None = None,
+) -> torch.Tensor:
+    """What as_input takes, on any device -> float (N, num_classes, H, W) on the model's; set eval mode before.
 
     size: (height, width) of the frames that it was trained on. Pictures of another size are shown to it at that one,
     since a column must be as many kHz wide, and a row as many microseconds long, as the network has learned.
     """
-    own = list(images.shape[-2:])
-    if size is None or own == list(size):
-        return logits(model, images).argmax(1)
-    shown = F.interpolate(images.float(), size=list(size), mode="bilinear", align_corners=False)
-    answer = logits(model, shown.round_().to(torch.uint8))
-    return F.interpolate(answer, size=own, mode="bilinear", align_corners=False).argmax(1)
+    images, own = images.to(next(model.parameters()).device), list(images.shape[-2:])
+    other = size is not None and own != list(size)
+    with torch.no_grad():
+        if not other:
+            return model(as_input(images, palette))["out"]
+        shown = F.interpolate(images.float(), size=list(size), mode="bilinear", align_corners=False)
+        answer = model(as_input(shown.round_().to(torch.uint8)))["out"]
+        return F.interpolate(answer, size=own, mode="bilinear", align_corners=False)
+
+
+def predict(model: nn.Module, images: torch.Tensor, size: list[int] | None = None) -> torch.Tensor:
+    """uint8 images (N, 3, H, W) -> class numbers int64 (N, H, W) on the model's device; see logits."""
+    return logits(model, images, size=size).argmax(1)

@@ -156,3 +156,5 @@ def test_a_batch_is_fitted_frame_by_frame_and_only_in_known_colours():
     for i in range(2):
         assert torch.equal(labels[i], channel_fit.fit_channels(logits[i], levels[i], CHANNELS))
     assert torch.equal(predict(255 - pictures), logits.argmax(1))
+    mixed = predict(torch.stack([pictures[0], 255 - pictures[1]]))  # one in other colours does not decide for the other
+    assert torch.equal(mixed, torch.stack([labels[0], logits[1].argmax(0)]))

@@ -130,9 +130,20 @@ FAULTS = {
     "core:sample_start is -1": lambda f: {"path": write_sigmf(f, bytes(8), [{"core:sample_start": -1}])},
     "not in order": lambda f: {"path": write_sigmf(f, bytes(8), [{"core:sample_start": 2}, {"core:sample_start": 1}])},
     "core:dataset must name a file beside": lambda f: {"path": write_sigmf(f, bytes(8), core_dataset="../x")},
+    "core:dataset must name a file beside it, not 'a\\x00'": lambda f: {
+        "path": write_sigmf(f, bytes(8), core_dataset="a\0")
+    },
+    "core:sample_rate is 1000": lambda f: {"path": write_sigmf(f, bytes(8), core_sample_rate=10**400)},
     "core:metadata_only": lambda f: {"path": write_sigmf(f, bytes(8), core_metadata_only=True)},
     "unpack it": lambda f: {"path": f / "rec.sigmf"},
 }
+
+
+@pytest.mark.parametrize("text", ['{"global": ' + "9" * 5000 + "}", "[" * 100_000])
+def test_metadata_that_python_cannot_hold_is_refused_in_a_sentence(tmp_path, text):
+    (tmp_path / "rec.sigmf-meta").write_text(text)
+    with pytest.raises(DataError, match="no readable SigMF metadata"):
+        open_recording(tmp_path / "rec.sigmf-meta")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -15,7 +15,7 @@ from models import segmentation
 from models.rebuild import describe, rebuild
 from utils import checkpoint
 from utils.augment import colour_index
-from utils.carriers import Carrier, find_bands, merge, table
+from utils.carriers import Carrier, find_bands, join, merge, share_of_recording, table
 from utils.runs import run
 
 CENTER = 1.8e9
@@ -235,8 +235,49 @@ def test_a_carrier_seen_in_many_frames_is_one_row_weighted_by_time():
     two = [carrier("LTE", 10, 20, 0), carrier("LTE", 10.2, 20.2, 0)]
     rows = []
     merge(rows, [replace(one) for one in two])
-    assert len(rows) == 2  # of one frame: never merged with each other
+    assert len(rows) == len(join(rows)) == 2  # of one frame: never merged with each other
     assert "no LTE or NR" in table([]) and "-" in table([carrier("LTE", 1, 2, 0, active=None)])
+
+
+def test_a_carrier_whose_edges_jitter_stays_one_row_over_thousands_of_frames():
+    rng, rows = np.random.default_rng(0), []
+    for i in range(1000):
+        low, high = rng.normal((10, 20), 0.3)
+        merge(rows, [carrier("NR", low, high, 10 * i)] if rng.random() < 0.8 else [])
+    (row,) = join(rows)
+    assert row.lower_hz == pytest.approx(10e6, abs=0.05e6) and row.upper_hz == pytest.approx(20e6, abs=0.05e6)
+    assert sum(count for _, count in row.runs) == row.weight
+    assert all(a + n < b for (a, n), (b, _) in zip(row.runs, row.runs[1:], strict=False))  # apart, in order
+
+
+def test_an_edge_that_a_capture_has_cut_gives_way_to_one_that_was_seen():
+    rows = []
+    merge(rows, [carrier("LTE", 10, 16, 0, cut_above=True)])
+    merge(rows, [carrier("LTE", 10.2, 20, 10)])
+    assert (rows[0].lower_hz, rows[0].upper_hz, rows[0].cut_above) == (pytest.approx(10.1e6), 20e6, False)
+
+
+def test_active_is_a_share_of_all_time_that_could_show_the_carrier():
+    rows = [carrier("NR", 10, 20, 30, active=1.0), carrier("LTE", 110, 120, 0, 50, active=0.5)]
+    rows.append(carrier("NR", -5, 5, 0, absolute=False, active=None))
+    share_of_recording(rows, {(15e6, 40e6): 100, (115e6, 30e6): 50, (None, 40e6): 10})
+    assert [row.active for row in rows] == [0.1, 0.5, None]
+
+
+def test_a_network_of_small_frames_is_shown_small_frames(tmp_path, weights, monkeypatch):
+    data = checkpoint.load(weights) | {"frame_size": [128, 128]}
+    checkpoint.save(tmp_path / "small.pt", data)
+    shapes, build = [], segment.rebuild
+
+    def watched(data):
+        network = build(data)
+        network.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape[-2:]))
+        return network
+
+    monkeypatch.setattr(segment, "rebuild", watched)
+    logits_of, _ = segment.load_network(tmp_path / "small.pt", "cpu")
+    assert segment.predict(logits_of, np.zeros((256, 256, 3), np.uint8)).shape == (3, 256, 256)
+    assert shapes == [(128, 128)]
 
 
 @pytest.mark.filterwarnings("ignore:Data source ends before")  # the package does not count core:offset
@@ -305,6 +346,10 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_pat
     assert "try --device cpu" in fails(tmp_path / "flat.png", "--device", "warp", *use)
     monkeypatch.setattr(segment, "WEIGHTS", ("weights/none.pt", "weights/neither.pt"))
     assert "train one with train_seg.py" in fails(tmp_path / "flat.png")
+    for value in ("nan", "inf"):
+        with pytest.raises(SystemExit):
+            segment.parse_args([str(bare), "--center-frequency", value])
+    capsys.readouterr()
     raw = ("--datatype", "ci8", "--sample-rate", 2e6, *use)
     (tmp_path / "bare.bin.sigmf-meta").write_text("{}")
     assert "is there already" in fails(bare, *raw, "--annotate")

@@ -139,3 +139,11 @@ def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, monk
     assert (tmp_path / "LTE_frame_2.png").exists() and (tmp_path / "frames.csv").read_text().count("\n") == 3
     with pytest.raises(DataError, match="seed 3"):
         synthetic.generate(tmp_path, {"LTE": 2}, seed=4)
+    synthetic.generate(tmp_path, {"LTE": 1}, seed=3, keep_iq=True)
+    (tmp_path / "LTE_frame_1.sigmf-meta").unlink()  # as a kill between samples and metadata leaves it
+    synthetic.generate(tmp_path, {"LTE": 1}, seed=3, keep_iq=True)
+    assert (tmp_path / "LTE_frame_1.sigmf-meta").exists()
+    for wrong in ({"seed": -1}, {"workers": 0}, {"workers": -1}):
+        with pytest.raises(DataError, match="can't be used"):
+            synthetic.generate(tmp_path / "none", {"LTE": 1}, **wrong)
+    assert not (tmp_path / "none").exists()

@@ -400,6 +400,21 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, frames, tmp_p
         assert not (tmp_path / "out").exists()
 
 
+def test_a_run_goes_on_only_with_the_pictures_that_it_began_with(frames, tmp_path, capsys):
+    for name, seed in (("one", 5), ("two", 6)):  # the same names, other pictures
+        write_levels(tmp_path / name, [f"{kind}_frame_{i}" for kind in ("NR", "LTE") for i in range(10)], seed=seed)
+    argv = [*FAST, "--epochs", "1", "--out", str(tmp_path / "run"), "--resume", "--data-dir"]
+    assert train_seg.main([*argv, str(tmp_path / "one")]) == 0
+    assert runs.run(lambda: train_seg.main([*argv, str(tmp_path / "two")]), *train_seg.ERRORS) == 2
+    assert "training_pictures_sha256" in capsys.readouterr().err
+
+
+def test_a_batch_of_one_frame_is_refused_where_batch_norm_needs_two():
+    with pytest.raises(SystemExit):
+        train_seg.parse_args(["--batch-size", "1"])
+    assert train_seg.parse_args(["--batch-size", "1", "--model", "lraspp_mobilenet_v3_large"]).batch_size == 1
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(options, tmp_path, monkeypatch, capsys):
     inner, calls = nn.functional.cross_entropy, []
 

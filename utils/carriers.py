@@ -1,8 +1,8 @@
 """Carriers out of labelled columns: runs of one class in a frame, the same carrier over many frames, the table.
 
     bands = find_bands(label)                   # label: int (C,), a class for each column of a spectrogram
-    merge(carriers, of_this_frame)              # Carrier objects, frame by frame; memory does not grow with time
-    print(table(carriers))
+    merge(carriers, of_this_frame)              # Carrier objects, frame by frame
+    print(table(join(carriers)))
 
 Needs numpy only.
 """
@@ -85,27 +85,82 @@ def merge(carriers: list[Carrier], found: list[Carrier]) -> None:
     """Add a frame's carriers to those of the frames before it, in place; values are means weighted by time."""
     free = list(range(len(carriers)))
     for new in found:
-        distance = {
-            i: max(abs(carriers[i].lower_hz - new.lower_hz), abs(carriers[i].upper_hz - new.upper_hz))
-            for i in free
-            if (carriers[i].technology, carriers[i].absolute) == (new.technology, new.absolute)
-        }
+        distance = {i: _apart_hz(carriers[i], new) for i in free if _same(carriers[i], new)}
         best = min(distance, key=distance.get, default=None)
-        if best is None or distance[best] > SAME_HZ:
+        if best is None:
             carriers.append(new)
-            continue
-        free.remove(best)
-        old = carriers[best]
-        total = old.weight + new.weight
-        for name in ("lower_hz", "upper_hz", "active", "confidence"):
-            a, b = getattr(old, name), getattr(new, name)
-            setattr(old, name, None if a is None or b is None else (old.weight * a + new.weight * b) / total)
-        old.weight = total
-        old.cut_below, old.cut_above = old.cut_below or new.cut_below, old.cut_above or new.cut_above
-        if sum(old.runs[-1]) == new.runs[0][0]:
-            old.runs[-1][1] += new.runs[0][1]
         else:
-            old.runs += new.runs
+            free.remove(best)
+            _absorb(carriers[best], new)
+
+
+def join(carriers: list[Carrier]) -> list[Carrier]:
+    """Rows that have become one carrier's, by the means of their edges, put together; at no time were both there."""
+    rows = []
+    for new in sorted(carriers, key=lambda carrier: -carrier.weight):
+        old = next((row for row in rows if _same(row, new) and not _meet(row.runs, new.runs)), None)
+        if old is None:
+            rows.append(new)
+        else:
+            _absorb(old, new)
+    return rows
+
+
+def share_of_recording(carriers: list[Carrier], seen: dict[tuple[float | None, float], int]) -> None:
+    """Make `active`, so far of the frames that a carrier was found in, the share of all samples that could show it.
+
+    Args:
+        carriers: changed in place.
+        seen: {(centre frequency or None, width) in Hz of what was received: samples}.
+    """
+    for carrier in carriers:
+        middle, total = (carrier.lower_hz + carrier.upper_hz) / 2, 0
+        for (center, span), samples in seen.items():
+            if (center is not None) == carrier.absolute and abs(middle - (center or 0.0)) <= span / 2:
+                total += samples
+        if carrier.active is not None:
+            carrier.active *= carrier.weight / max(total, carrier.weight)
+
+
+def _apart_hz(a: Carrier, b: Carrier) -> float:
+    return max(abs(a.lower_hz - b.lower_hz), abs(a.upper_hz - b.upper_hz))
+
+
+def _same(a: Carrier, b: Carrier) -> bool:
+    """Edges that lie near each other, or more than half of what both cover in common."""
+    if (a.technology, a.absolute) != (b.technology, b.absolute):
+        return False
+    common = min(a.upper_hz, b.upper_hz) - max(a.lower_hz, b.lower_hz)
+    whole = max(a.upper_hz, b.upper_hz) - min(a.lower_hz, b.lower_hz)
+    return _apart_hz(a, b) <= SAME_HZ or common > whole / 2
+
+
+def _meet(a: list, b: list) -> bool:
+    """Whether two lists of [first sample, samples] have a sample in common."""
+    runs = sorted(a + b)
+    return any(start + count > after for (start, count), (after, _) in zip(runs, runs[1:], strict=False))
+
+
+def _absorb(old: Carrier, new: Carrier) -> None:
+    """Make old the mean of both, weighted by time; of an edge that only one has seen, that one's."""
+    total = old.weight + new.weight
+    for edge, cut in (("lower_hz", "cut_below"), ("upper_hz", "cut_above")):
+        if getattr(old, cut) and not getattr(new, cut):
+            setattr(old, edge, getattr(new, edge))
+            setattr(old, cut, False)
+        elif getattr(old, cut) == getattr(new, cut):
+            setattr(old, edge, (old.weight * getattr(old, edge) + new.weight * getattr(new, edge)) / total)
+    for name in ("active", "confidence"):
+        a, b = getattr(old, name), getattr(new, name)
+        setattr(old, name, None if a is None or b is None else (old.weight * a + new.weight * b) / total)
+    old.weight = total
+    runs = []
+    for start, count in sorted(old.runs + new.runs):
+        if runs and sum(runs[-1]) == start:
+            runs[-1][1] += count
+        else:
+            runs.append([start, count])
+    old.runs = runs
 
 
 def table(carriers: list[Carrier]) -> str:

@@ -49,11 +49,11 @@ def predictor(
     """
 
     def predict(images: torch.Tensor) -> torch.Tensor:
-        logits = logits_of(images)
-        levels, palette = levels_of(images)
-        if palette is None:
-            return logits.argmax(1).cpu()
-        return torch.stack([fit_channels(*frame, channels) for frame in zip(logits, levels, strict=True)])
+        labels = []
+        for frame, image in zip(logits_of(images), images, strict=True):
+            levels, palette = levels_of(image[None])  # each on its own, so that neighbours do not decide
+            labels.append(frame.argmax(0).cpu() if palette is None else fit_channels(frame, levels[0], channels))
+        return torch.stack(labels)
 
     return predict
 
