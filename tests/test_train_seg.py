@@ -320,7 +320,7 @@ def test_eval_only_fits_channels_and_reports_the_network_alone_beside_them(whole
     write_raster(tmp_path / "set/one.hdf", mask)
     answer = torch.tensor([8.0, 0.0, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 256, 256)
     answer[..., 88:172] = torch.tensor([0.0, 8.2, 8.0]).view(1, 3, 1, 1)
-    monkeypatch.setattr(segmentation, "logits", lambda network, images, palette=None: answer)
+    monkeypatch.setattr(segmentation, "logits", lambda network, images, palette=None, size=None: answer)
     data = checkpoint.load(whole / "best.pt")
     del data["frame_size"]
     checkpoint.save(tmp_path / "net.pt", data)
