@@ -89,6 +89,8 @@ def main():
                 half = carrier["bandwidth_hz"] / 2
                 first, last = mask_columns(carrier["center_hz"] - half, carrier["center_hz"] + half)
                 own = mask[:, first : last + 1] == CLASSES.index(carrier["technology"])
+                if not own.any():  # under another carrier that folds over it
+                    continue
                 right = prediction[:, first : last + 1][own] == CLASSES.index(carrier["technology"])
                 key = title, carrier["technology"], carrier["bandwidth_hz"] / 1e6
                 hits.setdefault(key, []).append(float(right.float().mean()))
