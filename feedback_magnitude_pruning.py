@@ -194,7 +194,7 @@ def first_network(args, parts: dict, device: torch.device) -> tuple[VGG10, dict,
             at["goal"] = args.threshold or args.keep * reference
             print(f"{args.checkpoint}: {reference:.4f} on validation, to be held: {at['goal']:.4f}", flush=True)
     at["weights"] = sum(layer.weight.numel() for layer in network.layers().values())
-    return network, pruning_masks.ones(network.weights()), at
+    return network, pruning_masks.nonzero(network.weights()), at  # a network that was pruned before stays pruned
 
 
 def retrain(args, network, masks, optimizer, at, frames, parts, device: torch.device, stop: StopSignal) -> bool:

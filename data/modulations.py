@@ -1,15 +1,23 @@
 """Generate a set like RadioML 2018.01A: 24 modulations at 26 signal-to-noise ratios, 1024 samples of I and Q each.
 
-    python -m data.modulations datasets/radioml.hdf5 --frames-per-cell 100     # 62,400 frames, 0.5 GB, half a minute
+    python -m data.modulations datasets/radioml.hdf5 --frames-per-cell 100     # 62,400 frames, 0.5 GB, a minute
 
 The file has the original's layout (radioml.py reads both): X float32 (N, 1024, 2), Y one-hot int64 (N, 24), Z int64
 (N, 1) in dB, ordered by modulation, then SNR. Interrupted, the same command goes on where it was. The frames depend on
 the seed, not on the number of workers.
 
 The original was published without its generator, and the paper (O'Shea, Roy and Clancy 2018, arXiv:1712.04578, table I)
-leaves much open. What it does not say was chosen with the help of a network trained on the genuine set: values from
-standards, textbooks and common tools were put to it, and what it recognised was kept; experiments/modulation_witness.py
-asks it. Frequencies are in cycles a sample, times in samples, and a signal's power is its variance.
+leaves much open. Each setting below says where its value comes from:
+
+    measured    on genuine frames: 256 of BPSK and 64 of QPSK, 128 samples each, at +30 dB; and on the first 128 samples
+                of one frame of each class at +20 dB
+    standard    a published constellation; the measured frame of its class lies on it within the reading error
+    networks    two networks that were trained on the genuine set alone recognise it
+                (python -m experiments.modulation_witness)
+    open        nothing decides it
+
+A modulator makes a window of 2 * 1024 samples. Noise is added, the window is divided by its own standard deviation, and
+the frame is cut out of it. Frequencies are in cycles a sample, times in samples.
 """
 
 import argparse
@@ -18,7 +26,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,38 +41,54 @@ from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, create_file
 KNOWN_FILES = "datasets/GOLD_XYZ_OSC.0001_1024.hdf5", "datasets/radioml.hdf5"  # default_file takes them if there
 SMALL_FILE, SMALL_FRAMES = Path("datasets/radioml_small.hdf5"), 40  # what it makes otherwise; frames of a cell
 BATCH = 256  # frames made at once
-SAMPLES_A_SYMBOL = 8
-SYMBOLS = SAMPLES // SAMPLES_A_SYMBOL
-DELAY_SPREAD = 0.0  # table I lists 0 to 4 samples; with any but 0 the witness falls from .89 to .28
-SPAN = 5  # symbols a pulse reaches to either side, GNU Radio's usual 11 in all
-# Ranges: each frame draws its own value, so that a network does not learn one by heart that the original has not.
-# GNU Radio's default is .35. Table I says U(.1, .4), but below .3 the witness loses 16PSK and QAM.
-ROLL_OFF = (0.33, 0.39)
-GMSK_BT = (0.45, 0.55)  # around Bluetooth's; with GSM's .3 every third frame passes for FM
-# Why these four are recognised better a little below the others is not known; their shape may differ in the original.
-LEVEL = {"32QAM": 0.95, "64QAM": 0.95, "128QAM": 0.96, "64APSK": 0.97}
-LEVEL_SIGMA = 0.01  # relative, of a frame: how well the witness tells the levels
 
-CARRIER_SIGMA = 3e-5  # cycles a sample; measured on genuine BPSK and QPSK frames (median 2e-5, largest 1.2e-4)
-CLOCK_SIGMA = 1e-4  # relative error of the symbol rate, as in the name of the original file
+SAMPLES_A_SYMBOL = 8  # measured
+# Measured: the gain of BPSK frames varies by .0136, that of QPSK frames by .0102, and both fall with the frame's own
+# power (correlation -.25 and -.22). A window of 2048 samples that is divided by its own deviation gives .0135, .0095
+# and -.24; one of 1024 samples gives .0189, .0130 and -.33.
+WINDOW = 2 * SAMPLES
 
-# All analogue classes but SSB sit on an intermediate frequency; outside .026 to .034 the witness misses them.
-ANALOGUE_CARRIER = (0.028, 0.033)
-SPEECH_STEP = 1 / 8192  # the message's harmonics: a voice of 122 Hz if a sample is a microsecond
-SPEECH_HARMONICS = 28  # up to 3.4 kHz, telephone quality
-DSB_DEPTH = (0.0, 0.03)  # rms of the message beside the carrier; from .05 on the frame is taken for something else
-FM_DEVIATION = (0.001, 0.004)  # rms, cycles a sample; small against the carrier, as from .008 on noise hides the class
-# Both SSB classes are a constant with a little speech. The noise is measured against the constant, the level against
-# what varies: so these frames grow with the SNR (as is reported of the original) and drown at -20 dB as the others do.
-# A larger constant is recognised at -20 dB, which genuine frames are not. The two differ only in how much they vary,
-# and overlap: the witness confuses them on genuine frames too.
-SSB_CONSTANT = (1.5, 3.0)
-SSB_SPEECH = {"AM-SSB-WC": (0.07, 0.7), "AM-SSB-SC": (0.12, 1.2)}  # rms
+# Measured: a transmitter's root-raised cosine, then two of a fixed roll-off. Among the lengths and roll-offs that were
+# tried, these leave the least of the 320 frames unexplained; the transmitter's roll-off is then uniform.
+ROLL_OFF, TAPS = (0.3, 0.8), 89
+RECEIVER_ROLL_OFF, RECEIVER_TAPS = 0.4, 45
+LATE = (0.5, 0.66)  # measured: samples by which a symbol's pulse comes after a whole sample
+SPAN = 12  # symbols that this pulse reaches to either side
+
+GMSK_TURN = 1.277  # measured: quarters of a circle that the phase turns in a bit; GMSK in the textbooks has 1
+GMSK_BT = (0.5, 0.6)  # measured on one frame: .52 with the receiver's roll-off as above, .57 with its own
+
+ANALOGUE_CARRIER = 1 / 32  # measured, all analogue classes but SSB
+# A message is so slow that a frame holds a small part of one swing. Measured on one frame each: within 128 samples
+# the double sidebands' envelope moves by 2%, single sideband by 1.4% and 3.3% of its level. Its spectrum is open.
+SPEECH_STEP = 1 / 2**18  # harmonics of this frequency
+SPEECH_HARMONICS = 400
+DSB_DEPTH = (0.0, 0.05)  # networks: rms of the message beside the carrier
+SSB_DEPTH = (0.1, 0.5)  # networks: the same for AM-SSB-WC, even in decibels
+FM_DEVIATION = (0.0002, 0.0008)  # rms; measured on one frame: the frequency wanders by .0006
+
+CARRIER_SIGMA = 3.3e-5  # measured
+# Networks: at +30 dB the noise of genuine frames is 60 dB below the signal, so its amplitude falls by ten with 10 dB.
+# With a factor of 1.0 the two networks lie .002 and .005 above their genuine accuracy, with 1.1 both .010 below it.
+NOISE = 1.05
+DELAY_SPREAD = 0.0  # measured: no echoes in genuine frames, though the paper's table I lists 0 to 4 samples
+
+# The points of 128APSK in the first quadrant of ETSI EN 302 307-2 (DVB-S2X), rate 3/4: radius of each ring, and the
+# phases on it in units of pi / 5040. The other quadrants are mirror images.
+RINGS_128APSK = {
+    1.0: (332, 927, 1593, 2187),
+    1.715: (242, 1017, 1503, 2278),
+    2.118: (414, 845, 1673, 2106),
+    2.681: (427, 834, 1686, 2094),
+    2.75: (133, 563, 1393, 2387),
+    3.819: (44, 148, 383, 528, 732, 929, 1372, 1590, 1789, 1993, 2190, 2408),
+}
 
 
 def _rings(counts: tuple[int, ...], radii: tuple[float, ...]) -> np.ndarray:
-    angles = [2 * np.pi * (np.arange(count) + 0.5) / count for count in counts]
-    return np.concatenate([radius * np.exp(1j * angle) for radius, angle in zip(radii, angles, strict=True)])
+    """Rings of evenly spread points, one of each at phase 0. Turned as a whole they are the standards' rings."""
+    phases = [2 * np.pi * np.arange(count) / count for count in counts]
+    return np.concatenate([radius * np.exp(1j * phase) for radius, phase in zip(radii, phases, strict=True)])
 
 
 def _square(side: int, corner: int = 0) -> np.ndarray:
@@ -76,22 +99,28 @@ def _square(side: int, corner: int = 0) -> np.ndarray:
     return points[(np.abs(points.real) < limit) | (np.abs(points.imag) < limit)]
 
 
-def constellations() -> dict[str, np.ndarray]:
-    """Points of the 17 linear modulations, complex128 (M,), scaled to variance 1 times the square of LEVEL.
+def _apsk128() -> np.ndarray:
+    quadrant = [r * np.exp(1j * np.pi * phase / 5040) for r, phases in RINGS_128APSK.items() for phase in phases]
+    half = np.concatenate([quadrant, -np.conj(quadrant)])
+    return np.concatenate([half, half.conj()])
 
-    Variance, not power: the levels of OOK and ASK are 0 .. M - 1, so theirs have a mean, and power up to 3.3.
+
+def constellations() -> dict[str, np.ndarray]:
+    """Points of the 17 linear modulations, complex128 (M,), of variance 1.
+
+    Variance, not power: the levels of OOK and ASK are 0 .. M - 1 (measured), so theirs have a mean, and power up to
+    3.3. The measured symbols of every class lie within .013 to .026 (rms) of these points, which is the reading error.
     """
     points = {name: np.arange(count) + 0j for name, count in (("OOK", 2), ("4ASK", 4), ("8ASK", 8))}
     points |= {name: _rings((count,), (1,)) for name, count in (("BPSK", 2), ("QPSK", 4), ("8PSK", 8))}
     points |= {"16PSK": _rings((16,), (1,)), "32PSK": _rings((32,), (1,))}
-    points["16APSK"] = _rings((4, 12), (1, 2.85))  # DVB-S2, rate 3/4
-    points["32APSK"] = _rings((4, 8, 4, 16), (1, 2.6, 2.86, 5.6))  # DVB-S2X, rate 132/180
-    # No standard's rings satisfy the witness for the next two. Free ones came out at these simple ratios.
-    points["64APSK"] = _rings((16, 16, 32), (1, 2, 3))
-    points["128APSK"] = _rings((8, 16, 24, 32, 48), (1, 2, 3, 4, 6))
+    points["16APSK"] = _rings((4, 12), (1, 2.2))  # measured: .502 and 1.095, a ratio of 2.18
+    points["32APSK"] = _rings((4, 12, 16), (1, 2.84, 5.27))  # standard: DVB-S2, rate 3/4
+    points["64APSK"] = _rings((4, 12, 20, 28), (1, 2.2, 3.6, 5.2))  # measured: .542, .892, 1.280; the innermost is open
+    points["128APSK"] = _apsk128()  # standard: .016 from the measured symbols, even rings would be .043
     points |= {"16QAM": _square(4), "32QAM": _square(6, 1), "64QAM": _square(8)}
     points |= {"128QAM": _square(12, 2), "256QAM": _square(16)}
-    return {name: LEVEL.get(name, 1) * value / value.std() for name, value in points.items()}
+    return {name: value / value.std() for name, value in points.items()}
 
 
 def _draw(rng: np.random.Generator, count: int, limits: tuple[float, float]) -> np.ndarray:
@@ -99,59 +128,62 @@ def _draw(rng: np.random.Generator, count: int, limits: tuple[float, float]) -> 
     return rng.uniform(*limits, (count, 1))
 
 
-def raised_cosine(time: np.ndarray, roll_off: float | np.ndarray) -> np.ndarray:
-    """Pulse at `time`, in symbols: 1 at 0, 0 at all other whole numbers (Proakis, Digital Communications, 9.2)."""
-    pole = 1 - (2 * roll_off * time) ** 2
-    at_pole = np.abs(pole) < 1e-6
-    factor = np.where(at_pole, np.pi / 4, np.cos(np.pi * roll_off * time) / np.where(at_pole, 1, pole))
-    return np.sinc(time) * factor
+def root_raised_cosine(time: np.ndarray, roll_off: float | np.ndarray) -> np.ndarray:
+    """Pulse at `time`, in symbols (Proakis, Digital Communications, 9.2); both broadcast against each other."""
+    time, roll_off = np.broadcast_arrays(np.asarray(time, float), roll_off)
+    at_zero, pole = np.abs(time) < 1e-9, np.abs(np.abs(4 * roll_off * time) - 1) < 1e-9
+    t = np.where(at_zero | pole, 0.1, time)  # any value: these two are replaced below
+    value = np.sin(np.pi * t * (1 - roll_off)) + 4 * roll_off * t * np.cos(np.pi * t * (1 + roll_off))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = value / (np.pi * t * (1 - (4 * roll_off * t) ** 2))
+    angle = np.pi / (4 * roll_off)
+    limit = roll_off / np.sqrt(2) * ((1 + 2 / np.pi) * np.sin(angle) + (1 - 2 / np.pi) * np.cos(angle))
+    return np.where(at_zero, 1 - roll_off + 4 * roll_off / np.pi, np.where(pole, limit, value))
 
 
-def _windows(symbols: np.ndarray) -> np.ndarray:
-    """(N, SYMBOLS + 2 SPAN) -> (N, SYMBOLS, 2 SPAN + 1): each symbol with its neighbours."""
-    return np.lib.stride_tricks.sliding_window_view(symbols, 2 * SPAN + 1, axis=1)
+def _taps(roll_off: np.ndarray, length: int, late: np.ndarray | float = 0.0) -> np.ndarray:
+    """A root-raised cosine cut to `length` samples, (N, length + 2); `late` (N, 1) moves it by part of a sample."""
+    time = np.arange(-(length // 2) - 1, length // 2 + 2) - late
+    return root_raised_cosine(time / SAMPLES_A_SYMBOL, roll_off) * (np.abs(time) <= length / 2)
 
 
-def _pulses(pulse: Callable[[np.ndarray, np.ndarray], np.ndarray], timing: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """The pulse of each neighbour of a symbol at the samples of that symbol.
+def received_pulse(roll_off: np.ndarray, late: np.ndarray) -> np.ndarray:
+    """A symbol as the receiver has it: three root-raised cosines in cascade.
 
-    Args: pulse, of time in symbols and a shape; timing (N,), symbols by which the samples come late, about -1 to 0:
-    then all neighbours nearer than SPAN are there; shape (N, 1), roll-off or BT.
-    Returns: float32 (N, 2 SPAN + 1, SAMPLES_A_SYMBOL).
+    The first has the transmitter's roll-off, the other two the receiver's. The pulse is no Nyquist pulse, so symbols
+    overlap: neighbours add .065 of their amplitude. That is measured on genuine frames.
+
+    Args: roll_off and late, in samples, (N, 1).
+    Returns: float32 (N, (2 SPAN + 1) * SAMPLES_A_SYMBOL), from SPAN symbols before the symbol on; energy
+        SAMPLES_A_SYMBOL, so that independent symbols of variance 1 make a signal of power 1.
     """
-    sample = np.arange(SAMPLES_A_SYMBOL) / SAMPLES_A_SYMBOL
-    neighbour = np.arange(-SPAN, SPAN + 1)
-    time = sample + timing[:, None, None] - neighbour[:, None]
-    return pulse(time, shape[:, :, None]).astype(np.float32)
+    receiver = _taps(np.full((1, 1), RECEIVER_ROLL_OFF), RECEIVER_TAPS)
+    size = (2 * SPAN + 1) * SAMPLES_A_SYMBOL
+    spectrum = np.fft.rfft(_taps(roll_off, TAPS, late), 2 * size) * np.fft.rfft(receiver, 2 * size) ** 2
+    middle = (TAPS + 2) // 2 + 2 * ((RECEIVER_TAPS + 2) // 2)  # the tap at time 0
+    pulse = np.roll(np.fft.irfft(spectrum, 2 * size), SPAN * SAMPLES_A_SYMBOL - middle, axis=1)[:, :size]
+    return (pulse * np.sqrt(SAMPLES_A_SYMBOL / (pulse**2).sum(1, keepdims=True))).astype(np.float32)
 
 
-def waveform(symbols: np.ndarray, timing: np.ndarray, roll_off: np.ndarray) -> np.ndarray:
-    """Symbols (N, SYMBOLS + 2 SPAN), one each 8 samples, to a waveform of raised-cosine pulses (N, SAMPLES)."""
-    return (_windows(symbols) @ _pulses(raised_cosine, timing, roll_off)).reshape(len(symbols), SAMPLES)
+def waveform(symbols: np.ndarray, roll_off: np.ndarray, late: np.ndarray) -> np.ndarray:
+    """Symbols (N, S + 2 SPAN), one each 8 samples, to a waveform (N, 8 S) of received pulses."""
+    windows = np.lib.stride_tricks.sliding_window_view(symbols, 2 * SPAN + 1, axis=1)  # (N, S, 2 SPAN + 1)
+    pulse = received_pulse(roll_off, late).reshape(len(symbols), 2 * SPAN + 1, SAMPLES_A_SYMBOL)
+    return (windows @ pulse[:, ::-1]).reshape(len(symbols), -1)
 
 
-def random_timing(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Uniform over a symbol; with the eight samples of a symbol after it, all times lie within a symbol around 0."""
-    return rng.random(count) - (1 - 0.5 / SAMPLES_A_SYMBOL)
-
-
-def linear(rng: np.random.Generator, count: int, points: np.ndarray) -> np.ndarray:
-    """Amplitude and phase modulations: independent symbols, sampled at a random part of a symbol."""
-    symbols = points.astype(np.complex64)[rng.integers(len(points), size=(count, SYMBOLS + 2 * SPAN))]
-    return waveform(symbols, random_timing(rng, count), _draw(rng, count, ROLL_OFF))
+def linear(rng: np.random.Generator, count: int, points: np.ndarray, samples: int = WINDOW) -> np.ndarray:
+    """Amplitude and phase modulations: independent symbols, complex64 (N, samples)."""
+    size = samples // SAMPLES_A_SYMBOL + 2 * SPAN
+    symbols = points.astype(np.complex64)[rng.integers(len(points), size=(count, size))]
+    return waveform(symbols, _draw(rng, count, ROLL_OFF), _draw(rng, count, LATE))
 
 
 def oqpsk(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Offset QPSK as the witness knows it: a bit on each rail every second symbol time, Q half a symbol time late.
-
-    With a bit every symbol time, whatever the pulse and delay, it sees no OQPSK at all. Variance of the bits is 1.
-    """
-    symbols = np.zeros((2, count, SYMBOLS + 2 * SPAN), np.float32)
-    first = rng.integers(2, size=count)  # which of two symbol times has the bits
-    bits = rng.choice(np.float32([-1, 1]), symbols.shape)
-    symbols[:] = np.where((np.arange(symbols.shape[2]) + first[:, None]) % 2, bits, 0)
-    timing, roll_off = random_timing(rng, count), _draw(rng, count, ROLL_OFF)
-    return waveform(symbols[0], timing + 0.25, roll_off) + 1j * waveform(symbols[1], timing - 0.25, roll_off)
+    """Offset QPSK: points on the axes, Q half a symbol after I (measured; textbooks have them at 45 degrees)."""
+    x = linear(rng, count, np.array([1, 1j, -1, -1j]), WINDOW + SAMPLES_A_SYMBOL)
+    half = SAMPLES_A_SYMBOL // 2
+    return x.real[:, 2 * half :] + 1j * x.imag[:, half:-half]
 
 
 def gaussian_step(time: np.ndarray, bt: float | np.ndarray) -> np.ndarray:
@@ -163,58 +195,72 @@ def gaussian_step(time: np.ndarray, bt: float | np.ndarray) -> np.ndarray:
 
 
 def gmsk(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Constant envelope; a bit turns the phase by a quarter of a circle (3GPP TS 45.004, clause 3, with another BT)."""
-    bits = rng.choice(np.float32([-1, 1]), (count, SYMBOLS + 2 * SPAN))
-    before = np.cumsum(bits[:, : SYMBOLS - 1], axis=1)  # what left the window has turned fully
-    before = np.pad(before, ((0, 0), (1, 0)))[:, :, None]
-    pulses = _pulses(gaussian_step, random_timing(rng, count), _draw(rng, count, GMSK_BT))
-    turned = before + _windows(bits) @ pulses
-    return np.exp(np.complex64(0.5j * np.pi) * turned.reshape(count, SAMPLES))
+    """Phase steps after a Gaussian filter (3GPP TS 45.004, clause 3), then the receiver's two filters.
+
+    The steps are larger than a quarter of a circle, and the filters make the envelope uneven (.89 to 1.12 at the
+    symbols): both are measured.
+    """
+    reach, edge = 4, RECEIVER_TAPS + 3  # symbols of a step; samples that the two filters take from either end
+    size = (WINDOW + 2 * edge) // SAMPLES_A_SYMBOL
+    bits = rng.choice(np.float32([-1, 1]), (count, size + 2 * reach))
+    time = np.arange(SAMPLES_A_SYMBOL) / SAMPLES_A_SYMBOL - np.arange(-reach, reach + 1)[:, None]  # (9, 8)
+    step = gaussian_step(time[None] + np.zeros((count, 1, 1)), _draw(rng, count, GMSK_BT)[:, :, None])
+    windows = np.lib.stride_tricks.sliding_window_view(bits, 2 * reach + 1, axis=1)  # (N, size, 9)
+    before = np.pad(np.cumsum(bits[:, : size - 1], axis=1), ((0, 0), (1, 0)))  # bits that have turned fully
+    turned = (before[:, :, None] + windows @ step.astype(np.float32)).reshape(count, -1)
+    x = np.exp(np.complex64(0.5j * np.pi * GMSK_TURN) * turned)
+    receiver = np.full((count, 1), RECEIVER_ROLL_OFF)
+    late = _taps(receiver, RECEIVER_TAPS, _draw(rng, count, LATE))
+    response = np.fft.fft(late, x.shape[1]) * np.fft.fft(_taps(receiver, RECEIVER_TAPS), x.shape[1])
+    response = (response / response[:, :1]).astype(np.complex64)
+    return np.fft.ifft(np.fft.fft(x) * response)[:, 2 * edge :]
 
 
 def speech(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Analytic signal of a speech-like message, complex64 (N, SAMPLES); its real part has variance 1 over many frames.
+    """A slow message, float32 (N, WINDOW), of variance 1 over many windows.
 
-    Harmonics of random amplitude and phase, flat up to 500 Hz and 6 dB an octave down from there, the long-term mean of
-    voices. A frame is one millisecond of it, so it hardly changes within.
+    Harmonics of random amplitude and phase, flat up to the fourth and 6 dB an octave down from there, the long-term
+    mean of voices.
     """
     number = np.arange(1, SPEECH_HARMONICS + 1)
     weight = 1 / np.maximum(number / 4, 1)
     weight /= np.sqrt((weight**2).sum())
-    tones = np.exp(2j * np.pi * SPEECH_STEP * number[:, None] * np.arange(SAMPLES)).astype(np.complex64)
+    tones = np.exp(2j * np.pi * SPEECH_STEP * number[:, None] * np.arange(WINDOW)).astype(np.complex64)
     amplitude = rng.standard_normal((count, 2 * SPEECH_HARMONICS), np.float32).view(np.complex64)
-    return amplitude * weight.astype(np.float32) @ tones
-
-
-def carrier(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Phase of the analogue carrier in radians, (N, SAMPLES)."""
-    return 2 * np.pi * (_draw(rng, count, ANALOGUE_CARRIER) * np.arange(SAMPLES) + rng.random((count, 1)))
+    return (amplitude * weight.astype(np.float32) @ tones).real
 
 
 def am_dsb(rng: np.random.Generator, count: int, with_carrier: bool) -> np.ndarray:
-    """Double sideband on a real carrier: speech alone, or with `with_carrier` a carrier that it modulates faintly."""
-    message = speech(rng, count).real
+    """Double sideband on a real carrier: the message alone, or with `with_carrier` a carrier that it modulates."""
+    message = speech(rng, count)
     if with_carrier:
         message = 1 + _draw(rng, count, DSB_DEPTH).astype(np.float32) * message
-    return message * np.float32(np.sqrt(2)) * np.cos(carrier(rng, count)).astype(np.float32)
+    phase = 2 * np.pi * (ANALOGUE_CARRIER * np.arange(WINDOW) + rng.random((count, 1)))
+    return (message * np.cos(phase)).astype(np.complex64)
 
 
-def am_ssb(rng: np.random.Generator, count: int, depth: tuple[float, float]) -> np.ndarray:
-    """Upper sideband of speech beside a constant; both amplitudes evenly spread in decibels."""
-    constant, rms = (np.exp(_draw(rng, count, np.log(limits))) for limits in (SSB_CONSTANT, depth))
-    return constant.astype(np.float32) + speech(rng, count) * (np.sqrt(0.5) * rms).astype(np.float32)
+def am_ssb(rng: np.random.Generator, count: int, with_carrier: bool) -> np.ndarray:
+    """Single sideband without an intermediate frequency: the message itself, or with `with_carrier` beside a constant.
+
+    The message is so slow that the constant part of a window is several times what moves in it. The window's division
+    by its deviation makes that part as large as genuine frames have it. One sideband needs the message's Hilbert
+    transform; the measured frames show none, their phase stands still.
+    """
+    message = speech(rng, count)
+    if with_carrier:
+        message = 1 + np.exp(_draw(rng, count, np.log(SSB_DEPTH))).astype(np.float32) * message
+    return message.astype(np.complex64)
 
 
 def fm(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Frequency modulation by speech; FM_DEVIATION is the effective (rms) deviation."""
-    deviation = 2 * np.pi * _draw(rng, count, FM_DEVIATION)
-    turned = deviation * np.cumsum(speech(rng, count).real, axis=1, dtype=np.float64)
-    return np.exp(1j * (carrier(rng, count) + turned)).astype(np.complex64)
+    """Frequency modulation; FM_DEVIATION is the effective (rms) deviation."""
+    cycles = np.cumsum(ANALOGUE_CARRIER + _draw(rng, count, FM_DEVIATION) * speech(rng, count), axis=1)
+    return np.exp(2j * np.pi * cycles).astype(np.complex64)
 
 
 MODULATORS = {name: partial(linear, points=points) for name, points in constellations().items()} | {
-    "AM-SSB-WC": partial(am_ssb, depth=SSB_SPEECH["AM-SSB-WC"]),
-    "AM-SSB-SC": partial(am_ssb, depth=SSB_SPEECH["AM-SSB-SC"]),
+    "AM-SSB-WC": partial(am_ssb, with_carrier=True),
+    "AM-SSB-SC": partial(am_ssb, with_carrier=False),
     "AM-DSB-WC": partial(am_dsb, with_carrier=True),
     "AM-DSB-SC": partial(am_dsb, with_carrier=False),
     "FM": fm,
@@ -226,7 +272,7 @@ MODULATORS = {name: partial(linear, points=points) for name, points in constella
 def fade(rng: np.random.Generator, x: np.ndarray, delay_spread: float) -> np.ndarray:
     """Rayleigh taps one sample apart, their mean powers falling as exp(-delay / delay_spread), 1 in all.
 
-    Args: x, complex64 (N, SAMPLES); delay_spread in samples, 0 for none. A frame wraps around.
+    Args: x, complex64 (N, L); delay_spread in samples, 0 for none. A window wraps around.
     """
     if not delay_spread:
         return x
@@ -234,41 +280,36 @@ def fade(rng: np.random.Generator, x: np.ndarray, delay_spread: float) -> np.nda
     power = np.exp(-delay / delay_spread)
     gains = rng.standard_normal((len(x), 2 * len(delay)), np.float32).view(np.complex64)
     gains *= np.sqrt(power / power.sum() / 2).astype(np.float32)
-    response = np.fft.fft(gains, SAMPLES, axis=1)
+    response = np.fft.fft(gains, x.shape[1], axis=1)
     return np.fft.ifft(np.fft.fft(x, axis=1) * response, axis=1).astype(np.complex64)
 
 
-def channel(rng: np.random.Generator, x: np.ndarray, snr_db: float, variance: float | np.ndarray = 1.0) -> np.ndarray:
-    """Errors of clock and carrier, a random phase, white noise, and a gain that makes the variance of both together 1.
+def channel(rng: np.random.Generator, x: np.ndarray, snr_db: float) -> np.ndarray:
+    """An error of the carrier, a random phase, white noise, and a gain that makes the deviation of each window 1.
 
-    The noise amplitude is 10^(-SNR / 10), so the label is half the true ratio in dB: measured on genuine frames at
-    +30 dB, and with it the witness's accuracy falls with the label just as on genuine frames.
+    The noise amplitude is NOISE * 10^(-SNR / 10) of the signal's rms, so the label is about half of the true ratio in
+    dB. The rms counts a constant part, the deviation does not: frames of ASK and SSB are therefore larger than others.
 
-    Args: x, complex64 (N, SAMPLES); variance of x about its mean, one number or (N, 1).
-    Returns: complex64 (N, SAMPLES).
+    Args: x, complex64 (N, L).
+    Returns: complex64 (N, L).
     """
-    count = len(x)
-    time = np.arange(SAMPLES, dtype=np.float32) - SAMPLES / 2
-    # A clock error moves samples by .05 at the ends of a frame: few enough for the first term of Taylor's series.
-    late = rng.normal(0, CLOCK_SIGMA, (count, 1)).astype(np.float32) * time
-    x = x + late * np.gradient(x, axis=1)
+    count, size = x.shape
+    time = np.arange(size, dtype=np.float32) - size / 2
     turn = 2 * np.pi * (rng.normal(0, CARRIER_SIGMA, (count, 1)) * time + rng.random((count, 1)))
     x = x * np.exp(1j * turn.astype(np.float32))
-    amplitude = 10 ** (-snr_db / 10)
-    noise = rng.standard_normal((count, 2 * SAMPLES), np.float32).view(np.complex64)
-    noise *= np.float32(amplitude * np.sqrt(0.5))
-    gain = rng.normal(1, LEVEL_SIGMA, (count, 1)) / np.sqrt(variance + amplitude**2)
-    return (x + noise) * gain.astype(np.float32)
+    rms = np.sqrt(np.mean(np.abs(x) ** 2, axis=1, keepdims=True))
+    noise = rng.standard_normal((count, 2 * size), np.float32).view(np.complex64)
+    x = x + noise * (NOISE * 10 ** (-snr_db / 10) * np.sqrt(0.5) * rms).astype(np.float32)
+    return x / x.std(axis=1, keepdims=True)
 
 
 def make_frames(
     modulation: str, snr_db: float, count: int, rng: np.random.Generator, delay_spread: float = DELAY_SPREAD
 ) -> np.ndarray:
-    """Frames of one class and SNR, float32 (count, SAMPLES, 2)."""
-    x = fade(rng, MODULATORS[modulation](rng, count), delay_spread)
-    # SSB frames are scaled one by one. If the others were too, the witness would confuse QAM of different order.
-    variance = x.var(axis=1, keepdims=True) if modulation.startswith("AM-SSB") else 1.0
-    x = channel(rng, x, snr_db, variance)
+    """Frames of one class and SNR, float32 (count, SAMPLES, 2), each from a random place in its window."""
+    x = channel(rng, fade(rng, MODULATORS[modulation](rng, count), delay_spread), snr_db)
+    start = rng.integers(WINDOW - SAMPLES + 1, size=(count, 1))
+    x = np.take_along_axis(x, start + np.arange(SAMPLES), axis=1)
     return np.ascontiguousarray(x, np.complex64).view(np.float32).reshape(count, SAMPLES, 2)
 
 

@@ -28,6 +28,11 @@ def ones(weights: Tensors) -> Tensors:
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
 
 
+def nonzero(weights: Tensors) -> Tensors:
+    """Masks that keep what is not zero, so that a pruned network stays as sparse as it is."""
+    return {name: weight != 0 for name, weight in weights.items()}
+
+
 @torch.no_grad()
 def hold(weights: Tensors, masks: Tensors) -> None:
     """Set what is masked to zero, in place."""
