@@ -2,13 +2,14 @@
 
 import csv
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data import DataError, synthetic
-from data.frames import make_frame
+from data.frames import frame_rng, make_frame, mathworks_bandwidths, mathworks_scene
 from data.hdf4 import read_raster
 from data.spectrogram import (
     FRAME_SAMPLES,
@@ -99,6 +100,30 @@ def test_signal_edges_in_the_picture_are_those_of_the_mask():
     guard = 0.05 * carrier["bandwidth_hz"] / 240e3
     assert busy.min() == pytest.approx(inside.min() + guard, abs=1.5)
     assert busy.max() == pytest.approx(inside.max() - guard, abs=1.5)
+
+
+def test_single_frames_have_the_widths_of_pairs_that_fit_into_the_band():
+    rng, draws = np.random.default_rng(0), 20_000
+    pairs = [mathworks_bandwidths(rng) for _ in range(draws)]
+    law = {"NR": {50: 1 / 13} | dict.fromkeys((10, 15, 20, 25, 30, 40), 2 / 13)}
+    law["LTE"] = {5: 7 / 26, 10: 7 / 26, 15: 3 / 13, 20: 3 / 13}
+    for technology, shares in law.items():
+        counts = Counter(pair[technology] / 1e6 for pair in pairs)
+        assert counts.keys() == shares.keys()
+        for mhz, share in shares.items():  # within four standard deviations of a binomial
+            assert abs(counts[mhz] / draws - share) < 4 * np.sqrt(share * (1 - share) / draws)
+
+
+@pytest.mark.parametrize("family", ["NR", "LTE", "LTE_NR"])
+def test_what_a_mathworks_frame_holds_is_known_before_its_waveforms_are_made(family):
+    _, carriers = make_frame(family, 1, 7)
+    assert mathworks_scene(family, frame_rng(family, 1, 7)).carriers == carriers
+    for index in range(200):
+        carriers = mathworks_scene(family, frame_rng(family, index, 7)).carriers
+        edges = [(c["center_hz"] - c["bandwidth_hz"] / 2, c["center_hz"] + c["bandwidth_hz"] / 2) for c in carriers]
+        edges = [-SAMPLE_RATE / 2, *np.ravel(sorted(edges)), SAMPLE_RATE / 2]
+        assert edges == sorted(edges)  # inside the band, side by side
+        assert sorted(c["technology"] for c in carriers) == sorted(family.split("_"))
 
 
 def test_same_seed_same_files_for_any_number_of_workers(tmp_path):
