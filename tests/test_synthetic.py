@@ -21,6 +21,7 @@ from data.spectrogram import (
     spectrogram_image,
     spectrogram_levels,
 )
+from experiments import class_weights
 
 
 def tone_and_noise(hz, seed=0):
@@ -112,6 +113,13 @@ def test_single_frames_have_the_widths_of_pairs_that_fit_into_the_band():
         assert counts.keys() == shares.keys()
         for mhz, share in shares.items():  # within four standard deviations of a binomial
             assert abs(counts[mhz] / draws - share) < 4 * np.sqrt(share * (1 - share) / draws)
+
+
+def test_class_weights_of_generated_single_frames_are_the_published_ones(capsys):
+    assert class_weights.main([]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("generated"))
+    noise, nr, lte = map(float, line.split()[1:])
+    assert abs(noise - 0.29) < 0.03 and nr == 1 and abs(lte - 2.02) < 0.15
 
 
 @pytest.mark.parametrize("family", ["NR", "LTE", "LTE_NR"])
