@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,8 +150,11 @@ def test_same_seed_same_files_for_any_number_of_workers(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, monkeypatch):
-    class Here:  # the pool's work, done in this process
+@pytest.fixture
+def one_process(monkeypatch):
+    """The pool's work, done in this process."""
+
+    class Here:
         def __init__(self, processes, initializer):
             pass
 
@@ -165,6 +169,27 @@ def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, monk
             return map(work, jobs)
 
     monkeypatch.setattr(synthetic.multiprocessing, "get_context", lambda kind: type("C", (), {"Pool": Here}))
+
+
+def test_the_default_set_grows_with_what_is_asked_for_and_keeps_what_is_there(tmp_path, monkeypatch, one_process):
+    monkeypatch.chdir(tmp_path)
+
+    def pictures():
+        return {path.name: path.stat().st_mtime_ns for path in Path("datasets/small").rglob("*.png")}
+
+    assert synthetic.default_set(counts={"LTE": 1}) == Path("datasets/small")
+    first = pictures()
+    assert list(first) == ["LTE_frame_1.png"]
+    synthetic.default_set(counts={"LTE": 1})
+    assert pictures() == first
+    synthetic.default_set(counts={"LTE": 2})
+    more = pictures()
+    assert len(more) == 2 and more["LTE_frame_1.png"] == first["LTE_frame_1.png"]
+    synthetic.default_set(counts={"LTE": 1})  # there are more than are needed now
+    assert pictures() == more
+
+
+def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, one_process):
     synthetic.generate(tmp_path, {"LTE": 1}, seed=3)
     first = (tmp_path / "LTE_frame_1.png").stat().st_mtime_ns
     synthetic.generate(tmp_path, {"LTE": 2}, seed=3)
