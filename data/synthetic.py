@@ -149,7 +149,8 @@ def default_set(workers=None, counts=None):
     if full.exists():
         return full
     counts = SMALL_COUNTS if counts is None else counts
-    print(f"no {full}, so {sum(counts.values())} synthetic frames in {small}: missing ones are made now, one a second")
+    number = sum(counts.values())
+    print(f"no {full}, so {number} synthetic frames in {small}: missing ones are made now, about one a second")
     generate(small, counts, workers=workers)
     return small
 
