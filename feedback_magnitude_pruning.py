@@ -467,7 +467,7 @@ def score_file(args, device: torch.device) -> int:
 
 def compare_export(args, network: VGG10) -> None:
     """Tell how many answers of ONNX Runtime differ from the network's, on up to 500 test frames."""
-    frames = open_frames(args.data_file or default_file(args.workers))
+    frames = open_frames(args.data_file or default_file(args.workers, few=True))
     rows = split(frames)["test"]
     x = frames.samples(rows[:: -(-len(rows) // 500)])
     try:

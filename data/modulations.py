@@ -40,6 +40,7 @@ from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, create_file
 
 KNOWN_FILES = "datasets/GOLD_XYZ_OSC.0001_1024.hdf5", "datasets/radioml.hdf5"  # default_file takes them if there
 SMALL_FILE, SMALL_FRAMES = Path("datasets/radioml_small.hdf5"), 40  # what it makes otherwise; frames of a cell
+FEW_FILE, FEW_FRAMES = Path("datasets/radioml_few.hdf5"), 4  # for a caller that only compares two networks
 BATCH = 256  # frames made at once
 
 SAMPLES_A_SYMBOL = 8  # measured
@@ -388,14 +389,19 @@ def generate(
     journal.unlink()
 
 
-def default_file(workers: int | None = None) -> Path:
-    """Where the scripts find frames if no file is named: the original or a full generated set, else a small one."""
+def default_file(workers: int | None = None, few: bool = False) -> Path:
+    """Where the scripts find frames if no file is named: the original or a full generated set, else a small one.
+
+    few: a file of 2,496 frames will do; it is made in seconds where there is no other.
+    """
     for path in map(Path, (*KNOWN_FILES, SMALL_FILE)):
         if path.exists():
             return path
-    print(f"no {' or '.join(KNOWN_FILES)}, so a small generated file, {SMALL_FILE}: half a minute", flush=True)
-    generate(SMALL_FILE, SMALL_FRAMES, workers=workers)
-    return SMALL_FILE
+    path, frames, time = (FEW_FILE, FEW_FRAMES, "seconds") if few else (SMALL_FILE, SMALL_FRAMES, "half a minute")
+    if not path.exists():
+        print(f"no {' or '.join(KNOWN_FILES)}, so a small generated file, {path}: {time}", flush=True)
+        generate(path, frames, workers=workers)
+    return path
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

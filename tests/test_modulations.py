@@ -263,6 +263,18 @@ def test_file_has_the_original_layout(tmp_path):
         generate(path, 2, seed=6)
 
 
+def test_who_needs_a_few_frames_makes_a_few_and_finds_them_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = []
+    real = modulations.generate
+    monkeypatch.setattr(modulations, "generate", lambda path, *a, **k: made.append(path) or real(path, 1, workers=1))
+    first = modulations.default_file(few=True)
+    assert modulations.default_file(few=True) == first == modulations.FEW_FILE and made == [first]
+    assert modulations.FEW_FRAMES * CELLS < 3000
+    assert modulations.default_file() == modulations.SMALL_FILE  # more frames are another file
+    assert modulations.default_file(few=True) == modulations.SMALL_FILE  # which then serves both
+
+
 def test_interrupted_generation_goes_on_and_gives_the_same_file_with_more_workers(tmp_path, monkeypatch):
     generate(tmp_path / "whole", 1, workers=1)
     write = modulations._write_cell
