@@ -34,7 +34,7 @@ from data import DataError
 from data.lte_nr import standard_channels
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
 from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, frame_snr, read_tensors, split
-from data.synthetic import default_set
+from data.synthetic import FEW_COUNTS, default_set
 from data.unlabelled import find_pictures, read_pictures, with_release
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, native_bf16, speed_up
@@ -477,7 +477,7 @@ def export_student(args) -> int:
     if not path.exists():
         raise RunError(f"{path}: no such network; train one first, and name it with --student")
     data = load(path)
-    args.data_dir = args.data_dir or default_set(args.workers)
+    args.data_dir = args.data_dir or default_set(args.workers, FEW_COUNTS)
     frames = find_frames(args.data_dir)
     images, _ = read_tensors(frames[:: max(1, len(frames) // 20)][:20])
     torch.set_num_threads(1)

@@ -8,9 +8,21 @@ multipath, imperfect radios, empty bands. carriers tells what is there: a list o
 (baseband), "bandwidth_hz", "snr_db" and more. A carrier without energy in the frame is not listed.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from data.lte_nr import FRAME_MS, LTE_RB, LTE_TDD, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
+from data.lte_nr import (
+    FRAME_MS,
+    LTE_RB,
+    LTE_TDD,
+    NR_RB,
+    LteConfig,
+    NrConfig,
+    lte_waveform,
+    nr_waveform,
+    pdcch_bundles,
+)
 from data.radio import PROFILES, Band, multipath, receive, snr_amplitude, soft_limiter
 from data.spectrogram import HZ_PER_PIXEL, SAMPLE_RATE
 
@@ -19,8 +31,13 @@ FAMILY_NUMBER = {"NR": 1, "LTE": 2, "LTE_NR": 3, "FIELD": 4}  # part of each fra
 
 def make_frame(family, index, seed):
     """Frame number index of a family: (iq, carriers). The same for the same seed on any number of workers."""
-    rng = np.random.default_rng([seed, FAMILY_NUMBER[family], index])
+    rng = frame_rng(family, index, seed)
     return field_frame(rng) if family == "FIELD" else mathworks_frame(family, rng)
+
+
+def frame_rng(family, index, seed):
+    """The random numbers of one frame, a numpy Generator."""
+    return np.random.default_rng([seed, FAMILY_NUMBER[family], index])
 
 
 def _describe(technology, config, center, snr_db):
@@ -73,35 +90,43 @@ def _random_groups(rng, start, end, total, most=3):
     return taken
 
 
-def mathworks_nr(rng):
-    """NR carrier of the published generator: (NrConfig, Waveform)."""
+MATHWORKS_NR_HZ = (10e6, 15e6, 20e6, 25e6, 30e6, 40e6, 50e6)
+MATHWORKS_LTE_HZ = (5e6, 10e6, 15e6, 20e6)
+
+
+def mathworks_bandwidths(rng):
+    """Channel bandwidths in Hz of an index of the published set: {"NR": ..., "LTE": ...}.
+
+    For each index the published loop draws one carrier of each, writes NR alone, LTE alone, then both side by side, and
+    begins the index again where they do not fit into the band. So single frames, too, have widths of a pair that fits.
+    """
+    while True:
+        widths = {"NR": float(rng.choice(MATHWORKS_NR_HZ)), "LTE": float(rng.choice(MATHWORKS_LTE_HZ))}
+        if sum(widths.values()) <= SAMPLE_RATE:
+            return widths
+
+
+def mathworks_nr(rng, bandwidth):
+    """NrConfig of the published generator."""
     scs = float(rng.choice([15e3, 30e3]))
-    bandwidth = float(rng.choice([10e6, 15e6, 20e6, 25e6, 30e6, 40e6, 50e6]))
     n_rb, slots = NR_RB[scs][bandwidth], round(FRAME_MS * scs / 15e3)
     in_period = np.zeros(20, bool)
     in_period[:11] = _random_groups(rng, 2, 11, round(8 * rng.uniform(0.1, 0.8)))
     blocks = _random_groups(rng, 0, n_rb, round(n_rb * rng.uniform(0.2, 0.7)))
-    # One PDCCH candidate of eight control channel elements (3 RBs over both symbols each), interleaved over the band.
-    elements = 2 * (n_rb // 6)
-    level = min(8, 2 ** int(np.log2(elements)))
-    bundles = np.zeros(n_rb // 3, bool)
-    bundles[(np.arange(level) % 2) * (elements // 2) + np.arange(level) // 2] = True
-    config = NrConfig(
+    return NrConfig(
         bandwidth_hz=bandwidth,
         scs=scs,
         cell_id=1,
         allocation=(in_period[np.arange(slots) % 20][:, None] & blocks).astype(np.float32),
         ssb_case="A" if scs == 15e3 else "B",
         ssb_blocks=tuple(rng.integers(0, 2, rng.choice([4, 8]))),
-        control=np.tile(bundles, (slots, 1)),
+        control=np.tile(pdcch_bundles(n_rb, slots // 4), (4, 1)),  # slots are numbered anew in each 10 ms
         dmrs_symbols=(3,),
     )
-    return config, nr_waveform(config, rng)
 
 
-def mathworks_lte(rng):
-    """LTE carrier of the published generator, reference channels R.6, R.2, R.8 and R.9: (LteConfig, Waveform)."""
-    bandwidth = float(rng.choice([5e6, 10e6, 15e6, 20e6]))
+def mathworks_lte(rng, bandwidth):
+    """LteConfig of the published generator, reference channels R.6, R.2, R.8 and R.9."""
     n_rb = LTE_RB[bandwidth]
     allocation = np.ones((10, n_rb), np.float32)
     if rng.random() < 0.5:
@@ -111,7 +136,7 @@ def mathworks_lte(rng):
     else:
         allocation[rng.integers(0, 10, rng.integers(1, 9))] = 0
     allocation[5] = 0  # the reference channels send no data in subframe 5
-    config = LteConfig(
+    return LteConfig(
         bandwidth_hz=bandwidth,
         cell_id=0,
         allocation=np.tile(allocation, (4, 1)),
@@ -120,7 +145,42 @@ def mathworks_lte(rng):
         control_load=36 / (4.5 * n_rb),  # one PDCCH of four control channel elements; the rest stays empty
         window=round(0.005 * 2048 * n_rb / 100),
     )
-    return config, lte_waveform(config, rng)
+
+
+@dataclass
+class MathworksScene:
+    """What a frame of the published generator holds, before any waveform is made."""
+
+    snr_db: float
+    doppler_hz: float
+    configs: list  # NrConfig or LteConfig of each carrier
+    centers_hz: list
+
+    @property
+    def carriers(self):
+        """Plain values of each carrier, as make_frame gives them."""
+        return [
+            _describe("NR" if isinstance(config, NrConfig) else "LTE", config, center, self.snr_db)
+            for config, center in zip(self.configs, self.centers_hz, strict=True)
+        ]
+
+
+def mathworks_scene(family, rng):
+    """Draw a MathworksScene of family "NR", "LTE" or "LTE_NR"."""
+    snr_db, doppler_hz = float(rng.choice([40, 50, 100])), float(rng.choice([0, 10, 500]))
+    widths = mathworks_bandwidths(rng)
+    if family != "LTE_NR":
+        configs = [(mathworks_nr if family == "NR" else mathworks_lte)(rng, widths[family])]
+        limit = (SAMPLE_RATE - widths[family]) / 2 - HZ_PER_PIXEL
+        return MathworksScene(snr_db, doppler_hz, configs, [float(rng.uniform(-limit, limit))])
+    configs = [mathworks_nr(rng, widths["NR"]), mathworks_lte(rng, widths["LTE"])]
+    if rng.random() < 0.5:
+        configs.reverse()
+    first, second = (config.bandwidth_hz for config in configs)
+    room = SAMPLE_RATE - first - second
+    gap = round(rng.uniform(0, room) / 1e6) * 1e6
+    start = round(rng.uniform(0, max(0, room - gap - HZ_PER_PIXEL)) / 1e6) * 1e6 - SAMPLE_RATE / 2
+    return MathworksScene(snr_db, doppler_hz, configs, [start + first / 2, start + first + gap + second / 2])
 
 
 def mathworks_frame(family, rng):
@@ -129,36 +189,19 @@ def mathworks_frame(family, rng):
     Its noise is set against an assumed signal power of 0 dBW, while a resource element has amplitude 1/4096 (15 kHz) or
     1/2048 (30 kHz) at 61.44 MS/s: "40 dB" is some 4 dB a resource element, and at "100 dB" noise sinks below eps.
     """
-    snr_db, doppler = float(rng.choice([40, 50, 100])), float(rng.choice([0, 10, 500]))
-    parts = []
-    while not parts or sum(config.bandwidth_hz for _, config, _ in parts) > SAMPLE_RATE:
-        parts = []
-        for technology in ("NR", "LTE") if family == "LTE_NR" else (family,):
-            config, wave = (mathworks_nr if technology == "NR" else mathworks_lte)(rng)
-            wave.samples = np.roll(wave.samples, int(rng.integers(len(wave.samples))))
-            parts.append((technology, config, wave))
-    if family != "LTE_NR":
-        limit = (SAMPLE_RATE - parts[0][1].bandwidth_hz) / 2 - HZ_PER_PIXEL
-        centers = [float(rng.uniform(-limit, limit))]
-    else:
-        if rng.random() < 0.5:
-            parts.reverse()
-        first, second = (config.bandwidth_hz for _, config, _ in parts)
-        room = SAMPLE_RATE - first - second
-        gap = round(rng.uniform(0, room) / 1e6) * 1e6
-        start = round(rng.uniform(0, max(0, room - gap - HZ_PER_PIXEL)) / 1e6) * 1e6 - SAMPLE_RATE / 2
-        centers = [start + first / 2, start + first + gap + second / 2]
-    band, carriers = Band(), []
+    scene, band = mathworks_scene(family, rng), Band()
     # The combined frames, and NR alone, pass a cluster of narrow angular spread; LTE alone passes Clarke's model.
     spread = np.pi if family == "LTE" else np.deg2rad(20)
     seed = int(rng.integers(2**63))
-    for (technology, config, wave), center in zip(parts, centers, strict=True):
-        faded = multipath(wave.samples, wave.sample_rate, "flat", doppler, np.random.default_rng(seed), spread)
-        tone = 1 / 4096 if technology == "LTE" or config.scs == 15e3 else 1 / 2048
-        band.add(faded, wave.sample_rate, center, tone)
-        carriers.append(_describe(technology, config, center, snr_db))
-    band.add_noise(10 ** (-snr_db / 10), rng)
-    return band.samples(), carriers
+    for config, center in zip(scene.configs, scene.centers_hz, strict=True):
+        is_nr = isinstance(config, NrConfig)
+        wave = (nr_waveform if is_nr else lte_waveform)(config, rng)
+        samples = np.roll(wave.samples, int(rng.integers(len(wave.samples))))
+        fading_rng = np.random.default_rng(seed)
+        samples = multipath(samples, wave.sample_rate, "flat", scene.doppler_hz, fading_rng, spread)
+        band.add(samples, wave.sample_rate, center, 1 / 2048 if is_nr and config.scs == 30e3 else 1 / 4096)
+    band.add_noise(10 ** (-scene.snr_db / 10), rng)
+    return band.samples(), scene.carriers
 
 
 # ---- what a receiver meets ------------------------------------------------------------------------------------------

@@ -356,6 +356,39 @@ def ss_pbch_block(cell_id, index, rng):
     return block
 
 
+def pdcch_first_cce(n_cce, slots, level, rnti=1):
+    """First control channel element (CCE) of the PDCCH in each slot of a radio frame. TS 38.213 clause 10.1.
+
+    UE-specific search space in CORESET 0, candidate 0, no carrier indicator: Y(-1) = RNTI,
+    Y(n) = 39827 Y(n-1) mod 65537, first CCE = L (Y(n) mod floor(N_CCE / L)).
+
+    Args: n_cce, CCEs of the CORESET; slots, of 10 ms; level, aggregation level L in CCEs; rnti, 1 to 65519.
+    Returns: int (slots,).
+    """
+    y, first = rnti, []
+    for _ in range(slots):
+        y = 39827 * y % 65537
+        first.append(level * (y % (n_cce // level)))
+    return np.array(first)
+
+
+def pdcch_bundles(n_rb, slots, level=8):
+    """Bundles of 3 RBs that hold the PDCCH in each slot of a radio frame.
+
+    A CORESET of two symbols over the whole carrier has one bundle for each CCE. Its interleaver has two rows and no
+    shift, TS 38.211 clause 7.3.2.2.
+
+    Args: n_rb, resource blocks of the carrier, 6 or more; slots, of 10 ms; level, highest aggregation level in CCEs.
+    Returns: bool (slots, N_RB // 3).
+    """
+    n_cce = 2 * (n_rb // 6)
+    level = min(level, 2 ** int(np.log2(n_cce)))
+    cce = pdcch_first_cce(n_cce, slots, level)[:, None] + np.arange(level)  # (slots, level)
+    bundles = np.zeros((slots, n_rb // 3), bool)
+    np.put_along_axis(bundles, cce % 2 * (n_cce // 2) + cce // 2, True, 1)
+    return bundles
+
+
 def nr_grid(config, rng):
     """Resource grid of 40 ms, complex64 (560 or 1120, 12 N_RB)."""
     n_rb = NR_RB[config.scs][config.bandwidth_hz]

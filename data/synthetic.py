@@ -27,7 +27,8 @@ from data.hdf4 import write_raster
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, channel_mask, spectrogram_image
 
 DEFAULT_COUNTS = {"NR": 900, "LTE": 900, "LTE_NR": 900, "FIELD": 1800}
-SMALL_COUNTS = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # where no data set is given
+SMALL_COUNTS = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # to train or score on where no data set is given
+FEW_COUNTS = {"NR": 5, "LTE": 5, "LTE_NR": 5, "FIELD": 5}  # to look at a network's outputs
 COLUMNS = ["frame", "family", "seed", "snr_db", "carriers"]  # of frames.csv
 
 
@@ -138,13 +139,19 @@ def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
                 file.flush()  # a row is there only when its frame is complete
 
 
-def default_set(workers=None):
-    """Where the scripts find frames if no folder is named: the full set if it is there, else a small one, made now."""
+def default_set(workers=None, counts=None):
+    """Where the scripts find frames if no folder is named: the full set if it is there, else a small one.
+
+    Args: workers, processes (all cores); counts, frames of each family that the caller needs (SMALL_COUNTS). The small
+    set grows with them: frames that an earlier call made are kept, and there may be more than asked for.
+    """
     full, small = Path("datasets/spectrum_sensing"), Path("datasets/small")
     if full.exists():
         return full
-    print(f"no {full}, so a small synthetic set in {small}: {sum(SMALL_COUNTS.values())} frames, a minute or two")
-    generate(small, SMALL_COUNTS, workers=workers)
+    counts = SMALL_COUNTS if counts is None else counts
+    number = sum(counts.values())
+    print(f"no {full}, so {number} synthetic frames in {small}: missing ones are made now, about one a second")
+    generate(small, counts, workers=workers)
     return small
 
 

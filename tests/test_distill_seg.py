@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import data.synthetic
 import distill_seg
 from data.spectrogram import PARULA
 from data.spectrum_sensing import find_frames, read_tensors, split
@@ -221,8 +222,6 @@ def test_the_second_generation_starts_anew_and_is_taught_by_the_first(options, t
 def test_without_networks_or_data_the_shipped_teacher_is_cut_and_says_so(
     frames, teacher, tmp_path, monkeypatch, capsys
 ):
-    import data.synthetic
-
     monkeypatch.setattr(data.synthetic, "generate", lambda folder, counts, workers: shutil.copytree(frames, folder))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
@@ -390,6 +389,25 @@ def test_an_exported_network_gives_the_same_labels_for_any_batch(student, frames
     assert (ours != theirs).float().mean() < 1e-4 and len(np.unique(ours)) > 1
     facts = json.loads((tmp_path / "s.pt2.json").read_text())
     assert facts["latency"]["s.pt2"]["median_ms"] > 0 and facts["images"] == 20
+
+
+def test_an_export_without_data_makes_the_few_frames_that_it_compares_on(student, frames, tmp_path, monkeypatch):
+    made, compared = [], []
+
+    def generate(folder, counts, workers):
+        made.append(counts)
+        shutil.copytree(frames, folder)
+
+    def compare(model, light, images, path, others):
+        compared.append(len(images))
+        raise ExportError("enough")
+
+    monkeypatch.setattr(data.synthetic, "generate", generate)
+    monkeypatch.setattr(distill_seg, "export_and_compare", compare)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="enough"):
+        distill_seg.main(["--export", "s.pt2", "--student", str(student)])
+    assert [sum(counts.values()) for counts in made] == compared == [20]
 
 
 def test_onnx_without_its_packages_is_a_sentence(monkeypatch, tmp_path):

@@ -1,9 +1,11 @@
 """The waveforms as physics: sequences, detection, occupied band, SNR.  Run: pytest tests/test_lte_nr.py"""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from data.frames import _floor_shape, _narrow_capture, field_nr
+from data.frames import _floor_shape, _narrow_capture, field_nr, mathworks_nr
 from data.lte_nr import (
     LTE_RB,
     LTE_TDD,
@@ -19,11 +21,13 @@ from data.lte_nr import (
     nr_pss,
     nr_sss,
     nr_waveform,
+    pdcch_bundles,
+    pdcch_first_cce,
     prefix_lengths,
     random_qam,
 )
 from data.radio import Band, fading, multipath, snr_amplitude
-from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE
+from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, spectrogram_levels
 
 
 def lte(bandwidth=5e6, load=1.0, **options):
@@ -215,6 +219,60 @@ def test_qam_has_unit_power_and_all_its_points(order):
     symbols = random_qam(np.random.default_rng(0), order, (40_000,))
     assert len(np.unique(np.round(symbols, 4))) == order
     assert np.mean(np.abs(symbols) ** 2) == pytest.approx(1, abs=0.02)
+
+
+# Which of the five places 50 MHz at 30 kHz use in the 20 slots of a frame: real frames of the published set show them.
+PLACES_50_MHZ = (2, 0, 3, 2, 4, 1, 1, 1, 2, 4, 4, 0, 2, 0, 1, 3, 3, 0, 4, 4)
+
+
+def test_the_pdcch_moves_from_slot_to_slot_as_the_search_space_says():
+    assert tuple(pdcch_first_cce(44, 20, 8) // 8) == PLACES_50_MHZ
+    assert set(pdcch_first_cce(8, 20, 8)) == {0}  # 10 MHz at 30 kHz: one place
+    closed_form = [pow(39827, slot + 1, 65537) % 11 for slot in range(10)]
+    assert (pdcch_first_cce(90, 10, 8) // 8).tolist() == closed_form  # 50 MHz at 15 kHz: eleven places
+    assert len(set(closed_form)) > 5
+
+
+def test_a_pdcch_of_eight_elements_lies_in_two_runs_of_four_bundles_half_a_carrier_apart():
+    for n_rb, slots in ((133, 20), (24, 20), (270, 10), (52, 10)):
+        bundles = pdcch_bundles(n_rb, slots)
+        assert bundles.shape == (slots, n_rb // 3) and (bundles.sum(1) == 8).all()
+        half = n_rb // 6
+        np.testing.assert_array_equal(bundles[:, :half], bundles[:, half : 2 * half])
+        firsts = bundles.argmax(1)
+        assert all(bundles[slot, first : first + 4].all() for slot, first in enumerate(firsts))
+    assert pdcch_bundles(24, 20).all()  # eight bundles: the whole carrier
+    assert tuple(pdcch_bundles(133, 20).argmax(1) // 4) == PLACES_50_MHZ
+    assert pdcch_bundles(11, 20).sum() == 20 * 2  # two elements are all that a carrier of 11 RBs has
+
+
+def test_the_dashes_of_a_frame_at_100_db_are_where_the_standard_puts_the_pdcch():
+    rng = np.random.default_rng(0)
+    config = mathworks_nr(rng, 50e6)
+    while config.scs != 30e3:
+        config = mathworks_nr(rng, 50e6)
+    config = replace(config, allocation=0 * config.allocation, ssb_blocks=(0,))  # nothing over the dashes
+    wave, band = nr_waveform(config, rng), Band()
+    band.add(wave.samples, wave.sample_rate, 0.0, 1 / 2048)
+    band.add_noise(10 ** (-100 / 10), rng)
+    levels = spectrogram_levels(band.samples())[::-1]  # start of the frame first
+
+    # The picture's row i shows 4 microseconds from here on; a slot has 500, its first two symbols 72.
+    start = 246 * np.floor((np.arange(256) + 0.5) * 9990 / 256) / SAMPLE_RATE
+    slot, after = np.floor(start / 500e-6).astype(int), start % 500e-6
+    shown = np.flatnonzero((after > 2e-6) & (after < 66e-6))
+    assert len(set(slot[shown] % 20)) >= 8
+    assert levels[(after > 75e-6) & (after < 495e-6)].mean() < 0.2 * levels[shown].max()
+    # 4 bundles of 36 subcarriers are 18 columns; each half of the 44 bundles has five places, and two bundles over.
+    edge = (SAMPLE_RATE / 2 - 133 * 6 * 30e3) / 240e3
+    by_place = np.empty((5, 2, len(shown)))  # mean level over the columns within a run
+    for place in range(5):
+        for half in range(2):
+            first = edge + (4 * place + 22 * half) * 36 * 30e3 / 240e3
+            inside = slice(int(np.ceil(first)), int(first + 18))
+            by_place[place, half] = levels[shown, inside].mean(1)
+    sent = np.array(PLACES_50_MHZ)[slot[shown] % 20] == np.arange(5)[:, None]  # (places, rows)
+    assert by_place.transpose(1, 0, 2)[:, sent].min() > 180 > 60 > by_place.transpose(1, 0, 2)[:, ~sent].max()
 
 
 def test_fading_is_rayleigh_with_the_doppler_it_was_asked_for():

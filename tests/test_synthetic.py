@@ -2,13 +2,15 @@
 
 import csv
 import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data import DataError, synthetic
-from data.frames import make_frame
+from data.frames import frame_rng, make_frame, mathworks_bandwidths, mathworks_scene
 from data.hdf4 import read_raster
 from data.spectrogram import (
     FRAME_SAMPLES,
@@ -20,6 +22,7 @@ from data.spectrogram import (
     spectrogram_image,
     spectrogram_levels,
 )
+from experiments import class_weights
 
 
 def tone_and_noise(hz, seed=0):
@@ -101,6 +104,37 @@ def test_signal_edges_in_the_picture_are_those_of_the_mask():
     assert busy.max() == pytest.approx(inside.max() - guard, abs=1.5)
 
 
+def test_single_frames_have_the_widths_of_pairs_that_fit_into_the_band():
+    rng, draws = np.random.default_rng(0), 20_000
+    pairs = [mathworks_bandwidths(rng) for _ in range(draws)]
+    law = {"NR": {50: 1 / 13} | dict.fromkeys((10, 15, 20, 25, 30, 40), 2 / 13)}
+    law["LTE"] = {5: 7 / 26, 10: 7 / 26, 15: 3 / 13, 20: 3 / 13}
+    for technology, shares in law.items():
+        counts = Counter(pair[technology] / 1e6 for pair in pairs)
+        assert counts.keys() == shares.keys()
+        for mhz, share in shares.items():  # within four standard deviations of a binomial
+            assert abs(counts[mhz] / draws - share) < 4 * np.sqrt(share * (1 - share) / draws)
+
+
+def test_class_weights_of_generated_single_frames_are_the_published_ones(capsys):
+    assert class_weights.main([]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("generated"))
+    noise, nr, lte = map(float, line.split()[1:])
+    assert abs(noise - 0.29) < 0.03 and nr == 1 and abs(lte - 2.02) < 0.15
+
+
+@pytest.mark.parametrize("family", ["NR", "LTE", "LTE_NR"])
+def test_what_a_mathworks_frame_holds_is_known_before_its_waveforms_are_made(family):
+    _, carriers = make_frame(family, 1, 7)
+    assert mathworks_scene(family, frame_rng(family, 1, 7)).carriers == carriers
+    for index in range(200):
+        carriers = mathworks_scene(family, frame_rng(family, index, 7)).carriers
+        edges = [(c["center_hz"] - c["bandwidth_hz"] / 2, c["center_hz"] + c["bandwidth_hz"] / 2) for c in carriers]
+        edges = [-SAMPLE_RATE / 2, *np.ravel(sorted(edges)), SAMPLE_RATE / 2]
+        assert edges == sorted(edges)  # inside the band, side by side
+        assert sorted(c["technology"] for c in carriers) == sorted(family.split("_"))
+
+
 def test_same_seed_same_files_for_any_number_of_workers(tmp_path):
     synthetic.generate(tmp_path, {"NR": 1, "LTE_NR": 1, "FIELD": 1}, seed=7, workers=2)
     with (tmp_path / "frames.csv").open() as file:
@@ -116,8 +150,11 @@ def test_same_seed_same_files_for_any_number_of_workers(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, monkeypatch):
-    class Here:  # the pool's work, done in this process
+@pytest.fixture
+def one_process(monkeypatch):
+    """The pool's work, done in this process."""
+
+    class Here:
         def __init__(self, processes, initializer):
             pass
 
@@ -132,6 +169,27 @@ def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, monk
             return map(work, jobs)
 
     monkeypatch.setattr(synthetic.multiprocessing, "get_context", lambda kind: type("C", (), {"Pool": Here}))
+
+
+def test_the_default_set_grows_with_what_is_asked_for_and_keeps_what_is_there(tmp_path, monkeypatch, one_process):
+    monkeypatch.chdir(tmp_path)
+
+    def pictures():
+        return {path.name: path.stat().st_mtime_ns for path in Path("datasets/small").rglob("*.png")}
+
+    assert synthetic.default_set(counts={"LTE": 1}) == Path("datasets/small")
+    first = pictures()
+    assert list(first) == ["LTE_frame_1.png"]
+    synthetic.default_set(counts={"LTE": 1})
+    assert pictures() == first
+    synthetic.default_set(counts={"LTE": 2})
+    more = pictures()
+    assert len(more) == 2 and more["LTE_frame_1.png"] == first["LTE_frame_1.png"]
+    synthetic.default_set(counts={"LTE": 1})  # there are more than are needed now
+    assert pictures() == more
+
+
+def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, one_process):
     synthetic.generate(tmp_path, {"LTE": 1}, seed=3)
     first = (tmp_path / "LTE_frame_1.png").stat().st_mtime_ns
     synthetic.generate(tmp_path, {"LTE": 2}, seed=3)
