@@ -10,19 +10,15 @@ from data.lte_nr import (
     NR_RB,
     LteConfig,
     NrConfig,
-    gold_sequence,
     lte_grid,
-    lte_pss,
-    lte_sss,
     lte_waveform,
     nr_grid,
-    nr_pss,
-    nr_sss,
     nr_waveform,
     prefix_lengths,
     random_qam,
 )
 from data.radio import Band, fading, multipath, snr_amplitude
+from data.sequences import gold_sequence, lte_pss, lte_sss, nr_pss, nr_sss
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE
 
 
