@@ -1,5 +1,7 @@
 """Synchronisation and pseudo-random sequences of LTE and 5G NR, after TS 36.211 and TS 38.211. Needs numpy alone."""
 
+from functools import cache
+
 import numpy as np
 
 
@@ -27,12 +29,15 @@ def gold_qpsk(c_init, length):
     return ((1 - 2 * bits[:, ::2]) + 1j * (1 - 2 * bits[:, 1::2])).astype(np.complex64) / np.float32(np.sqrt(2))
 
 
+@cache
 def m_sequence(taps, start, length):
-    """Binary sequence x(i + n) = sum of x(i + t), t in taps, modulo 2; start = x(0) .. x(n - 1)."""
+    """Binary sequence x(i + n) = sum of x(i + t), t in taps, modulo 2; start = x(0) .. x(n - 1). Tuples; int (length,)."""
     x = list(start)
     for i in range(length - len(start)):
         x.append(sum(x[i + t] for t in taps) % 2)
-    return np.array(x)
+    x = np.array(x)
+    x.flags.writeable = False  # all callers share it
+    return x
 
 
 def lte_pss(n_id_2):
@@ -48,7 +53,7 @@ def lte_sss(n_id_1, n_id_2, subframe):
     q = (n_id_1 + q * (q + 1) // 2) // 30
     m = n_id_1 + q * (q + 1) // 2
     m0, m1 = m % 31, (m % 31 + m // 31 + 1) % 31
-    start, n = [0, 0, 0, 0, 1], np.arange(31)
+    start, n = (0, 0, 0, 0, 1), np.arange(31)
     s, c, z = (1 - 2 * m_sequence(taps, start, 31) for taps in ((0, 2), (0, 3), (0, 1, 2, 4)))
     first, second = (m0, m1) if subframe == 0 else (m1, m0)
     even = s[(n + first) % 31] * c[(n + n_id_2) % 31]
@@ -58,13 +63,13 @@ def lte_sss(n_id_1, n_id_2, subframe):
 
 def nr_pss(n_id_2):
     """Primary synchronisation signal, real (127,). TS 38.211 clause 7.4.2.2."""
-    x = m_sequence((0, 4), [0, 1, 1, 0, 1, 1, 1], 127)
+    x = m_sequence((0, 4), (0, 1, 1, 0, 1, 1, 1), 127)
     return 1.0 - 2 * x[(np.arange(127) + 43 * n_id_2) % 127]
 
 
 def nr_sss(n_id_1, n_id_2):
     """Secondary synchronisation signal, real (127,). TS 38.211 clause 7.4.2.3."""
-    n, start = np.arange(127), [1, 0, 0, 0, 0, 0, 0]
+    n, start = np.arange(127), (1, 0, 0, 0, 0, 0, 0)
     x0, x1 = m_sequence((0, 4), start, 127), m_sequence((0, 1), start, 127)
     m0, m1 = 15 * (n_id_1 // 112) + 5 * n_id_2, n_id_1 % 112
     return (1.0 - 2 * x0[(n + m0) % 127]) * (1 - 2 * x1[(n + m1) % 127])
