@@ -25,7 +25,11 @@ SIZE = 128  # FFT size; a symbol of 15 kHz has 128 samples at 1.92 MS/s, one of 
 PREFIX = 9  # samples of a normal cyclic prefix; the first of half a millisecond is one longer at 15 kHz
 THRESHOLD = 22.0
 LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece: by then a clock's error is no longer known
+LTE_QUICK_SECONDS = 0.0103  # two half frames, and the symbol that begins in the second
+LTE_REACH, LTE_REACH_HZ = 60e-6, 160e3  # receivers of a television stick's kind are off by that
+LTE_USUAL_HZ = 2e9  # for the clock's error where the capture's frequency is not known
 LTE_RASTER_HZ = 100e3  # TS 36.104 clause 5.7.2
+WORDS = 3  # cells with the same PSS at the same time
 CANDIDATES = 24  # peaks of the PSS whose SSS is tried
 GROUP = 15  # frequency offsets correlated together; beyond, samples of one part of the replica no longer add up
 SMOOTH = 7  # subcarriers over which the channel is taken as constant, some 100 kHz at 15 kHz
@@ -60,13 +64,15 @@ class SyncSignal(NamedTuple):
     bins: np.ndarray  # int (B,): FFT bins of the sequences
     primary: np.ndarray  # complex (3, B)
     replicas: np.ndarray  # complex64 (3, 128): the PSS in time
-    words: np.ndarray  # float (3, 2, 336, B): SSS in periods of even and odd number, if the first is number 0
+    words: np.ndarray  # float32 (3, 336, 2, B): SSS in periods of even and of odd number, from 0
     places: tuple  # SSS against PSS
     period: int
     stride: int  # lags of the correlation are this far apart
     part: int  # samples of the replica that are correlated as one
-    step_hz: float  # frequency hypotheses
-    width_hz: float
+    step_hz: float  # frequency hypotheses are this far apart
+    width_hz: float  # of the samples that are correlated
+    span_hz: float  # frequencies that are searched in samples tuned once
+    least_rate: float  # of a capture that shows PSS and SSS
 
 
 class Candidates(NamedTuple):
@@ -75,8 +81,19 @@ class Candidates(NamedTuple):
     strength: np.ndarray  # in standard deviations
     root: np.ndarray
     lag: np.ndarray  # sample of the first period at which the PSS begins
-    offset_hz: np.ndarray  # against the frequency to which the samples were tuned
-    drift: np.ndarray  # periods are longer by this factor less 1
+    hz: np.ndarray  # against the frequency to which the samples were tuned
+    drift: np.ndarray  # periods last longer by this part
+
+
+class Hit(NamedTuple):
+    """A word of the SSS that stands out."""
+
+    statistic: float
+    root: int
+    word: int
+    place: int
+    lag: int
+    hz: float  # against the capture's centre
 
 
 class Spectrum(NamedTuple):
@@ -104,12 +121,11 @@ def lte_signal():
     """LTE's PSS and SSS as a SyncSignal; places: FDD normal, FDD extended, TDD normal, TDD extended prefix."""
     bins = np.r_[-31:0, 1:32] % SIZE
     primary = np.array([lte_pss(n) for n in range(3)])
-    words = np.array([[[lte_sss(n, root, half) for n in range(168)] for half in (0, 5)] for root in range(3)])
-    first, second = words[:, 0], words[:, 1]  # (3, 168, 62)
-    words = np.stack([np.concatenate([first, second], 1), np.concatenate([second, first], 1)], 1)
+    words = np.array([[[lte_sss(n, root, half) for half in (0, 5)] for n in range(168)] for root in range(3)], np.float32)
+    words = np.concatenate([words, words[:, :, ::-1]], 1)  # the first period may be the frame's second half
     # FDD: SSS one symbol before the PSS. TDD: three, the PSS being in the next subframe, whose first prefix is longer.
     places = (-(SIZE + PREFIX), -(SIZE + 32), -(3 * (SIZE + PREFIX) + 1), -3 * (SIZE + 32))
-    return SyncSignal(15e3, bins, primary, _in_time(primary, bins), words, places, 9600, 2, 8, 7.5e3, 0.95e6)
+    return SyncSignal(15e3, bins, primary, _in_time(primary, bins), words, places, 9600, 2, 8, 7.5e3, 1.6e6, 0.65e6, 0.93e6)
 
 
 @cache
@@ -117,12 +133,12 @@ def nr_signal(spacing_hz):
     """NR's PSS and SSS as a SyncSignal; blocks of 20 resource blocks, PSS and SSS in subcarriers 56 to 182."""
     bins = np.arange(56 - 120, 183 - 120) % SIZE
     primary = np.array([nr_pss(n) for n in range(3)])
-    words = np.array([[nr_sss(n, root) for n in range(336)] for root in range(3)])
-    words = np.stack([words, words], 1)  # (3, 2, 336, 127)
+    words = np.array([[[nr_sss(n, root)] * 2 for n in range(336)] for root in range(3)], np.float32)
     places = (2 * (SIZE + PREFIX),)
-    period = round(20e-3 * SIZE * spacing_hz)
-    replicas = _in_time(primary, bins)
-    return SyncSignal(spacing_hz, bins, primary, replicas, words, places, period, 1, 16, spacing_hz / 2, 128 * spacing_hz)
+    rate = SIZE * spacing_hz
+    period = round(20e-3 * rate)
+    steps = (1, 16, spacing_hz / 2, rate, 10 * spacing_hz, 127 * spacing_hz)
+    return SyncSignal(spacing_hz, bins, primary, _in_time(primary, bins), words, places, period, *steps)
 
 
 def lte_centers(low_hz, high_hz, capture_hz=None, slack_hz=0.5e6):
@@ -149,17 +165,16 @@ def nr_raster(low_hz, high_hz):
 
 
 def _without_glitches(samples, block=1024):
-    """complex64 (n,), samples 10 times stronger than the rms of the others in their block of 1024 being 0."""
+    """complex64 (n,), samples 12 times stronger than the others of their block of 1024 are in the mean being 0."""
     whole = len(samples) // block * block
-    power = np.square(samples[:whole].real) + np.square(samples[:whole].imag)
-    power = power.reshape(-1, block)
-    highest = power.max(1)
-    bad = np.flatnonzero(highest > 100 * (power.sum(1) - highest) / (block - 1))
+    level = np.abs(samples[:whole]).reshape(-1, block)
+    highest = level.max(1)
+    bad = np.flatnonzero(highest > 12 * (level.sum(1) - highest) / (block - 1))
     if len(bad) == 0:
         return samples
     samples = samples.copy()
     blocks = samples[:whole].reshape(-1, block)
-    blocks[bad] = np.where(power[bad] > 0.1 * highest[bad, None], 0, blocks[bad])
+    blocks[bad] = np.where(level[bad] > highest[bad, None] / 3, 0, blocks[bad])
     return samples
 
 
@@ -177,8 +192,8 @@ def _decimate(samples, sample_rate, center_hz, width_hz):
     taps = np.sinc((n - (len(n) - 1) / 2) / factor) * np.kaiser(len(n), 5.65)  # stop band -60 dB
     taps = (taps / taps.sum() * np.exp(phase * n)).astype(np.complex64)
     rows = len(samples) // factor
-    products = samples[: rows * factor].reshape(rows, factor) @ taps.reshape(columns, factor).T  # (rows, columns)
-    out = sum(products[k : rows - columns + 1 + k, k] for k in range(columns))
+    products = taps.reshape(columns, factor) @ samples[: rows * factor].reshape(rows, factor).T  # (columns, rows)
+    out = sum(products[k, k : rows - columns + 1 + k] for k in range(columns))
     out = out * np.exp(phase * factor * np.arange(len(out)))
     return out, sample_rate / factor, (len(n) - 1) / 2 / sample_rate
 
@@ -269,40 +284,47 @@ def _correlate(samples, signal, offsets):
     return out
 
 
-def _fold(correlation, signal, drifts):
-    """Sum over periods, in standard deviations from the mean: float32 (3, P, L) of P pairs (row of F, drift)."""
-    length = signal.period // signal.stride
+def _fold(correlation, rows, drifts, length):
+    """Sum over periods of `length` lags, in standard deviations from the mean: float32 (3, P, length).
+
+    Args: correlation (3, F, T); rows (P,) of F; drifts (P,), how much longer the periods last.
+    """
     lags = correlation.shape[2]
-    out = np.zeros((3, len(drifts), min(length, lags)), np.float32)
-    periods = -(-lags // length)
-    count = np.zeros((len(drifts), out.shape[2]), np.float32)
-    for pair, (row, drift) in enumerate(drifts):
-        for m in range(periods):
+    length = min(length, lags)
+    out = np.zeros((3, len(rows), length), np.float32)
+    count = np.zeros((len(rows), length), np.float32)
+    for pair, (row, drift) in enumerate(zip(rows, drifts, strict=True)):
+        for m in range(-(-lags // length)):
             start = round(m * length * (1 + drift))
-            stop = min(start + out.shape[2], lags)
+            stop = min(start + length, lags)
             if stop > start:
                 out[:, pair, : stop - start] += correlation[:, row, start:stop]
                 count[pair, : stop - start] += 1
-    some = correlation[:, :, :: max(1, lags // 4096)]
-    mean, deviation = float(some.mean()), float(some.std())
-    count = np.maximum(count, 1)
-    out -= mean * count
-    out /= np.sqrt(count) * np.float32(deviation + 1e-30)
+    sample = correlation[:, :, :: max(1, lags // 1024)]
+    out -= sample.mean() * count
+    out /= sample.std() * np.sqrt(np.maximum(count, 1)) + np.float32(1e-30)
     return out
 
 
-def _peaks(folded, signal, offsets, drifts, count):
-    """The `count` highest peaks as Candidates; a lag beside a peak's at nearly its frequency is no further peak."""
-    columns = min(10 * count, folded.shape[2])
+def _primary(samples, signal, hz, drifts):
+    """Candidates among samples at SIZE * spacing_hz, complex64 (n,), for hypotheses hz (P,), drifts (P,)."""
+    middle = (hz.min() + hz.max()) / 2
+    time = np.arange(len(samples)) / (SIZE * signal.spacing_hz)
+    offsets, rows = np.unique(hz - middle, return_inverse=True)
+    correlation = _correlate(samples * np.exp(-2j * np.pi * middle * time).astype(np.complex64), signal, offsets)
+    folded = _fold(correlation, rows, drifts, signal.period // signal.stride)  # (3, P, L)
+
+    # The highest peaks; a lag beside a peak's at nearly its frequency is no further peak.
+    columns = min(10 * CANDIDATES, folded.shape[2])
     lags = np.argpartition(folded.max((0, 1)), -columns)[-columns:]
     folded = folded[:, :, lags]
-    hz = np.array([offsets[row] for row, _ in drifts])
+    lags = lags * signal.stride
     found = []
-    for _ in range(count):
+    for _ in range(CANDIDATES):
         root, pair, column = np.unravel_index(np.argmax(folded), folded.shape)
-        found.append((folded[root, pair, column], root, lags[column] * signal.stride, hz[pair], drifts[pair][1]))
+        found.append((folded[root, pair, column], root, lags[column], hz[pair], drifts[pair]))
         near = np.abs(hz - hz[pair]) < 1.5 * signal.spacing_hz
-        folded[root, near[:, None] & (np.abs(lags - lags[column]) * signal.stride <= 4)] = -np.inf
+        folded[root, near[:, None] & (np.abs(lags - lags[column]) <= 4)] = -np.inf
     return Candidates(*(np.array(values) for values in zip(*found, strict=True)))
 
 
@@ -310,138 +332,121 @@ def _peaks(folded, signal, offsets, drifts, count):
 
 
 def _symbols(samples, starts, hz, signal):
-    """FFT of the symbols that begin at starts, int (C, M), moved by hz (C,): complex (C, M, B)."""
+    """FFT of the symbols that begin at starts, int (C, ...), moved by hz (C,): complex (C, ..., B)."""
     time = np.arange(SIZE) / (SIZE * signal.spacing_hz)
-    moved = samples[starts[..., None] + np.arange(SIZE)] * np.exp(-2j * np.pi * hz[:, None, None] * time)
+    turn = np.exp(-2j * np.pi * hz.reshape(-1, *[1] * starts.ndim) * time)
+    moved = samples[starts[..., None] + np.arange(SIZE)] * turn
     return np.fft.fft(moved)[..., signal.bins]
 
 
-def _secondary(samples, signal, candidates):
-    """How far each word of the SSS stands out, and the offset to some 100 Hz: float (C, places, 336), (C, places).
+def _secondary(samples, signal, candidates, threshold):
+    """Words of the SSS that stand out, a list of Hit; hz as in `candidates`, but exact to some 100 Hz.
 
     The channel is taken from the PSS beside, smoothed over the subcarriers; only phases are used, so that no line and
     no strong period outweighs the rest. All periods are added coherently. The statistic of a word is its energy over
     the mean of the other words': about exponential for noise, and emissions that repeat raise both.
     """
     rate, periods = SIZE * signal.spacing_hz, -(-len(samples) // signal.period)
-    number = np.arange(periods)
-    primary = candidates.lag[:, None] + np.round(number * signal.period * (1 + candidates.drift[:, None])).astype(int)
     last = len(samples) - SIZE
-    received = primary <= last  # (C, M)
+    begin = np.round(np.arange(periods) * signal.period * (1 + candidates.drift[:, None])).astype(int)
+    primary = candidates.lag[:, None] + begin  # (C, M)
+    received = primary <= last
     primary = np.clip(primary, 0, last)
-
-    # Frequency: phase from the first half of the PSS to the second.
-    hz = candidates.offset_hz
-    replica = np.conj(signal.replicas[candidates.root])[:, None]  # (C, 1, 128)
-    turned = np.exp(-2j * np.pi * hz[:, None, None] * np.arange(SIZE) / rate)
-    chips = samples[primary[..., None] + np.arange(SIZE)] * replica * turned
-    halves = chips.reshape(*primary.shape, 2, SIZE // 2).sum(-1) * received[..., None]  # (C, M, 2)
-    turn = np.angle((halves[..., 1] * np.conj(halves[..., 0])).sum(1))
-    hz = hz + np.clip(turn / np.pi * rate / SIZE, -signal.step_hz, signal.step_hz)
-
+    hz = candidates.hz + _fine_offset(samples, signal, candidates, primary, received)
     channel = _symbols(samples, primary, hz, signal) * np.conj(signal.primary[candidates.root])[:, None]
     total = np.cumsum(np.pad(channel, ((0, 0), (0, 0), (SMOOTH // 2 + 1, SMOOTH // 2))), -1)
     channel = total[..., SMOOTH:] - total[..., :-SMOOTH]  # (C, M, B)
 
-    statistic = np.empty((len(hz), len(signal.places), signal.words.shape[2]))
-    fine = np.empty((len(hz), len(signal.places)))
-    for place, distance in enumerate(signal.places):
-        starts = primary + distance
-        there = received & (starts >= 0) & (starts <= last)
-        phases = _symbols(samples, np.clip(starts, 0, last), hz, signal) * np.conj(channel)
-        phases /= np.abs(phases) + 1e-30
-        phases *= there[..., None]
-        even, odd = phases[:, ::2].sum(1), phases[:, 1::2].sum(1)  # (C, B)
-        words = signal.words[candidates.root]  # (C, 2, 336, B)
-        sums = np.einsum("cwb,cb->cw", words[:, 0], even) + np.einsum("cwb,cb->cw", words[:, 1], odd)
-        power = np.square(sums.real) + np.square(sums.imag)  # (C, 336)
-        best = power.argmax(1)
-        strongest = power.max(1, keepdims=True)
-        others = power.sum(1, keepdims=True) - power - np.where(power < strongest, strongest, 0)
-        statistic[:, place] = power / (others / (power.shape[1] - 2) + 1e-30)
-        turn = np.angle(sums[np.arange(len(hz)), best] * np.exp(-2j * np.pi * hz * distance / rate))
-        fine[:, place] = hz + turn / (2 * np.pi) * rate / distance
-    return statistic, fine
+    places = np.array(signal.places)
+    starts = primary[:, None] + places[:, None]  # (C, places, M)
+    there = received[:, None] & (starts >= 0) & (starts <= last)
+    phases = _symbols(samples, np.clip(starts, 0, last), hz, signal) * np.conj(channel)[:, None]  # (C, places, M, B)
+    phases *= there[..., None] / (np.abs(phases) + 1e-30)
+    sums = np.stack([phases[:, :, ::2].sum(2), phases[:, :, 1::2].sum(2)], 2)  # (C, places, 2, B), even and odd periods
+    count = np.stack([there[:, :, ::2].sum(2), there[:, :, 1::2].sum(2)], 2)
+
+    hits = []
+    for root in range(3):
+        rows = candidates.root == root
+        words = signal.words[root]  # (336, 2, B)
+        rest = sums[rows]
+        for _ in range(WORDS):
+            match = np.tensordot(rest.real, words, 2) + 1j * np.tensordot(rest.imag, words, 2)  # (c, places, 336)
+            power = np.square(match.real) + np.square(match.imag)
+            best, strongest = power.argmax(2), power.max(2)
+            statistic = strongest * (power.shape[2] - 1) / (power.sum(2) - strongest + 1e-30)
+            best_match = np.take_along_axis(match, best[..., None], 2)[..., 0]  # (c, places)
+            turn = np.angle(best_match * np.exp(-2j * np.pi * hz[rows, None] * places / rate))
+            fine = hz[rows, None] + turn / (2 * np.pi) * rate / places
+            for c, place in np.argwhere(statistic > threshold):
+                where = (root, int(best[c, place]), int(place), int(candidates.lag[rows][c]))
+                hits.append(Hit(float(statistic[c, place]), *where, float(fine[c, place])))
+            # Words resemble each other: take the strongest out before the next one is looked for.
+            amplitude = best_match / np.maximum(count[rows].sum(2) * len(signal.bins), 1)
+            rest = rest - words[best] * (count[rows] * amplitude[..., None])[..., None]
+    return hits
+
+
+def _fine_offset(samples, signal, candidates, primary, received):
+    """Hz (C,) by which the candidates' frequencies are off: the phase from the first half of the PSS to the second."""
+    time = np.arange(SIZE) / (SIZE * signal.spacing_hz)
+    replica = signal.replicas[candidates.root] * np.exp(2j * np.pi * candidates.hz[:, None] * time)  # (C, 128)
+    chips = samples[primary[..., None] + np.arange(SIZE)] * np.conj(replica)[:, None]  # (C, M, 128)
+    halves = chips.reshape(*primary.shape, 2, SIZE // 2).sum(-1) * received[..., None]
+    turn = np.angle((halves[..., 1] * np.conj(halves[..., 0])).sum(1))
+    return np.clip(turn / np.pi * signal.spacing_hz, -signal.step_hz, signal.step_hz)
 
 
 # ---- search ---------------------------------------------------------------------------------------------------------
 
 
-class _Hit(NamedTuple):
-    """A word of the SSS that stands out."""
+class Hypotheses(NamedTuple):
+    """Where a cell may be, sorted by frequency: Hz against the capture's centre (P,), drift of its periods (P,)."""
 
-    statistic: float
-    root: int
-    word: int
-    place: int
-    lag: int
-    hz: float  # against the capture's centre
+    hz: np.ndarray
+    drift: np.ndarray
+
+    def between(self, first, last):
+        inside = (self.hz >= first) & (self.hz <= last)
+        return Hypotheses(self.hz[inside], self.drift[inside])
 
 
-def _hypotheses(signal, centers, reaches, carriers, seconds):
-    """Frequencies to search and their clock errors, in groups: lists of (Hz (F,), [(row of F, drift)]).
+def _hypotheses(grid, centers, carriers, reaches, finest):
+    """Hypotheses for the frequencies `grid` (F,) that lie beside a centre by its reach at most.
 
-    Args: centers, reaches, carriers, float (n,): possible centres, how far beside each a cell is looked for, and the
-    frequency on the air, whose error is the sample clock's as well.
+    A receiver whose clock is slow measures frequencies too high and periods too short, by the same part.
+    Args: centers, carriers, reaches (n,) in Hz: possible centres, the same on the air, how far a cell may lie beside;
+    finest, the smallest difference between drifts that matters.
     """
-    step = signal.step_hz
-    grid = np.arange(np.floor((centers - reaches).min() / step), np.ceil((centers + reaches).max() / step) + 1) * step
-    away = grid[:, None] - centers  # (grid, n)
-    inside = np.abs(away) <= reaches + step / 2
-    grid, away, inside = (values[inside.any(1)] for values in (grid, away, inside))
-    lag = signal.stride / (SIZE * signal.spacing_hz)
-    finest = lag / max(seconds - signal.period / (SIZE * signal.spacing_hz), lag)  # drift of one lag over the samples
-    groups = []
-    for first in range(0, len(grid), GROUP):
-        rows = slice(first, first + GROUP)
-        if grid[rows][-1] - grid[rows][0] > GROUP * step:  # a gap between rasters' points
-            parts = np.split(np.arange(len(grid))[rows], np.flatnonzero(np.diff(grid[rows]) > 1.5 * step) + 1)
-        else:
-            parts = [np.arange(len(grid))[rows]]
-        for part in parts:
-            drifts = []
-            for row, index in enumerate(part):
-                # A frequency measured too high means clocks too slow, so fewer samples a period.
-                steps = np.unique(np.round(-away[index][inside[index]] / carriers[inside[index]] / finest))
-                drifts += [(row, float(count * finest)) for count in steps]
-            groups.append((grid[part], drifts))
-    return groups
+    pairs = []
+    for hz in grid:
+        away = hz - centers
+        inside = np.abs(away) <= reaches
+        steps = np.unique(np.round(-away[inside] / carriers[inside] / finest))
+        pairs += [(hz, step * finest) for step in steps]
+    return Hypotheses(*np.array(sorted(pairs)).reshape(-1, 2).T)
 
 
-def _search(spectrum, signal, groups, threshold, deadline=None):
-    """Words of the SSS whose statistic is above the threshold, as _Hit, strongest first."""
-    tuned, peaks = [], []
-    for number, (frequencies, drifts) in enumerate(groups):
-        if deadline is not None and time.monotonic() > deadline:
-            break
-        samples, center = _tune(spectrum, (frequencies[0] + frequencies[-1]) / 2, signal)
-        if len(samples) < 2 * SIZE:
-            break
-        offsets = frequencies - center
-        folded = _fold(_correlate(samples, signal, offsets), signal, drifts)
-        found = _peaks(folded, signal, offsets, drifts, CANDIDATES)
-        tuned.append((samples, center))
-        peaks += [(strength, number, i, found) for i, strength in enumerate(found.strength)]
-    peaks = sorted(peaks, key=lambda peak: -peak[0])[:CANDIDATES]
+def _search(spectrum, signal, hypotheses, threshold, seconds=1e3):
+    """Hits among hypotheses, strongest first; PSS candidates come from the first `seconds` only."""
+    limit = int(seconds * SIZE * signal.spacing_hz)
+    tuned, first = [], hypotheses.hz.min()
+    while len(rest := hypotheses.between(first, np.inf).hz):
+        chunk = hypotheses.between(rest[0], rest[0] + signal.span_hz)
+        samples, center = _tune(spectrum, (chunk.hz[0] + chunk.hz[-1]) / 2, signal)
+        offsets = np.unique(chunk.hz)
+        groups = [chunk.between(part[0], part[-1]) for part in np.array_split(offsets, -(-len(offsets) // GROUP))]
+        found = [_primary(samples[:limit], signal, group.hz - center, group.drift) for group in groups]
+        tuned.append((samples, center, Candidates(*map(np.concatenate, zip(*found, strict=True)))))
+        first = np.nextafter(chunk.hz[-1], np.inf)
 
+    strength = np.sort(np.concatenate([candidates.strength for _, _, candidates in tuned]))
     hits = []
-    for number in sorted({peak[1] for peak in peaks}):
-        rows = [peak[2] for peak in peaks if peak[1] == number]
-        found = next(peak[3] for peak in peaks if peak[1] == number)
-        candidates = Candidates(*(values[rows] for values in found))
-        samples, center = tuned[number]
-        statistic, hz = _secondary(samples, signal, candidates)
-        for c, place, word in np.argwhere(statistic > threshold):
-            hits.append(
-                _Hit(
-                    float(statistic[c, place, word]),
-                    int(candidates.root[c]),
-                    int(word),
-                    int(place),
-                    int(candidates.lag[c]),
-                    float(hz[c, place] + center),
-                )
-            )
+    for samples, center, candidates in tuned:
+        strong = candidates.strength >= strength[-CANDIDATES:][0]
+        candidates = Candidates(*(values[strong] for values in candidates))
+        if strong.any():
+            hits += [hit._replace(hz=hit.hz + center) for hit in _secondary(samples, signal, candidates, threshold)]
     return sorted(hits, reverse=True)
 
 
@@ -453,8 +458,14 @@ def _best_of_each(cells):
     return list(best.values())
 
 
-LTE_REACH_PPM, LTE_REACH_HZ = 60e-6, 160e3  # receivers of a television stick's kind are off by that
-UNKNOWN_CARRIER_HZ = 2e9  # for the clock's error where the capture's frequency is not known
+def _checked(samples, sample_rate, signal):
+    samples = np.asarray(samples, np.complex64)
+    if sample_rate < signal.least_rate:
+        raise ValueError(f"{sample_rate / 1e6:g} MS/s are too few for a PSS; {signal.least_rate / 1e6:g} are needed")
+    return _without_glitches(samples)
+
+
+# ---- LTE ------------------------------------------------------------------------------------------------------------
 
 
 def lte_cells(
@@ -469,32 +480,39 @@ def lte_cells(
     Args:
         samples: complex64 (n,), as received, from 5 ms on.
         centers_hz: centre or possible centres of a carrier against the capture's centre, see lte_centers. A cell may
-            lie beside by 60 ppm of its frequency, or 160 kHz if that is more.
+            lie beside by 60 ppm of its frequency, or by 160 kHz if that is more.
         capture_hz: frequency of the capture's centre.
         threshold: for trials.
     Raises: ValueError if the samples are too slow for a PSS or too few.
     """
     signal = lte_signal()
-    samples, count = _checked(samples, sample_rate, signal)
-    centers = np.atleast_1d(np.asarray(centers_hz, float))
-    carriers = centers + capture_hz if capture_hz else np.full(len(centers), UNKNOWN_CARRIER_HZ)
-    reaches = np.maximum(LTE_REACH_HZ, LTE_REACH_PPM * carriers)
+    samples = _checked(samples, sample_rate, signal)
+    centers = np.unique(np.asarray(centers_hz, float))
+    carriers = centers + capture_hz if capture_hz else np.full(len(centers), LTE_USUAL_HZ)
+    reaches = np.maximum(LTE_REACH_HZ, LTE_REACH * carriers)
     low, high = (centers - reaches).min(), (centers + reaches).max()
-    pieces = -(-len(samples) // round(LTE_PIECE_SECONDS * sample_rate))
+    grid = np.arange(np.ceil((high - low) / signal.step_hz) + 1) * signal.step_hz + low
     cells = []
+    pieces = -(-len(samples) // round(LTE_PIECE_SECONDS * sample_rate))
     for piece in range(pieces):
-        start, stop = (piece * len(samples) // pieces, (piece + 1) * len(samples) // pieces)
-        spectrum = _spectrum(
-            samples[start:stop], sample_rate, (low + high) / 2, high - low + signal.width_hz, signal.spacing_hz
-        )
-        groups = _hypotheses(signal, centers, reaches, carriers, spectrum.seconds)
-        for hit in _search(spectrum, signal, groups, threshold + np.log(pieces)):
-            cells.append(_lte_cell(hit, start / sample_rate + spectrum.delay))
+        start, stop = (number * len(samples) // pieces for number in (piece, piece + 1))
+        width = high - low + signal.width_hz
+        spectrum = _spectrum(samples[start:stop], sample_rate, (low + high) / 2, width, signal.spacing_hz)
+        least = threshold + np.log(pieces)
+        finest = 1e-6 / max(spectrum.seconds - 5e-3, 5e-3)  # about one lag over the piece
+        near = (centers, carriers, reaches)
+        # Strong cells show in two half frames. Where one did, its frequency is where others may be.
+        hits = _search(spectrum, signal, _hypotheses(grid, *near, finest), least, LTE_QUICK_SECONDS)
+        fine = np.add.outer([hit.hz for hit in hits[:1]], np.subtract.outer(centers, centers)).ravel()
+        fine = np.unique(np.round(fine, -2)) if hits else grid
+        if not hits or spectrum.seconds > LTE_QUICK_SECONDS:
+            hits += _search(spectrum, signal, _hypotheses(fine, *near, finest), least)
+        cells += [_lte_cell(hit, start / sample_rate + spectrum.delay) for hit in hits]
     return _best_of_each(cells)
 
 
 def _lte_cell(hit, start_s):
-    # Begin of the PSS in its frame, samples at 1.92 MS/s, in the order of lte_signal's places.
+    # Where the PSS begins in its frame, in samples at 1.92 MS/s and the order of lte_signal's places.
     in_frame = (832, 832, 1920 + 284, 1920 + 352)[hit.place]
     first_half, identity = hit.word < 168, hit.word % 168
     start = (hit.lag - in_frame - (0 if first_half else 9600)) % 19200
@@ -502,16 +520,7 @@ def _lte_cell(hit, start_s):
         cell_id=3 * identity + hit.root,
         duplex=("FDD", "FDD", "TDD", "TDD")[hit.place],
         prefix=("normal", "extended")[hit.place % 2],
-        offset_hz=hit.hz,
+        offset_hz=float(hit.hz),
         start_s=start_s + start / 1.92e6,
         statistic=hit.statistic,
     )
-
-
-def _checked(samples, sample_rate, signal):
-    samples = np.asarray(samples, np.complex64)
-    if sample_rate < signal.width_hz:
-        raise ValueError(f"{sample_rate / 1e6:g} MS/s are too few for a PSS of {signal.width_hz / 1e6:g} MHz")
-    if len(samples) < 5e-3 * sample_rate:
-        raise ValueError(f"{1e3 * len(samples) / sample_rate:.1f} ms are too short for a cell search; 5 ms are needed")
-    return _without_glitches(samples), len(samples)
