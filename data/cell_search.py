@@ -64,7 +64,7 @@ class SyncSignal(NamedTuple):
     bins: np.ndarray  # int (B,): FFT bins of the sequences
     primary: np.ndarray  # complex (3, B)
     replicas: np.ndarray  # complex64 (3, 128): the PSS in time
-    words: np.ndarray  # float32 (3, 336, 2, B): SSS in periods of even and of odd number, from 0
+    words: np.ndarray  # complex64 (3, 336, 2, B): SSS in periods of even and of odd number, from 0
     places: tuple  # SSS against PSS
     period: int
     stride: int  # lags of the correlation are this far apart
@@ -121,7 +121,7 @@ def lte_signal():
     """LTE's PSS and SSS as a SyncSignal; places: FDD normal, FDD extended, TDD normal, TDD extended prefix."""
     bins = np.r_[-31:0, 1:32] % SIZE
     primary = np.array([lte_pss(n) for n in range(3)])
-    words = np.array([[[lte_sss(n, root, half) for half in (0, 5)] for n in range(168)] for root in range(3)], np.float32)
+    words = np.array([[[lte_sss(n, root, half) for half in (0, 5)] for n in range(168)] for root in range(3)], np.complex64)
     words = np.concatenate([words, words[:, :, ::-1]], 1)  # the first period may be the frame's second half
     # FDD: SSS one symbol before the PSS. TDD: three, the PSS being in the next subframe, whose first prefix is longer.
     places = (-(SIZE + PREFIX), -(SIZE + 32), -(3 * (SIZE + PREFIX) + 1), -3 * (SIZE + 32))
@@ -133,7 +133,7 @@ def nr_signal(spacing_hz):
     """NR's PSS and SSS as a SyncSignal; blocks of 20 resource blocks, PSS and SSS in subcarriers 56 to 182."""
     bins = np.arange(56 - 120, 183 - 120) % SIZE
     primary = np.array([nr_pss(n) for n in range(3)])
-    words = np.array([[[nr_sss(n, root)] * 2 for n in range(336)] for root in range(3)], np.float32)
+    words = np.array([[[nr_sss(n, root)] * 2 for n in range(336)] for root in range(3)], np.complex64)
     places = (2 * (SIZE + PREFIX),)
     rate = SIZE * spacing_hz
     period = round(20e-3 * rate)
@@ -362,7 +362,7 @@ def _secondary(samples, signal, candidates, threshold):
     there = received[:, None] & (starts >= 0) & (starts <= last)
     phases = _symbols(samples, np.clip(starts, 0, last), hz, signal) * np.conj(channel)[:, None]  # (C, places, M, B)
     phases *= there[..., None] / (np.abs(phases) + 1e-30)
-    sums = np.stack([phases[:, :, ::2].sum(2), phases[:, :, 1::2].sum(2)], 2)  # (C, places, 2, B), even and odd periods
+    sums = np.stack([phases[:, :, ::2].sum(2), phases[:, :, 1::2].sum(2)], 2).astype(np.complex64)  # (C, places, 2, B), even and odd periods
     count = np.stack([there[:, :, ::2].sum(2), there[:, :, 1::2].sum(2)], 2)
 
     hits = []
@@ -371,7 +371,8 @@ def _secondary(samples, signal, candidates, threshold):
         words = signal.words[root]  # (336, 2, B)
         rest = sums[rows]
         for _ in range(WORDS):
-            match = np.tensordot(rest.real, words, 2) + 1j * np.tensordot(rest.imag, words, 2)  # (c, places, 336)
+            match = rest.reshape(-1, words[0].size) @ words.reshape(len(words), -1).T
+            match = match.reshape(*rest.shape[:2], -1)  # (c, places, 336)
             power = np.square(match.real) + np.square(match.imag)
             best, strongest = power.argmax(2), power.max(2)
             statistic = strongest * (power.shape[2] - 1) / (power.sum(2) - strongest + 1e-30)
@@ -383,7 +384,7 @@ def _secondary(samples, signal, candidates, threshold):
                 hits.append(Hit(float(statistic[c, place]), *where, float(fine[c, place])))
             # Words resemble each other: take the strongest out before the next one is looked for.
             amplitude = best_match / np.maximum(count[rows].sum(2) * len(signal.bins), 1)
-            rest = rest - words[best] * (count[rows] * amplitude[..., None])[..., None]
+            rest = rest - words[best] * (count[rows] * amplitude[..., None])[..., None].astype(np.complex64)
     return hits
 
 
