@@ -366,7 +366,7 @@ def _secondary(samples, signal, candidates, threshold):
     count = np.stack([there[:, :, ::2].sum(2), there[:, :, 1::2].sum(2)], 2)
 
     hits = []
-    for root in range(3):
+    for root in set(candidates.root.tolist()):
         rows = candidates.root == root
         words = signal.words[root]  # (336, 2, B)
         rest = sums[rows]
