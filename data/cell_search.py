@@ -28,6 +28,9 @@ LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece: by th
 LTE_QUICK_SECONDS = 0.0103  # two half frames, and the symbol that begins in the second
 LTE_REACH, LTE_REACH_HZ = 60e-6, 160e3  # receivers of a television stick's kind are off by that
 LTE_USUAL_HZ = 2e9  # for the clock's error where the capture's frequency is not known
+NR_SECONDS = 0.0204  # a period of 20 ms and the block that begins at its end
+NR_REACH, NR_REACH_HZ = 20e-6, 10e3
+NR_USUAL_HZ = 3e9
 LTE_RASTER_HZ = 100e3  # TS 36.104 clause 5.7.2
 WORDS = 3  # cells with the same PSS at the same time
 CANDIDATES = 24  # peaks of the PSS whose SSS is tried
@@ -52,7 +55,7 @@ class NrCell(NamedTuple):
     cell_id: int  # 0 .. 1007
     spacing_hz: float  # subcarrier spacing of the block, 15e3 or 30e3
     offset_hz: float  # measured frequency of the block's reference (subcarrier 120) against the capture's centre
-    raster_hz: float  # nearest point of the synchronisation raster, absolute; nan in a blind search
+    raster_hz: float  # nearest point of the synchronisation raster, absolute; nan where the capture's centre isn't known
     start_s: float  # time of the strongest block's PSS
     statistic: float
 
@@ -181,12 +184,12 @@ def _without_glitches(samples, block=1024):
 def _decimate(samples, sample_rate, center_hz, width_hz):
     """Samples around center_hz at the sample rate over an integer, at least twice width_hz where the capture allows.
 
-    A polyphase filter as one matrix product.  Returns: (complex128 (m,), rate, delay in seconds).
+    A polyphase filter as one matrix product.  Returns: (complex128 (m,), rate, their centre in Hz, delay in seconds).
     """
     factor = max(1, int(sample_rate / (2 * width_hz)))
     phase = -2j * np.pi * center_hz / sample_rate
     if factor == 1:
-        return samples * np.exp(phase * np.arange(len(samples))), sample_rate, 0.0
+        return samples.astype(complex), sample_rate, 0.0, 0.0
     columns = 8  # taps a phase
     n = np.arange(columns * factor)
     taps = np.sinc((n - (len(n) - 1) / 2) / factor) * np.kaiser(len(n), 5.65)  # stop band -60 dB
@@ -195,7 +198,7 @@ def _decimate(samples, sample_rate, center_hz, width_hz):
     products = taps.reshape(columns, factor) @ samples[: rows * factor].reshape(rows, factor).T  # (columns, rows)
     out = sum(products[k, k : rows - columns + 1 + k] for k in range(columns))
     out = out * np.exp(phase * factor * np.arange(len(out)))
-    return out, sample_rate / factor, (len(n) - 1) / 2 / sample_rate
+    return out, sample_rate / factor, center_hz, (len(n) - 1) / 2 / sample_rate
 
 
 def _smooth_size(n):
@@ -206,7 +209,7 @@ def _smooth_size(n):
 
 def _spectrum(samples, sample_rate, center_hz, width_hz, spacing_hz):
     """Spectrum of a part of the capture without lines, its length such that SIZE * spacing_hz fits it exactly."""
-    samples, rate, delay = _decimate(samples, sample_rate, center_hz, width_hz)
+    samples, rate, center_hz, delay = _decimate(samples, sample_rate, center_hz, width_hz)
     ratio = Fraction(SIZE * spacing_hz / rate).limit_denominator(100_000)
     size = ratio.denominator * _smooth_size(-(-len(samples) // ratio.denominator))
     bins = _without_lines(np.fft.fft(samples, size), size / rate)
@@ -412,27 +415,38 @@ class Hypotheses(NamedTuple):
         return Hypotheses(self.hz[inside], self.drift[inside])
 
 
-def _hypotheses(grid, centers, carriers, reaches, finest):
-    """Hypotheses for the frequencies `grid` (F,) that lie beside a centre by its reach at most.
+class Centers(NamedTuple):
+    """Where a carrier or a block may be, arrays (n,) in Hz."""
+
+    hz: np.ndarray  # against the capture's centre
+    on_air: np.ndarray
+    reach: np.ndarray  # how far beside hz a receiver may show it
+
+
+def _hypotheses(grid, centers, signal, seconds):
+    """Hypotheses for those frequencies of `grid` (F,) that some centre may cause, in a search over `seconds`.
 
     A receiver whose clock is slow measures frequencies too high and periods too short, by the same part.
-    Args: centers, carriers, reaches (n,) in Hz: possible centres, the same on the air, how far a cell may lie beside;
-    finest, the smallest difference between drifts that matters.
     """
+    lag = signal.stride / (SIZE * signal.spacing_hz)
+    finest = lag / max(seconds - signal.period / (SIZE * signal.spacing_hz), lag)  # moves the last period by one lag
     pairs = []
     for hz in grid:
-        away = hz - centers
-        inside = np.abs(away) <= reaches
-        steps = np.unique(np.round(-away[inside] / carriers[inside] / finest))
+        away = hz - centers.hz
+        inside = np.abs(away) <= centers.reach
+        steps = np.unique(np.round(-away[inside] / centers.on_air[inside] / finest))
         pairs += [(hz, step * finest) for step in steps]
     return Hypotheses(*np.array(sorted(pairs)).reshape(-1, 2).T)
 
 
-def _search(spectrum, signal, hypotheses, threshold, seconds=1e3):
-    """Hits among hypotheses, strongest first; PSS candidates come from the first `seconds` only."""
+def _search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.inf):
+    """Hits among hypotheses, strongest first; PSS candidates come from the first `seconds` only.
+
+    deadline, on time.monotonic's clock: frequencies not reached by then are left out.
+    """
     limit = int(seconds * SIZE * signal.spacing_hz)
     tuned, first = [], hypotheses.hz.min()
-    while len(rest := hypotheses.between(first, np.inf).hz):
+    while len(rest := hypotheses.between(first, np.inf).hz) and (not tuned or time.monotonic() < deadline):
         chunk = hypotheses.between(rest[0], rest[0] + signal.span_hz)
         samples, center = _tune(spectrum, (chunk.hz[0] + chunk.hz[-1]) / 2, signal)
         offsets = np.unique(chunk.hz)
@@ -488,26 +502,26 @@ def lte_cells(
     """
     signal = lte_signal()
     samples = _checked(samples, sample_rate, signal)
-    centers = np.unique(np.asarray(centers_hz, float))
-    carriers = centers + capture_hz if capture_hz else np.full(len(centers), LTE_USUAL_HZ)
-    reaches = np.maximum(LTE_REACH_HZ, LTE_REACH * carriers)
-    low, high = (centers - reaches).min(), (centers + reaches).max()
-    grid = np.arange(np.ceil((high - low) / signal.step_hz) + 1) * signal.step_hz + low
-    cells = []
+    hz = np.unique(np.asarray(centers_hz, float))
+    on_air = hz + capture_hz if capture_hz else np.full(len(hz), LTE_USUAL_HZ)
+    centers = Centers(hz, on_air, np.maximum(LTE_REACH_HZ, LTE_REACH * on_air))
+    low, high = (hz - centers.reach).min(), (hz + centers.reach).max()
+    grid = np.arange(low, high + signal.step_hz / 2, signal.step_hz)
     pieces = -(-len(samples) // round(LTE_PIECE_SECONDS * sample_rate))
+    threshold += np.log(pieces)
+    cells = []
     for piece in range(pieces):
         start, stop = (number * len(samples) // pieces for number in (piece, piece + 1))
         width = high - low + signal.width_hz
         spectrum = _spectrum(samples[start:stop], sample_rate, (low + high) / 2, width, signal.spacing_hz)
-        least = threshold + np.log(pieces)
-        finest = 1e-6 / max(spectrum.seconds - 5e-3, 5e-3)  # about one lag over the piece
-        near = (centers, carriers, reaches)
-        # Strong cells show in two half frames. Where one did, its frequency is where others may be.
-        hits = _search(spectrum, signal, _hypotheses(grid, *near, finest), least, LTE_QUICK_SECONDS)
-        fine = np.add.outer([hit.hz for hit in hits[:1]], np.subtract.outer(centers, centers)).ravel()
-        fine = np.unique(np.round(fine, -2)) if hits else grid
+        # Strong cells show in two half frames. Where one did, its frequency, a raster step up or down, is where
+        # others are to be looked for in all half frames.
+        hypotheses = _hypotheses(grid, centers, signal, LTE_QUICK_SECONDS)
+        hits = _search(spectrum, signal, hypotheses, threshold, LTE_QUICK_SECONDS)
         if not hits or spectrum.seconds > LTE_QUICK_SECONDS:
-            hits += _search(spectrum, signal, _hypotheses(fine, *near, finest), least)
+            others = np.add.outer([hit.hz for hit in hits[:1]], np.subtract.outer(hz, hz)).ravel()
+            hypotheses = _hypotheses(np.unique(np.round(others)) if hits else grid, centers, signal, spectrum.seconds)
+            hits += _search(spectrum, signal, hypotheses, threshold)
         cells += [_lte_cell(hit, start / sample_rate + spectrum.delay) for hit in hits]
     return _best_of_each(cells)
 
@@ -525,3 +539,74 @@ def _lte_cell(hit, start_s):
         start_s=start_s + start / 1.92e6,
         statistic=hit.statistic,
     )
+
+
+# ---- NR -------------------------------------------------------------------------------------------------------------
+
+
+def nr_cells(
+    samples: np.ndarray,
+    sample_rate: float,
+    band_hz: tuple[float, float],
+    capture_hz: float | None = None,
+    *,
+    seconds: float = NR_SECONDS,
+    blind_seconds: float | None = None,
+    threshold: float = THRESHOLD,
+) -> list[NrCell]:
+    """NR cells, the strongest first; empty where none stands out. TS 38.211 clause 7.4.2.
+
+    Looks for SS/PBCH blocks of 15 and 30 kHz (above 3 GHz 30 kHz only, TS 38.104 table 5.4.3.3-1) at the points of the
+    synchronisation raster whose PSS lies inside the band, 20 ppm or 10 kHz beside at most.
+
+    Args:
+        samples: complex64 (n,), as received; blocks are sent every 20 ms, more often or, seldom, less.
+        band_hz: edges of the band against the capture's centre; what is outside the capture is left out.
+        capture_hz: frequency of the capture's centre; without it only a blind search is possible.
+        seconds: part of the recording that is used. More than one period of 20 ms are added up.
+        blind_seconds: search all frequencies of the band instead, for so long: some .3 s a MHz.
+        threshold: for trials.
+    Raises: ValueError if capture_hz is missing in a search that is not blind.
+    """
+    if capture_hz is None and blind_seconds is None:
+        raise ValueError("the synchronisation raster needs the capture's centre frequency; give it or blind_seconds")
+    deadline = np.inf if blind_seconds is None else time.monotonic() + blind_seconds
+    samples = np.asarray(samples, np.complex64)[: round(seconds * sample_rate)]
+    cells, without_glitches = [], None
+    for spacing in (15e3, 30e3):
+        signal = nr_signal(spacing)
+        low = max(band_hz[0], -sample_rate / 2) + signal.least_rate / 2
+        high = min(band_hz[1], sample_rate / 2) - signal.least_rate / 2
+        centers = _nr_centers(low, high, capture_hz, spacing, blind_seconds is not None)
+        if len(centers.hz) == 0:
+            continue
+        if without_glitches is None:
+            without_glitches = _without_glitches(samples)
+        spectrum = _spectrum(without_glitches, sample_rate, (low + high) / 2, high - low + signal.width_hz, spacing)
+        steps = np.ceil(centers.reach / signal.step_hz)
+        grid = [hz + np.arange(-n, n + 1) * signal.step_hz for hz, n in zip(centers.hz, steps, strict=True)]
+        hypotheses = _hypotheses(np.unique(np.round(np.concatenate(grid), -3)), centers, signal, spectrum.seconds)
+        hits = _search(spectrum, signal, hypotheses, threshold, deadline=deadline)
+        cells += [_nr_cell(hit, spacing, capture_hz, spectrum.delay) for hit in hits]
+    return _best_of_each(cells)
+
+
+def _nr_centers(low, high, capture_hz, spacing, blind):
+    """Centers of blocks between low and high, against the capture's centre."""
+    if blind:
+        hz = np.arange(low, high, 10 * spacing)
+        return Centers(hz, np.full(len(hz), capture_hz or NR_USUAL_HZ), np.full(len(hz), 5 * spacing))
+    on_air = nr_raster(capture_hz + low, capture_hz + high)
+    if spacing == 15e3:
+        on_air = on_air[on_air < 3e9]
+    return Centers(on_air - capture_hz, on_air, np.maximum(NR_REACH * on_air, NR_REACH_HZ))
+
+
+def _nr_cell(hit, spacing, capture_hz, delay):
+    raster = np.nan
+    if capture_hz is not None:
+        on_air = capture_hz + hit.hz
+        points = nr_raster(on_air - 1.5e6, on_air + 1.5e6)
+        raster = float(points[np.argmin(np.abs(points - on_air))])
+    start = hit.lag / (SIZE * spacing) + delay
+    return NrCell(3 * hit.word + hit.root, spacing, float(hit.hz), raster, start, hit.statistic)
