@@ -21,21 +21,25 @@ import numpy as np
 
 from data.sequences import lte_pss, lte_sss, nr_pss, nr_sss
 
-SIZE = 128  # FFT size; a symbol of 15 kHz has 128 samples at 1.92 MS/s, one of 30 kHz at 3.84 MS/s
-PREFIX = 9  # samples of a normal cyclic prefix; the first of half a millisecond is one longer at 15 kHz
+SIZE = 128  # FFT size for PSS and SSS; a symbol of 15 kHz has 128 samples at 1.92 MS/s, one of 30 kHz at 3.84 MS/s
+HALF = 64  # the middle 62 or 64 subcarriers are enough to find the PSS
+PREFIX = 9  # samples of 128 in a normal cyclic prefix; at 15 kHz the first of half a millisecond is one longer
+PART = 8  # samples of the PSS that are correlated as one,
+SPAN = 5  # for frequency hypotheses that lie within so many subcarriers
+BLOCK = 8192  # lags at a time, so that the processor's cache holds them
+CANDIDATES = 24  # peaks of the PSS whose SSS is tried
+SMOOTH = 7  # subcarriers over which the channel is taken as constant, some 100 kHz at 15 kHz
+WORDS = 3  # cells with the same PSS at the same time
 THRESHOLD = 22.0
+
 LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece: by then a clock's error is no longer known
 LTE_QUICK_SECONDS = 0.0103  # two half frames, and the symbol that begins in the second
 LTE_REACH, LTE_REACH_HZ = 60e-6, 160e3  # receivers of a television stick's kind are off by that
 LTE_USUAL_HZ = 2e9  # for the clock's error where the capture's frequency is not known
-NR_SECONDS = 0.0204  # a period of 20 ms and the block that begins at its end
+LTE_RASTER_HZ = 100e3  # TS 36.104 clause 5.7.2
+NR_SECONDS = 0.0404  # two periods of 20 ms and the block that begins at their end
 NR_REACH, NR_REACH_HZ = 20e-6, 10e3
 NR_USUAL_HZ = 3e9
-LTE_RASTER_HZ = 100e3  # TS 36.104 clause 5.7.2
-WORDS = 3  # cells with the same PSS at the same time
-CANDIDATES = 24  # peaks of the PSS whose SSS is tried
-GROUP = 15  # frequency offsets correlated together; beyond, samples of one part of the replica no longer add up
-SMOOTH = 7  # subcarriers over which the channel is taken as constant, some 100 kHz at 15 kHz
 
 
 class LteCell(NamedTuple):
@@ -61,21 +65,15 @@ class NrCell(NamedTuple):
 
 
 class SyncSignal(NamedTuple):
-    """What a search must know of PSS and SSS. Times in samples at 128 * spacing_hz."""
+    """What a search must know of PSS and SSS. Times in samples at SIZE * spacing_hz."""
 
     spacing_hz: float
     bins: np.ndarray  # int (B,): FFT bins of the sequences
     primary: np.ndarray  # complex (3, B)
-    replicas: np.ndarray  # complex64 (3, 128): the PSS in time
+    replicas: np.ndarray  # complex64 (3, HALF): the middle of the PSS in time, at HALF * spacing_hz
     words: np.ndarray  # complex64 (3, 336, 2, B): SSS in periods of even and of odd number, from 0
-    places: tuple  # SSS against PSS
+    places: np.ndarray  # SSS against PSS
     period: int
-    stride: int  # lags of the correlation are this far apart
-    part: int  # samples of the replica that are correlated as one
-    step_hz: float  # frequency hypotheses are this far apart
-    width_hz: float  # of the samples that are correlated
-    span_hz: float  # frequencies that are searched in samples tuned once
-    least_rate: float  # of a capture that shows PSS and SSS
 
 
 class Candidates(NamedTuple):
@@ -83,8 +81,8 @@ class Candidates(NamedTuple):
 
     strength: np.ndarray  # in standard deviations
     root: np.ndarray
-    lag: np.ndarray  # sample of the first period at which the PSS begins
-    hz: np.ndarray  # against the frequency to which the samples were tuned
+    lag: np.ndarray  # sample of the first period at which the PSS begins, at SIZE * spacing_hz
+    hz: np.ndarray  # against the capture's centre
     drift: np.ndarray  # periods last longer by this part
 
 
@@ -113,9 +111,10 @@ class Spectrum(NamedTuple):
 
 
 def _in_time(primary, bins):
+    """Middle of the PSS in time, complex64 (3, HALF), of energy 1."""
     spectrum = np.zeros((3, SIZE), complex)
     spectrum[:, bins] = primary
-    replicas = np.fft.ifft(spectrum, axis=1)
+    replicas = np.fft.ifft(np.concatenate([spectrum[:, : HALF // 2], spectrum[:, -HALF // 2 :]], 1))
     return (replicas / np.linalg.norm(replicas, axis=1, keepdims=True)).astype(np.complex64)
 
 
@@ -124,11 +123,11 @@ def lte_signal():
     """LTE's PSS and SSS as a SyncSignal; places: FDD normal, FDD extended, TDD normal, TDD extended prefix."""
     bins = np.r_[-31:0, 1:32] % SIZE
     primary = np.array([lte_pss(n) for n in range(3)])
-    words = np.array([[[lte_sss(n, root, half) for half in (0, 5)] for n in range(168)] for root in range(3)], np.complex64)
+    words = np.array([[[lte_sss(n, root, half) for half in (0, 5)] for n in range(168)] for root in range(3)])
     words = np.concatenate([words, words[:, :, ::-1]], 1)  # the first period may be the frame's second half
     # FDD: SSS one symbol before the PSS. TDD: three, the PSS being in the next subframe, whose first prefix is longer.
-    places = (-(SIZE + PREFIX), -(SIZE + 32), -(3 * (SIZE + PREFIX) + 1), -3 * (SIZE + 32))
-    return SyncSignal(15e3, bins, primary, _in_time(primary, bins), words, places, 9600, 2, 8, 7.5e3, 1.6e6, 0.65e6, 0.93e6)
+    places = np.array([-(SIZE + PREFIX), -(SIZE + 32), -(3 * (SIZE + PREFIX) + 1), -3 * (SIZE + 32)])
+    return SyncSignal(15e3, bins, primary, _in_time(primary, bins), words.astype(np.complex64), places, 9600)
 
 
 @cache
@@ -136,12 +135,9 @@ def nr_signal(spacing_hz):
     """NR's PSS and SSS as a SyncSignal; blocks of 20 resource blocks, PSS and SSS in subcarriers 56 to 182."""
     bins = np.arange(56 - 120, 183 - 120) % SIZE
     primary = np.array([nr_pss(n) for n in range(3)])
-    words = np.array([[[nr_sss(n, root)] * 2 for n in range(336)] for root in range(3)], np.complex64)
-    places = (2 * (SIZE + PREFIX),)
-    rate = SIZE * spacing_hz
-    period = round(20e-3 * rate)
-    steps = (1, 16, spacing_hz / 2, rate, 10 * spacing_hz, 127 * spacing_hz)
-    return SyncSignal(spacing_hz, bins, primary, _in_time(primary, bins), words, places, period, *steps)
+    words = np.array([[[nr_sss(n, root)] * 2 for n in range(336)] for root in range(3)])
+    places, period = np.array([2 * (SIZE + PREFIX)]), round(20e-3 * SIZE * spacing_hz)
+    return SyncSignal(spacing_hz, bins, primary, _in_time(primary, bins), words.astype(np.complex64), places, period)
 
 
 def lte_centers(low_hz, high_hz, capture_hz=None, slack_hz=0.5e6):
@@ -208,9 +204,9 @@ def _smooth_size(n):
 
 
 def _spectrum(samples, sample_rate, center_hz, width_hz, spacing_hz):
-    """Spectrum of a part of the capture without lines, its length such that SIZE * spacing_hz fits it exactly."""
+    """Spectrum of a part of the capture without lines, its length such that HALF * spacing_hz fits it exactly."""
     samples, rate, center_hz, delay = _decimate(samples, sample_rate, center_hz, width_hz)
-    ratio = Fraction(SIZE * spacing_hz / rate).limit_denominator(100_000)
+    ratio = Fraction(HALF * spacing_hz / rate).limit_denominator(100_000)
     size = ratio.denominator * _smooth_size(-(-len(samples) // ratio.denominator))
     bins = _without_lines(np.fft.fft(samples, size), size / rate)
     return Spectrum(bins, rate, center_hz, len(samples) / rate, delay)
@@ -237,97 +233,95 @@ def _without_lines(bins, seconds):
     return bins
 
 
-def _tune(spectrum, center_hz, signal):
-    """Samples at SIZE * spacing_hz around center_hz, complex64 (n,), and the centre to the next bin."""
+def _tune(spectrum, center_hz, rate):
+    """Samples at `rate` around center_hz, complex64 (n,), and the centre to the next bin."""
     size, width = len(spectrum.bins), spectrum.rate / len(spectrum.bins)
-    out_size = round(SIZE * signal.spacing_hz / width)
+    out_size = round(rate / width)
     shift = round((center_hz - spectrum.center_hz) / width)
-    half = min(int(signal.width_hz / 2 / width), out_size // 2)
-    line = np.arange(-half, half)
-    inside = np.abs(line + shift) < size / 2
+    line = np.arange(-(out_size // 2), out_size // 2)
+    inside = line[max(0, -size // 2 - shift - line[0]) : max(0, size // 2 - shift - line[0])]
     bins = np.zeros(out_size, complex)
-    bins[line[inside]] = spectrum.bins[(line + shift)[inside]]
-    samples = np.fft.ifft(bins) * (out_size / size)
-    samples = samples[: int(spectrum.seconds * SIZE * signal.spacing_hz)]
+    bins[inside] = spectrum.bins[inside + shift]
+    samples = np.fft.ifft(bins)[: int(spectrum.seconds * rate)] * (out_size / size)
     return samples.astype(np.complex64), spectrum.center_hz + shift * width
 
 
 # ---- primary signal -------------------------------------------------------------------------------------------------
 
 
-def _correlate(samples, signal, offsets):
-    """Correlation with the PSS over local amplitude, float32 (3, F, T) in 0 .. 1; lags `signal.stride` apart.
+def _correlate(samples, replicas, offsets):
+    """Correlation with the PSS over the local amplitude: float32 (3, F, T) in 0 .. 1.
 
-    Args: samples complex64 (n,); offsets (F,) in Hz. Parts of the replica are correlated once, then added up with the
-    phases of each offset: two matrix products instead of an FFT for each offset.
+    Args: samples complex64 (n,); replicas (3, HALF); offsets (F,), cycles a sample. Parts of the replica are
+    correlated once, then added up with the phases of each offset: two matrix products instead of an FFT an offset.
     """
-    part, stride = signal.part, signal.stride
-    parts, lags = SIZE // part, (len(samples) - SIZE) // stride + 1
-    starts = lags + (SIZE - part) // stride  # of parts
-    shifted = np.empty((part, starts), np.complex64)
-    for i in range(part):
-        shifted[i] = samples[i : i + (starts - 1) * stride + 1 : stride]
-    chips = np.conj(signal.replicas).reshape(3 * parts, part)
-    partial = (chips @ shifted).reshape(3, parts, starts)
-    phases = -2 * np.pi * np.outer(offsets, (np.arange(parts) + 0.5) * part) / (SIZE * signal.spacing_hz)
-    turn = np.exp(1j * phases).astype(np.complex64)  # (F, parts)
-    out = np.empty((3, len(offsets), lags), np.float32)
-    row, column = partial.strides[1:]
-    for root in range(3):
-        # Row p begins p parts later: lag t needs part p's correlation at t + p * part. A view, no copy.
-        late = np.lib.stride_tricks.as_strided(
-            partial[root], (parts, lags), (row + part // stride * column, column), writeable=False
-        )
-        np.abs(turn @ late, out=out[root])
+    parts, lags = HALF // PART, len(samples) - HALF + 1
     energy = np.cumsum(np.square(samples.real) + np.square(samples.imag), dtype=float)
-    energy = np.concatenate([[0], energy])
-    energy = (energy[SIZE:] - energy[:-SIZE])[::stride][:lags]  # (T,)
+    energy = np.concatenate([energy[HALF - 1 : HALF], energy[HALF:] - energy[:-HALF]])  # (T,)
     energy = np.maximum(energy, 1e-3 * energy.mean() + 1e-30)  # silence is no signal
-    out *= (1 / np.sqrt(energy)).astype(np.float32)
+    scale = (1 / np.sqrt(energy)).astype(np.float32)
+    chips = np.conj(replicas).reshape(3 * parts, PART)
+    turn = np.exp(-2j * np.pi * np.outer(offsets, (np.arange(parts) + 0.5) * PART)).astype(np.complex64)  # (F, parts)
+    out = np.empty((3, len(offsets), lags), np.float32)
+    for first in range(0, lags, BLOCK):
+        block = slice(first, min(first + BLOCK, lags))
+        count = block.stop - first
+        starts = count + HALF - PART  # of parts
+        shifted = np.stack([samples[first + i : first + i + starts] for i in range(PART)])
+        partial = (chips @ shifted).reshape(3, parts, starts)
+        row, column = partial.strides[1:]
+        for root in range(3):
+            # Row p begins p parts later: lag t needs part p's correlation at t + p * PART. A view, no copy.
+            late = np.lib.stride_tricks.as_strided(partial[root], (parts, count), (row + PART * column, column))
+            out[root, :, block] = np.abs(turn @ late) * scale[block]
     return out
 
 
 def _fold(correlation, rows, drifts, length):
-    """Sum over periods of `length` lags, in standard deviations from the mean: float32 (3, P, length).
+    """Sum over periods of `length` lags: float32 (3, P, length), and the number of periods (length,).
 
     Args: correlation (3, F, T); rows (P,) of F; drifts (P,), how much longer the periods last.
     """
     lags = correlation.shape[2]
     length = min(length, lags)
+    periods = -(-lags // length)
+    count = np.minimum((lags - 1 - np.arange(length)) // length + 1, periods)
+    if periods == 1:
+        return correlation[:, rows], count
     out = np.zeros((3, len(rows), length), np.float32)
-    count = np.zeros((len(rows), length), np.float32)
     for pair, (row, drift) in enumerate(zip(rows, drifts, strict=True)):
-        for m in range(-(-lags // length)):
+        for m in range(periods):
             start = round(m * length * (1 + drift))
             stop = min(start + length, lags)
             if stop > start:
                 out[:, pair, : stop - start] += correlation[:, row, start:stop]
-                count[pair, : stop - start] += 1
-    sample = correlation[:, :, :: max(1, lags // 1024)]
-    out -= sample.mean() * count
-    out /= sample.std() * np.sqrt(np.maximum(count, 1)) + np.float32(1e-30)
-    return out
+    return out, count
 
 
-def _primary(samples, signal, hz, drifts):
-    """Candidates among samples at SIZE * spacing_hz, complex64 (n,), for hypotheses hz (P,), drifts (P,)."""
-    middle = (hz.min() + hz.max()) / 2
-    time = np.arange(len(samples)) / (SIZE * signal.spacing_hz)
-    offsets, rows = np.unique(hz - middle, return_inverse=True)
-    correlation = _correlate(samples * np.exp(-2j * np.pi * middle * time).astype(np.complex64), signal, offsets)
-    folded = _fold(correlation, rows, drifts, signal.period // signal.stride)  # (3, P, L)
+def _primary(spectrum, signal, hypotheses, seconds):
+    """Candidates for Hypotheses that lie within SPAN subcarriers, from the first `seconds`."""
+    rate = HALF * signal.spacing_hz
+    samples, center = _tune(spectrum, (hypotheses.hz[0] + hypotheses.hz[-1]) / 2, rate)
+    samples = samples[: int(seconds * rate)]
+    if len(samples) < 2 * HALF:
+        return None
+    hz, rows = np.unique(hypotheses.hz, return_inverse=True)
+    correlation = _correlate(samples, signal.replicas, (hz - center) / rate)
+    folded, count = _fold(correlation, rows, hypotheses.drift, signal.period * HALF // SIZE)  # (3, P, L)
 
-    # The highest peaks; a lag beside a peak's at nearly its frequency is no further peak.
+    # The highest peaks, in standard deviations; a lag beside a peak's at nearly its frequency is no further peak.
+    some = correlation[:, :, :: max(1, correlation.shape[2] // 1024)]
+    mean, deviation = some.mean() * count, (some.std() + 1e-30) * np.sqrt(count)
     columns = min(10 * CANDIDATES, folded.shape[2])
-    lags = np.argpartition(folded.max((0, 1)), -columns)[-columns:]
-    folded = folded[:, :, lags]
-    lags = lags * signal.stride
+    lags = np.argpartition((folded.max((0, 1)) - mean) / deviation, -columns)[-columns:]
+    folded = (folded[:, :, lags] - mean[lags]) / deviation[lags]
     found = []
     for _ in range(CANDIDATES):
         root, pair, column = np.unravel_index(np.argmax(folded), folded.shape)
-        found.append((folded[root, pair, column], root, lags[column], hz[pair], drifts[pair]))
-        near = np.abs(hz - hz[pair]) < 1.5 * signal.spacing_hz
-        folded[root, near[:, None] & (np.abs(lags - lags[column]) <= 4)] = -np.inf
+        place = (lags[column] * SIZE // HALF, hypotheses.hz[pair], hypotheses.drift[pair])
+        found.append((folded[root, pair, column], root, *place))
+        near = np.abs(hypotheses.hz - hypotheses.hz[pair]) < 1.5 * signal.spacing_hz
+        folded[root, near[:, None] & (np.abs(lags - lags[column]) <= 2)] = -np.inf
     return Candidates(*(np.array(values) for values in zip(*found, strict=True)))
 
 
@@ -343,7 +337,7 @@ def _symbols(samples, starts, hz, signal):
 
 
 def _secondary(samples, signal, candidates, threshold):
-    """Words of the SSS that stand out, a list of Hit; hz as in `candidates`, but exact to some 100 Hz.
+    """Words of the SSS that stand out, a list of Hit; hz exact to some 100 Hz. Samples at SIZE * spacing_hz.
 
     The channel is taken from the PSS beside, smoothed over the subcarriers; only phases are used, so that no line and
     no strong period outweighs the rest. All periods are added coherently. The statistic of a word is its energy over
@@ -353,14 +347,15 @@ def _secondary(samples, signal, candidates, threshold):
     last = len(samples) - SIZE
     begin = np.round(np.arange(periods) * signal.period * (1 + candidates.drift[:, None])).astype(int)
     primary = candidates.lag[:, None] + begin  # (C, M)
-    received = primary <= last
+    shift, hz = _refine(samples, signal, candidates, primary)
+    primary += shift[:, None]
+    received = (primary >= 0) & (primary <= last)
     primary = np.clip(primary, 0, last)
-    hz = candidates.hz + _fine_offset(samples, signal, candidates, primary, received)
     channel = _symbols(samples, primary, hz, signal) * np.conj(signal.primary[candidates.root])[:, None]
     total = np.cumsum(np.pad(channel, ((0, 0), (0, 0), (SMOOTH // 2 + 1, SMOOTH // 2))), -1)
     channel = total[..., SMOOTH:] - total[..., :-SMOOTH]  # (C, M, B)
 
-    places = np.array(signal.places)
+    places = signal.places
     starts = primary[:, None] + places[:, None]  # (C, places, M)
     there = received[:, None] & (starts >= 0) & (starts <= last)
     phases = _symbols(samples, np.clip(starts, 0, last), hz, signal) * np.conj(channel)[:, None]  # (C, places, M, B)
@@ -391,14 +386,26 @@ def _secondary(samples, signal, candidates, threshold):
     return hits
 
 
-def _fine_offset(samples, signal, candidates, primary, received):
-    """Hz (C,) by which the candidates' frequencies are off: the phase from the first half of the PSS to the second."""
+def _refine(samples, signal, candidates, primary):
+    """Sample (C,) and frequency (C,) at which the whole PSS fits best, around those that its middle gave.
+
+    Frequency: the phase from the first half of the symbol to the second. Args: primary int (C, M), begins of the PSS.
+    """
+    spectrum = np.zeros((len(candidates.root), SIZE), complex)
+    spectrum[:, signal.bins] = signal.primary[candidates.root]
     time = np.arange(SIZE) / (SIZE * signal.spacing_hz)
-    replica = signal.replicas[candidates.root] * np.exp(2j * np.pi * candidates.hz[:, None] * time)  # (C, 128)
-    chips = samples[primary[..., None] + np.arange(SIZE)] * np.conj(replica)[:, None]  # (C, M, 128)
-    halves = chips.reshape(*primary.shape, 2, SIZE // 2).sum(-1) * received[..., None]
-    turn = np.angle((halves[..., 1] * np.conj(halves[..., 0])).sum(1))
-    return np.clip(turn / np.pi * signal.spacing_hz, -signal.step_hz, signal.step_hz)
+    replica = np.conj(np.fft.ifft(spectrum) * np.exp(2j * np.pi * candidates.hz[:, None] * time))  # (C, 128)
+    shifts, products = np.array([0, -1, 1]), []
+    for shift in shifts:
+        starts = np.clip(primary + shift, 0, len(samples) - SIZE)
+        chips = samples[starts[..., None] + np.arange(SIZE)] * replica[:, None]  # (C, M, 128)
+        halves = chips.reshape(*starts.shape, 2, SIZE // 2).sum(-1)
+        inside = starts == primary + shift
+        products.append((halves[..., 1] * np.conj(halves[..., 0]) * inside).sum(1))
+    products = np.array(products)  # (3, C)
+    best = np.abs(products).argmax(0)
+    turn = np.angle(products[best, np.arange(len(best))])
+    return shifts[best], candidates.hz + np.clip(turn / np.pi, -0.5, 0.5) * signal.spacing_hz
 
 
 # ---- search ---------------------------------------------------------------------------------------------------------
@@ -428,7 +435,7 @@ def _hypotheses(grid, centers, signal, seconds):
 
     A receiver whose clock is slow measures frequencies too high and periods too short, by the same part.
     """
-    lag = signal.stride / (SIZE * signal.spacing_hz)
+    lag = 1 / (HALF * signal.spacing_hz)
     finest = lag / max(seconds - signal.period / (SIZE * signal.spacing_hz), lag)  # moves the last period by one lag
     pairs = []
     for hz in grid:
@@ -444,24 +451,28 @@ def _search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.in
 
     deadline, on time.monotonic's clock: frequencies not reached by then are left out.
     """
-    limit = int(seconds * SIZE * signal.spacing_hz)
-    tuned, first = [], hypotheses.hz.min()
-    while len(rest := hypotheses.between(first, np.inf).hz) and (not tuned or time.monotonic() < deadline):
-        chunk = hypotheses.between(rest[0], rest[0] + signal.span_hz)
-        samples, center = _tune(spectrum, (chunk.hz[0] + chunk.hz[-1]) / 2, signal)
-        offsets = np.unique(chunk.hz)
-        groups = [chunk.between(part[0], part[-1]) for part in np.array_split(offsets, -(-len(offsets) // GROUP))]
-        found = [_primary(samples[:limit], signal, group.hz - center, group.drift) for group in groups]
-        tuned.append((samples, center, Candidates(*map(np.concatenate, zip(*found, strict=True)))))
-        first = np.nextafter(chunk.hz[-1], np.inf)
+    found, first = [], -np.inf
+    while len(rest := hypotheses.between(first, np.inf).hz) and (not found or time.monotonic() < deadline):
+        group = hypotheses.between(rest[0], rest[0] + SPAN * signal.spacing_hz)
+        found.append(_primary(spectrum, signal, group, seconds))
+        first = np.nextafter(group.hz[-1], np.inf)
+    found = [candidates for candidates in found if candidates is not None]
+    if not found:
+        return []
+    candidates = Candidates(*map(np.concatenate, zip(*found, strict=True)))
+    candidates = Candidates(*(values[np.argsort(-candidates.strength)[:CANDIDATES]] for values in candidates))
 
-    strength = np.sort(np.concatenate([candidates.strength for _, _, candidates in tuned]))
-    hits = []
-    for samples, center, candidates in tuned:
-        strong = candidates.strength >= strength[-CANDIDATES:][0]
-        candidates = Candidates(*(values[strong] for values in candidates))
-        if strong.any():
-            hits += [hit._replace(hz=hit.hz + center) for hit in _secondary(samples, signal, candidates, threshold)]
+    # One tuning serves all candidates within SPAN subcarriers.
+    hits, left = [], np.argsort(candidates.hz)
+    while len(left):
+        low = candidates.hz[left[0]]
+        near = candidates.hz[left] <= low + SPAN * signal.spacing_hz
+        group = Candidates(*(values[left[near]] for values in candidates))
+        left = left[~near]
+        samples, center = _tune(spectrum, (low + group.hz.max()) / 2, SIZE * signal.spacing_hz)
+        if len(samples) > 4 * SIZE:
+            group = group._replace(hz=group.hz - center)
+            hits += [hit._replace(hz=hit.hz + center) for hit in _secondary(samples, signal, group, threshold)]
     return sorted(hits, reverse=True)
 
 
@@ -474,10 +485,12 @@ def _best_of_each(cells):
 
 
 def _checked(samples, sample_rate, signal):
-    samples = np.asarray(samples, np.complex64)
-    if sample_rate < signal.least_rate:
-        raise ValueError(f"{sample_rate / 1e6:g} MS/s are too few for a PSS; {signal.least_rate / 1e6:g} are needed")
-    return _without_glitches(samples)
+    samples, least = np.asarray(samples, np.complex64), (len(signal.bins) + 1) * signal.spacing_hz
+    if samples.ndim != 1:
+        raise ValueError(f"samples of shape {samples.shape}; one row of complex samples is needed")
+    if not sample_rate >= least:
+        raise ValueError(f"{sample_rate / 1e6:g} MS/s do not show a PSS of {least / 1e6:g} MHz")
+    return samples
 
 
 # ---- LTE ------------------------------------------------------------------------------------------------------------
@@ -488,7 +501,7 @@ def lte_cells(
     sample_rate: float,
     centers_hz: float | Sequence[float] = 0.0,
     capture_hz: float | None = None,
-    threshold: float = THRESHOLD,
+    least: float = THRESHOLD,
 ) -> list[LteCell]:
     """LTE cells, the strongest first; empty where none stands out. TS 36.211 clause 6.11.
 
@@ -497,31 +510,31 @@ def lte_cells(
         centers_hz: centre or possible centres of a carrier against the capture's centre, see lte_centers. A cell may
             lie beside by 60 ppm of its frequency, or by 160 kHz if that is more.
         capture_hz: frequency of the capture's centre.
-        threshold: for trials.
-    Raises: ValueError if the samples are too slow for a PSS or too few.
+        least: below THRESHOLD also words that do not stand out are returned, which trials need.
+    Raises: ValueError if the samples are too slow for a PSS.
     """
     signal = lte_signal()
-    samples = _checked(samples, sample_rate, signal)
+    samples = _without_glitches(_checked(samples, sample_rate, signal))
     hz = np.unique(np.asarray(centers_hz, float))
     on_air = hz + capture_hz if capture_hz else np.full(len(hz), LTE_USUAL_HZ)
     centers = Centers(hz, on_air, np.maximum(LTE_REACH_HZ, LTE_REACH * on_air))
     low, high = (hz - centers.reach).min(), (hz + centers.reach).max()
-    grid = np.arange(low, high + signal.step_hz / 2, signal.step_hz)
+    grid = np.arange(low, high + 1, signal.spacing_hz / 2)
     pieces = -(-len(samples) // round(LTE_PIECE_SECONDS * sample_rate))
-    threshold += np.log(pieces)
+    more = np.log(pieces)  # as many chances for a false alarm
     cells = []
     for piece in range(pieces):
         start, stop = (number * len(samples) // pieces for number in (piece, piece + 1))
-        width = high - low + signal.width_hz
+        width = high - low + HALF * signal.spacing_hz
         spectrum = _spectrum(samples[start:stop], sample_rate, (low + high) / 2, width, signal.spacing_hz)
         # Strong cells show in two half frames. Where one did, its frequency, a raster step up or down, is where
         # others are to be looked for in all half frames.
         hypotheses = _hypotheses(grid, centers, signal, LTE_QUICK_SECONDS)
-        hits = _search(spectrum, signal, hypotheses, threshold, LTE_QUICK_SECONDS)
-        if not hits or spectrum.seconds > LTE_QUICK_SECONDS:
-            others = np.add.outer([hit.hz for hit in hits[:1]], np.subtract.outer(hz, hz)).ravel()
-            hypotheses = _hypotheses(np.unique(np.round(others)) if hits else grid, centers, signal, spectrum.seconds)
-            hits += _search(spectrum, signal, hypotheses, threshold)
+        hits = _search(spectrum, signal, hypotheses, least + more, LTE_QUICK_SECONDS)
+        found = [hit.hz for hit in hits[:1] if hit.statistic > THRESHOLD + more]
+        if not found or spectrum.seconds > LTE_QUICK_SECONDS:
+            others = np.unique(np.round(np.add.outer(found, np.subtract.outer(hz, hz)))) if found else grid
+            hits += _search(spectrum, signal, _hypotheses(others, centers, signal, spectrum.seconds), least + more)
         cells += [_lte_cell(hit, start / sample_rate + spectrum.delay) for hit in hits]
     return _best_of_each(cells)
 
@@ -550,9 +563,9 @@ def nr_cells(
     band_hz: tuple[float, float],
     capture_hz: float | None = None,
     *,
-    seconds: float = NR_SECONDS,
+    spacing_hz: float | None = None,
     blind_seconds: float | None = None,
-    threshold: float = THRESHOLD,
+    least: float = THRESHOLD,
 ) -> list[NrCell]:
     """NR cells, the strongest first; empty where none stands out. TS 38.211 clause 7.4.2.
 
@@ -560,33 +573,31 @@ def nr_cells(
     synchronisation raster whose PSS lies inside the band, 20 ppm or 10 kHz beside at most.
 
     Args:
-        samples: complex64 (n,), as received; blocks are sent every 20 ms, more often or, seldom, less.
+        samples: complex64 (n,), as received; 40.4 ms are used at most, 20.4 ms hold a block where they come every 20 ms.
         band_hz: edges of the band against the capture's centre; what is outside the capture is left out.
         capture_hz: frequency of the capture's centre; without it only a blind search is possible.
-        seconds: part of the recording that is used. More than one period of 20 ms are added up.
+        spacing_hz: subcarrier spacing if it is known, 15e3 or 30e3.
         blind_seconds: search all frequencies of the band instead, for so long: some .3 s a MHz.
-        threshold: for trials.
-    Raises: ValueError if capture_hz is missing in a search that is not blind.
+        least: as in lte_cells.
+    Raises: ValueError if the samples are too slow for a PSS, or capture_hz is missing in a search that is not blind.
     """
     if capture_hz is None and blind_seconds is None:
         raise ValueError("the synchronisation raster needs the capture's centre frequency; give it or blind_seconds")
     deadline = np.inf if blind_seconds is None else time.monotonic() + blind_seconds
-    samples = np.asarray(samples, np.complex64)[: round(seconds * sample_rate)]
-    cells, without_glitches = [], None
-    for spacing in (15e3, 30e3):
+    cells = []
+    samples = _without_glitches(_checked(samples, sample_rate, nr_signal(15e3))[: round(NR_SECONDS * sample_rate)])
+    for spacing in (15e3, 30e3) if spacing_hz is None else (spacing_hz,):
         signal = nr_signal(spacing)
-        low = max(band_hz[0], -sample_rate / 2) + signal.least_rate / 2
-        high = min(band_hz[1], sample_rate / 2) - signal.least_rate / 2
+        width = SIZE * spacing
+        low, high = max(band_hz[0], -sample_rate / 2) + width / 2, min(band_hz[1], sample_rate / 2) - width / 2
         centers = _nr_centers(low, high, capture_hz, spacing, blind_seconds is not None)
         if len(centers.hz) == 0:
             continue
-        if without_glitches is None:
-            without_glitches = _without_glitches(samples)
-        spectrum = _spectrum(without_glitches, sample_rate, (low + high) / 2, high - low + signal.width_hz, spacing)
-        steps = np.ceil(centers.reach / signal.step_hz)
-        grid = [hz + np.arange(-n, n + 1) * signal.step_hz for hz, n in zip(centers.hz, steps, strict=True)]
+        spectrum = _spectrum(samples, sample_rate, (low + high) / 2, high - low + width, spacing)
+        steps = np.ceil(centers.reach / (spacing / 2))
+        grid = [hz + np.arange(-n, n + 1) * spacing / 2 for hz, n in zip(centers.hz, steps, strict=True)]
         hypotheses = _hypotheses(np.unique(np.round(np.concatenate(grid), -3)), centers, signal, spectrum.seconds)
-        hits = _search(spectrum, signal, hypotheses, threshold, deadline=deadline)
+        hits = _search(spectrum, signal, hypotheses, least, deadline=deadline)
         cells += [_nr_cell(hit, spacing, capture_hz, spectrum.delay) for hit in hits]
     return _best_of_each(cells)
 
