@@ -59,7 +59,7 @@ class NrCell(NamedTuple):
     cell_id: int  # 0 .. 1007
     spacing_hz: float  # subcarrier spacing of the block, 15e3 or 30e3
     offset_hz: float  # measured frequency of the block's reference (subcarrier 120) against the capture's centre
-    raster_hz: float  # nearest point of the synchronisation raster, absolute; nan where the capture's centre isn't known
+    raster_hz: float  # nearest point of the synchronisation raster, absolute; nan if the capture's centre is unknown
     start_s: float  # time of the strongest block's PSS
     statistic: float
 
@@ -160,7 +160,7 @@ def nr_raster(low_hz, high_hz):
     return raster[(raster >= low_hz) & (raster <= high_hz)]
 
 
-# ---- from the capture to samples at 128 * spacing_hz ------------------------------------------------------------------
+# ---- from the capture to samples around a frequency -----------------------------------------------------------------
 
 
 def _without_glitches(samples, block=1024):
@@ -360,8 +360,8 @@ def _secondary(samples, signal, candidates, threshold):
     there = received[:, None] & (starts >= 0) & (starts <= last)
     phases = _symbols(samples, np.clip(starts, 0, last), hz, signal) * np.conj(channel)[:, None]  # (C, places, M, B)
     phases *= there[..., None] / (np.abs(phases) + 1e-30)
-    sums = np.stack([phases[:, :, ::2].sum(2), phases[:, :, 1::2].sum(2)], 2).astype(np.complex64)  # (C, places, 2, B), even and odd periods
-    count = np.stack([there[:, :, ::2].sum(2), there[:, :, 1::2].sum(2)], 2)
+    sums, count = ([values[:, :, parity::2].sum(2) for parity in (0, 1)] for values in (phases, there))
+    sums, count = np.stack(sums, 2).astype(np.complex64), np.stack(count, 2)  # (C, places, 2, B): even, odd periods
 
     hits = []
     for root in set(candidates.root.tolist()):
@@ -440,7 +440,7 @@ def _hypotheses(grid, centers, signal, seconds):
     pairs = []
     for hz in grid:
         away = hz - centers.hz
-        inside = np.abs(away) <= centers.reach
+        inside = np.abs(away) <= centers.reach + signal.spacing_hz / 2
         steps = np.unique(np.round(-away[inside] / centers.on_air[inside] / finest))
         pairs += [(hz, step * finest) for step in steps]
     return Hypotheses(*np.array(sorted(pairs)).reshape(-1, 2).T)
@@ -573,7 +573,7 @@ def nr_cells(
     synchronisation raster whose PSS lies inside the band, 20 ppm or 10 kHz beside at most.
 
     Args:
-        samples: complex64 (n,), as received; 40.4 ms are used at most, 20.4 ms hold a block where they come every 20 ms.
+        samples: complex64 (n,), as received; 20.4 ms hold a block if they come every 20 ms, 40.4 ms are used at most.
         band_hz: edges of the band against the capture's centre; what is outside the capture is left out.
         capture_hz: frequency of the capture's centre; without it only a blind search is possible.
         spacing_hz: subcarrier spacing if it is known, 15e3 or 30e3.

@@ -31,7 +31,7 @@ def gold_qpsk(c_init, length):
 
 @cache
 def m_sequence(taps, start, length):
-    """Binary sequence x(i + n) = sum of x(i + t), t in taps, modulo 2; start = x(0) .. x(n - 1). Tuples; int (length,)."""
+    """Binary sequence x(i + n) = sum of x(i + t), t in taps, modulo 2; start (tuple) = x(0) .. x(n - 1)."""
     x = list(start)
     for i in range(length - len(start)):
         x.append(sum(x[i + t] for t in taps) % 2)
