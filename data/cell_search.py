@@ -462,11 +462,12 @@ def _search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.in
     candidates = Candidates(*map(np.concatenate, zip(*found, strict=True)))
     candidates = Candidates(*(values[np.argsort(-candidates.strength)[:CANDIDATES]] for values in candidates))
 
-    # One tuning serves all candidates within SPAN subcarriers.
+    # One tuning serves all candidates whose sequences lie in the samples' bandwidth, but for a few subcarriers.
+    span = max(SPAN, SIZE - len(signal.bins)) * signal.spacing_hz
     hits, left = [], np.argsort(candidates.hz)
     while len(left):
         low = candidates.hz[left[0]]
-        near = candidates.hz[left] <= low + SPAN * signal.spacing_hz
+        near = candidates.hz[left] <= low + span
         group = Candidates(*(values[left[near]] for values in candidates))
         left = left[~near]
         samples, center = _tune(spectrum, (low + group.hz.max()) / 2, SIZE * signal.spacing_hz)
@@ -532,7 +533,7 @@ def lte_cells(
         hypotheses = _hypotheses(grid, centers, signal, LTE_QUICK_SECONDS)
         hits = _search(spectrum, signal, hypotheses, least + more, LTE_QUICK_SECONDS)
         found = [hit.hz for hit in hits[:1] if hit.statistic > THRESHOLD + more]
-        if not found or spectrum.seconds > LTE_QUICK_SECONDS:
+        if spectrum.seconds > LTE_QUICK_SECONDS:
             others = np.unique(np.round(np.add.outer(found, np.subtract.outer(hz, hz)))) if found else grid
             hits += _search(spectrum, signal, _hypotheses(others, centers, signal, spectrum.seconds), least + more)
         cells += [_lte_cell(hit, start / sample_rate + spectrum.delay) for hit in hits]
