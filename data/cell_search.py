@@ -31,6 +31,7 @@ CANDIDATES = 24  # peaks of the PSS whose SSS is tried
 SMOOTH = 7  # subcarriers over which the channel is taken as constant, some 100 kHz at 15 kHz
 WORDS = 3  # cells with the same PSS at the same time
 THRESHOLD = 22.0
+LEAST_SECONDS = 0.5e-3  # PSS and SSS with what is between; nothing is found in less
 
 LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece: by then a clock's error is no longer known
 LTE_QUICK_SECONDS = 0.0103  # two half frames, and the symbol that begins in the second
@@ -507,7 +508,7 @@ def lte_cells(
     """LTE cells, the strongest first; empty where none stands out. TS 36.211 clause 6.11.
 
     Args:
-        samples: complex64 (n,), as received, from 5 ms on.
+        samples: complex64 (n,), as received. 5.3 ms hold a PSS and its SSS in any case.
         centers_hz: centre or possible centres of a carrier against the capture's centre, see lte_centers. A cell may
             lie beside by 60 ppm of its frequency, or by 160 kHz if that is more.
         capture_hz: frequency of the capture's centre.
@@ -516,6 +517,8 @@ def lte_cells(
     """
     signal = lte_signal()
     samples = _without_glitches(_checked(samples, sample_rate, signal))
+    if len(samples) < LEAST_SECONDS * sample_rate:
+        return []
     hz = np.unique(np.asarray(centers_hz, float))
     on_air = hz + capture_hz if capture_hz else np.full(len(hz), LTE_USUAL_HZ)
     centers = Centers(hz, on_air, np.maximum(LTE_REACH_HZ, LTE_REACH * on_air))
@@ -587,6 +590,8 @@ def nr_cells(
     deadline = np.inf if blind_seconds is None else time.monotonic() + blind_seconds
     cells = []
     samples = _without_glitches(_checked(samples, sample_rate, nr_signal(15e3))[: round(NR_SECONDS * sample_rate)])
+    if len(samples) < LEAST_SECONDS * sample_rate:
+        return []
     for spacing in (15e3, 30e3) if spacing_hz is None else (spacing_hz,):
         signal = nr_signal(spacing)
         width = SIZE * spacing
