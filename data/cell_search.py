@@ -27,6 +27,7 @@ PREFIX = 9  # samples of 128 in a normal cyclic prefix; at 15 kHz the first of h
 PART = 8  # samples of the PSS that are correlated as one,
 SPAN = 5  # for frequency hypotheses that lie within so many subcarriers
 BLOCK = 8192  # lags at a time, so that the processor's cache holds them
+PEAKS = 200  # lags and hypotheses of a group that are kept, several to a peak
 CANDIDATES = 24  # peaks of the PSS whose SSS is tried
 SMOOTH = 7  # subcarriers over which the channel is taken as constant, some 100 kHz at 15 kHz
 WORDS = 3  # cells with the same PSS at the same time
@@ -310,20 +311,28 @@ def _primary(spectrum, signal, hypotheses, seconds):
     correlation = _correlate(samples, signal.replicas, (hz - center) / rate)
     folded, count = _fold(correlation, rows, hypotheses.drift, signal.period * HALF // SIZE)  # (3, P, L)
 
-    # The highest peaks, in standard deviations; a lag beside a peak's at nearly its frequency is no further peak.
+    # Peaks in standard deviations.
     some = correlation[:, :, :: max(1, correlation.shape[2] // 1024)]
     mean, deviation = some.mean() * count, (some.std() + 1e-30) * np.sqrt(count)
-    columns = min(10 * CANDIDATES, folded.shape[2])
-    lags = np.argpartition((folded.max((0, 1)) - mean) / deviation, -columns)[-columns:]
+    highest = (folded.max((0, 1)) - mean) / deviation
+    lags = np.argpartition(highest, -min(PEAKS, len(highest)))[-PEAKS:]
     folded = (folded[:, :, lags] - mean[lags]) / deviation[lags]
+    best = np.argpartition(folded, -min(PEAKS, folded.size), None)[-PEAKS:]
+    root, pair, column = np.unravel_index(best, folded.shape)
+    strength, lag = folded.ravel()[best], lags[column] * SIZE // HALF
+    return Candidates(strength, root, lag, hypotheses.hz[pair], hypotheses.drift[pair])
+
+
+def _strongest(candidates, spacing_hz):
+    """CANDIDATES at most; a lag beside a peak's at nearly its frequency is no further peak."""
     found = []
-    for _ in range(CANDIDATES):
-        root, pair, column = np.unravel_index(np.argmax(folded), folded.shape)
-        place = (lags[column] * SIZE // HALF, hypotheses.hz[pair], hypotheses.drift[pair])
-        found.append((folded[root, pair, column], root, *place))
-        near = np.abs(hypotheses.hz - hypotheses.hz[pair]) < 1.5 * signal.spacing_hz
-        folded[root, near[:, None] & (np.abs(lags - lags[column]) <= 2)] = -np.inf
-    return Candidates(*(np.array(values) for values in zip(*found, strict=True)))
+    while len(candidates.lag) and len(found) < CANDIDATES:
+        peak = Candidates(*(values[np.argmax(candidates.strength)] for values in candidates))
+        found.append(peak)
+        near = (candidates.root == peak.root) & (np.abs(candidates.hz - peak.hz) < 1.5 * spacing_hz)
+        away = ~(near & (np.abs(candidates.lag - peak.lag) <= 4))
+        candidates = Candidates(*(values[away] for values in candidates))
+    return Candidates(*map(np.array, zip(*found, strict=True)))
 
 
 # ---- secondary signal -----------------------------------------------------------------------------------------------
@@ -438,13 +447,11 @@ def _hypotheses(grid, centers, signal, seconds):
     """
     lag = 1 / (HALF * signal.spacing_hz)
     finest = lag / max(seconds - signal.period / (SIZE * signal.spacing_hz), lag)  # moves the last period by one lag
-    pairs = []
-    for hz in grid:
-        away = hz - centers.hz
-        inside = np.abs(away) <= centers.reach + signal.spacing_hz / 2
-        steps = np.unique(np.round(-away[inside] / centers.on_air[inside] / finest))
-        pairs += [(hz, step * finest) for step in steps]
-    return Hypotheses(*np.array(sorted(pairs)).reshape(-1, 2).T)
+    away = grid[:, None] - centers.hz  # (F, n)
+    row, column = np.nonzero(np.abs(away) <= centers.reach + signal.spacing_hz / 2)
+    steps = np.round(-away[row, column] / centers.on_air[column] / finest)
+    row, steps = np.unique(np.stack([row, steps]), axis=1)
+    return Hypotheses(grid[row.astype(int)], steps * finest)
 
 
 def _search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.inf):
@@ -460,8 +467,7 @@ def _search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.in
     found = [candidates for candidates in found if candidates is not None]
     if not found:
         return []
-    candidates = Candidates(*map(np.concatenate, zip(*found, strict=True)))
-    candidates = Candidates(*(values[np.argsort(-candidates.strength)[:CANDIDATES]] for values in candidates))
+    candidates = _strongest(Candidates(*map(np.concatenate, zip(*found, strict=True))), signal.spacing_hz)
 
     # One tuning serves all candidates whose sequences lie in the samples' bandwidth, but for a few subcarriers.
     span = max(SPAN, SIZE - len(signal.bins)) * signal.spacing_hz
