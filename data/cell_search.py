@@ -31,12 +31,13 @@ PEAKS = 200  # lags and hypotheses of a group that are kept, several to a peak
 CANDIDATES = 24  # peaks of the PSS whose SSS is tried
 SMOOTH = 7  # subcarriers over which the channel is taken as constant, some 100 kHz at 15 kHz
 WORDS = 3  # cells with the same PSS at the same time
-THRESHOLD = 22.0
+THRESHOLD = 21.0
 LEAST_SECONDS = 0.5e-3  # PSS and SSS with what is between; nothing is found in less
 
 LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece: by then a clock's error is no longer known
 LTE_QUICK_SECONDS = 0.0103  # two half frames, and the symbol that begins in the second
 LTE_REACH, LTE_REACH_HZ = 60e-6, 160e3  # receivers of a television stick's kind are off by that
+LTE_EDGE_HZ = 0.2e6  # of the PSS's .47 MHz beside its centre, so much must lie in the capture
 LTE_USUAL_HZ = 2e9  # for the clock's error where the capture's frequency is not known
 LTE_RASTER_HZ = 100e3  # TS 36.104 clause 5.7.2
 NR_SECONDS = 0.0404  # two periods of 20 ms and the block that begins at their end
@@ -201,7 +202,7 @@ def _decimate(samples, sample_rate, center_hz, width_hz):
 
 def _smooth_size(n):
     """Smallest number from n on whose prime factors are 2, 3 and 5: its FFT is fast."""
-    powers = np.multiply.outer(2 ** np.arange(30), np.multiply.outer(3 ** np.arange(12), 5 ** np.arange(9))).ravel()
+    powers = np.multiply.outer(2 ** np.arange(26), np.multiply.outer(3 ** np.arange(9), 5 ** np.arange(7))).ravel()
     return int(powers[powers >= n].min())
 
 
@@ -498,6 +499,8 @@ def _checked(samples, sample_rate, signal):
         raise ValueError(f"samples of shape {samples.shape}; one row of complex samples is needed")
     if not sample_rate >= least:
         raise ValueError(f"{sample_rate / 1e6:g} MS/s do not show a PSS of {least / 1e6:g} MHz")
+    if not np.isfinite(samples.sum()):
+        samples = np.where(np.isfinite(samples), samples, 0)
     return samples
 
 
@@ -530,6 +533,9 @@ def lte_cells(
     centers = Centers(hz, on_air, np.maximum(LTE_REACH_HZ, LTE_REACH * on_air))
     low, high = (hz - centers.reach).min(), (hz + centers.reach).max()
     grid = np.arange(low, high + 1, signal.spacing_hz / 2)
+    grid = grid[np.abs(grid) < sample_rate / 2 - LTE_EDGE_HZ]
+    if len(grid) == 0:
+        return []
     pieces = -(-len(samples) // round(LTE_PIECE_SECONDS * sample_rate))
     more = np.log(pieces)  # as many chances for a false alarm
     cells = []
@@ -601,7 +607,8 @@ def nr_cells(
     for spacing in (15e3, 30e3) if spacing_hz is None else (spacing_hz,):
         signal = nr_signal(spacing)
         width = SIZE * spacing
-        low, high = max(band_hz[0], -sample_rate / 2) + width / 2, min(band_hz[1], sample_rate / 2) - width / 2
+        inside = sample_rate / 2 - 0.35 * width  # a PSS that the capture's edge cuts can be found
+        low, high = max(band_hz[0] + width / 2, -inside), min(band_hz[1] - width / 2, inside)
         centers = _nr_centers(low, high, capture_hz, spacing, blind_seconds is not None)
         if len(centers.hz) == 0:
             continue

@@ -3,11 +3,11 @@
     python -m experiments.cell_search_trials                 # some 15 minutes on one core
     python -m experiments.cell_search_trials --draws 20      # a look, seconds
 
-False alarms: random draws of each kind of emission and receiver event that is no cell, at 7.68 MS/s; 10 ms (one in ten:
-40 ms) for LTE, 20.4 ms (40.4 ms) for NR. A Gumbel distribution is fitted to each kind's highest statistics, and its
-tail gives the rate at THRESHOLD. Detection: carriers of 5 MHz (NR at 30 kHz: 10 MHz, one block in 20 ms) in noise,
-payload in half of the resource blocks, multipath of the EPA profile without Doppler, its gain set to 1. Recordings
-begin anywhere, so half of 10 ms recordings hold no NR block.
+False alarms: random draws of each kind of emission and receiver event that is no cell, at 3.84 MS/s, 10 ms or, one in
+ten, 40 ms. A Gumbel distribution is fitted to each kind's highest statistics, and its tail gives the rate at THRESHOLD.
+Results are written after each round of 50 draws of all kinds. Detection: carriers of 5 MHz (NR at 30 kHz: 10 MHz, one
+block in 20 ms) in noise, payload in half of the resource blocks, multipath of the EPA profile without Doppler, its gain
+set to 1. Recordings begin anywhere, so half of the 10 ms recordings hold no NR block.
 
 The threshold was chosen with --seed 0; the results kept in experiments/results/cell_search are of --seed 1.
 """
@@ -26,14 +26,16 @@ from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_wav
 from data.radio import multipath
 from utils.charts import lines
 
-RATE = 7.68e6
-FLOOR = 4.0  # statistics below are counted as this: some word of every search reaches it
+RATE = 3.84e6
+NR_CASE = {15e3: "A", 30e3: "C"}
+FLOOR = 6.0  # statistics below count as this; nearly every search has some word above
+ROUND = 50
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=1000, help="searches of each kind")
-    parser.add_argument("--detection-draws", type=int, default=40, help="searches at each SNR")
+    parser.add_argument("--detection-draws", type=int, default=25, help="searches at each SNR")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/cell_search"))
     return parser.parse_args()
@@ -126,13 +128,14 @@ def dvbt(rng, n):
 
 def wcdma(rng, n):
     """WCDMA's slots: 3.84 Mchip/s, a fixed synchronisation code each slot, a code of 15 slots, a pilot, data."""
-    slots = round(n * 3.84e6 / RATE) // 2560 + 1
+    count = round(n * 3.84e6 / RATE)
+    slots = count // 2560 + 1
     sync, second, pilot = (rng.choice([-1, 1], count) for count in (256, (15, 256), 38400))
     chips = rng.uniform(0.3, 2) * noise(rng, slots * 2560).reshape(slots, 2560)
     for slot in range(slots):
         chips[slot, :256] += (1 + 1j) * (sync + second[slot % 15])
         chips[slot] += (1 + 1j) * 0.5 * pilot[slot % 15 * 2560 :][:2560]
-    return in_noise(rng, shift(resample(chips.ravel()[: n // 2], 3.84e6, n), rng.uniform(-2e5, 2e5)))
+    return in_noise(rng, shift(resample(chips.ravel()[:count], 3.84e6, n), rng.uniform(-2e5, 2e5)))
 
 
 def bluetooth(rng, n):
@@ -143,7 +146,7 @@ def bluetooth(rng, n):
         bits = rng.choice([-1.0, 1.0], round(length / bit) + 2)
         wave = np.convolve(bits[(np.arange(length) / bit).astype(int)], np.hanning(9) / 4, "same")
         packet = np.exp(2j * np.pi * np.cumsum(160e3 * wave) / RATE)
-        out[start : start + length] = packet * np.exp(2j * np.pi * rng.integers(-3, 4) * 1e6 / RATE * np.arange(length))
+        out[start : start + length] = packet * np.exp(2j * np.pi * rng.integers(-1, 2) * 1e6 / RATE * np.arange(length))
     return in_noise(rng, out)
 
 
@@ -215,18 +218,18 @@ def drone(rng, n):
 
 def uplink(rng, n):
     """LTE's uplink: DFT-spread QPSK, Zadoff-Chu reference in the middle of each slot, some resource blocks."""
-    slots, blocks = round(n / RATE / 0.5e-3), int(rng.integers(1, 26))
+    slots, blocks = round(n / RATE / 0.5e-3), int(rng.integers(1, 16))
     size, k = 12 * blocks, np.arange(12 * blocks)
     prime = max(p for p in range(2, size) if all(p % d for d in range(2, int(p**0.5) + 1)))
     data = np.fft.fft(rng.choice([1, 1j, -1, -1j], (slots, 7, size)), axis=2) / np.sqrt(size)
     root = rng.integers(1, prime)
     data[:, 3] = np.exp(-1j * np.pi * root * (k % prime) * (k % prime + 1) / prime)
     data *= (rng.random(slots) < rng.choice([1, 0.3]))[:, None, None]
-    bins = np.zeros((slots, 7, 512), complex)
-    bins[..., int(rng.integers(-150, 151 - size)) + k] = data
+    bins = np.zeros((slots, 7, round(RATE / 15e3)), complex)
+    bins[..., int(rng.integers(-100, 101 - size)) + k] = data
     symbols = np.fft.ifft(bins)
-    symbols = np.concatenate([symbols[..., -36:], symbols], 2).reshape(slots, -1)
-    return in_noise(rng, shift(np.concatenate([symbols[:, -4:], symbols], 1).ravel()[:n], rng.uniform(-2e5, 2e5)))
+    symbols = np.concatenate([symbols[..., -18:], symbols], 2).reshape(slots, -1)
+    return in_noise(rng, shift(np.concatenate([symbols[:, -2:], symbols], 1).ravel()[:n], rng.uniform(-2e5, 2e5)))
 
 
 def looped(rng, n):
@@ -246,20 +249,23 @@ def lte_carrier(rng):
         ports=int(rng.choice([1, 2, 4])),
         mbsfn=(1, 2, 3, 6, 7, 8) if rng.random() < 0.2 else (),
     )
-    return lte_waveform(config, rng).samples, config
+    return at_rate(lte_waveform(config, rng)), config
 
 
-def nr_carrier(rng, spacing=None, block=True):
-    """40 ms of NR at RATE, 5 MHz of 15 kHz or the middle of 10 MHz of 30 kHz, with SS/PBCH blocks in its middle."""
-    spacing = spacing or float(rng.choice([15e3, 30e3]))
+def at_rate(wave):
+    """The middle of a carrier of 40 ms, at RATE."""
+    return resample(wave.samples, wave.sample_rate, round(0.04 * RATE))
+
+
+def nr_carrier(rng):
+    """40 ms of NR at RATE, 5 MHz of 15 kHz or 10 MHz of 30 kHz, with SS/PBCH blocks in its middle, of any load."""
+    spacing = float(rng.choice([15e3, 30e3]))
     width = 5e6 if spacing == 15e3 else 10e6
     slots, blocks = round(40 * spacing / 15e3), NR_RB[spacing][width]
     allocation = (rng.random((slots, blocks)) < rng.choice([0, 0.5, 1])).astype(np.float32)
-    sent = tuple(int(i == rng.integers(4) or rng.random() < 0.3) for i in range(4)) if block else (0, 0, 0, 0)
-    config = NrConfig(width, spacing, int(rng.integers(1008)), allocation, ssb_case="A" if spacing == 15e3 else "C")
-    config.ssb_blocks = sent if any(sent) or not block else (1, 0, 0, 0)
-    wave = nr_waveform(config, rng)
-    return resample(wave.samples, wave.sample_rate, round(0.04 * RATE)), config
+    sent = tuple(int(i == 0 or rng.random() < 0.3) for i in range(4))
+    config = NrConfig(width, spacing, int(rng.integers(1008)), allocation, 4, NR_CASE[spacing], sent)
+    return at_rate(nr_waveform(config, rng)), config
 
 
 def cut(rng, samples, n):
@@ -302,47 +308,55 @@ def samples_of(kind, rng, n):
 
 def highest(search, kind, rng):
     """Highest statistic of a search in a draw of the kind, cells that are there left out, and its seconds."""
+    samples, true = samples_of(kind, rng, round(RATE * (0.01 if rng.random() < 0.9 else 0.04)))
     if search == "LTE":
-        samples, true = samples_of(kind, rng, round(RATE * (0.01 if rng.random() < 0.9 else 0.04)))
         start = time.process_time()
         cells = lte_cells(samples, RATE, 0.0, 10 ** rng.uniform(8.8, 9.6), least=FLOOR)
     else:
-        samples, true = samples_of(kind, rng, round(RATE * (0.0204 if rng.random() < 0.9 else 0.0404)))
         spacing = float(rng.choice([15e3, 30e3]))
         on_air = float(rng.choice(nr_raster(0.7e9, 2.9e9 if spacing == 15e3 else 4e9)))
-        band = 64 * spacing + 1.1e5  # some points of the raster
         start = time.process_time()
-        cells = nr_cells(samples, RATE, (-band, band), on_air, spacing_hz=spacing, least=FLOOR)
+        cells = nr_cells(samples, RATE, near(spacing), on_air, spacing_hz=spacing, least=FLOOR)
     seconds = time.process_time() - start
     return max([cell.statistic for cell in cells if cell.cell_id not in true], default=FLOOR), seconds
 
 
-def false_alarms(search, draws, seed):
-    """{kind: figures} with the Gumbel fit, by moments, of the highest statistic of each search."""
-    others = ("NR",) if search == "LTE" else ("LTE",)
-    table = {}
-    for number, kind in enumerate([*KINDS, *others, f"{search}, another cell"]):
-        found = [highest(search, kind, np.random.default_rng([seed, len(search), number, i])) for i in range(draws)]
-        values = np.array([value for value, _ in found])
-        scale = max(values.std() * np.sqrt(6) / np.pi, 1e-3)
-        location = values.mean() - 0.5772 * scale
-        table[kind] = {
-            "draws": draws,
-            "above_threshold": int((values > THRESHOLD).sum()),
-            "highest": round(float(values.max()), 2),
-            "gumbel_location": round(float(location), 3),
-            "gumbel_scale": round(float(scale), 3),
-            "rate_at_threshold": float(-np.expm1(-np.exp((location - THRESHOLD) / scale))),
-            "ms_a_search": round(1e3 * float(np.median([seconds for _, seconds in found])), 1),
-        }
-        figures = (f"{key} {value:.3g}" for key, value in table[kind].items() if key != "draws")
-        print(f"{search:4}{kind:20}", *figures, flush=True)
-    return table
+def near(spacing):
+    """Band with a block of the spacing and the points of the raster beside it."""
+    return (-64 * spacing - 1.1e5, 64 * spacing + 1.1e5)
+
+
+def figures(found):
+    """Of [(statistic, seconds)], with the Gumbel fit by moments."""
+    values = np.array([value for value, _ in found])
+    scale = max(values.std() * np.sqrt(6) / np.pi, 1e-3)
+    location = values.mean() - 0.5772 * scale
+    return {
+        "draws": len(values),
+        "above_threshold": int((values > THRESHOLD).sum()),
+        "highest": round(float(values.max()), 2),
+        "gumbel_location": round(float(location), 3),
+        "gumbel_scale": round(float(scale), 3),
+        "rate_at_threshold": float(-np.expm1(-np.exp((location - THRESHOLD) / scale))),
+        "ms_a_search": round(1e3 * float(np.median([seconds for _, seconds in found])), 1),
+    }
+
+
+def false_alarms(draws, seed):
+    """{search: {kind: figures}} after each round of draws of all kinds, so that a run cut short has them as well."""
+    kinds = {"LTE": [*KINDS, "NR", "LTE, another cell"], "NR": [*KINDS, "LTE", "NR, another cell"]}
+    found = {search: {kind: [] for kind in names} for search, names in kinds.items()}
+    for first in range(0, draws, ROUND):
+        for search, table in found.items():
+            for number, (kind, values) in enumerate(table.items()):
+                for i in range(first, min(first + ROUND, draws)):
+                    values.append(highest(search, kind, np.random.default_rng([seed, len(search), number, i])))
+        yield {search: {kind: figures(values) for kind, values in table.items()} for search, table in found.items()}
 
 
 # ---- detection ------------------------------------------------------------------------------------------------------
 
-SNRS = range(-14, 9, 2)  # dB, of a resource element
+SNRS = range(-12, 7, 2)  # dB, of a resource element
 CASES = {
     "LTE FDD": lambda rng: lte_detection(rng, None),
     "LTE TDD": lambda rng: lte_detection(rng, int(rng.integers(7))),
@@ -354,17 +368,15 @@ CASES = {
 def lte_detection(rng, tdd):
     allocation = (rng.random((40, LTE_RB[5e6])) < 0.5).astype(np.float32)
     config = LteConfig(5e6, int(rng.integers(504)), allocation, tdd=tdd)
-    return lte_waveform(config, rng).samples, config, 15e3
+    return at_rate(lte_waveform(config, rng)), config, 15e3
 
 
 def nr_detection(rng, spacing):
     """One SS/PBCH block every 20 ms."""
     width = 5e6 if spacing == 15e3 else 10e6
     allocation = (rng.random((round(40 * spacing / 15e3), NR_RB[spacing][width])) < 0.5).astype(np.float32)
-    case = "A" if spacing == 15e3 else "C"
-    config = NrConfig(width, spacing, int(rng.integers(1008)), allocation, ssb_case=case, ssb_blocks=(1, 0, 0, 0))
-    wave = nr_waveform(config, rng)
-    return resample(wave.samples, wave.sample_rate, round(0.04 * RATE)), config, spacing
+    config = NrConfig(width, spacing, int(rng.integers(1008)), allocation, 4, NR_CASE[spacing], (1, 0, 0, 0))
+    return at_rate(nr_waveform(config, rng)), config, spacing
 
 
 def detection(case, milliseconds, draws, seed):
@@ -384,7 +396,7 @@ def detection(case, milliseconds, draws, seed):
                 cells = lte_cells(capture, RATE, 0.0, 2e9)
                 good = [cell for cell in cells if cell.duplex == case[4:]]
             else:
-                good = nr_cells(capture, RATE, (-2.1e6, 2.1e6), point, spacing_hz=spacing)
+                good = nr_cells(capture, RATE, near(spacing), point, spacing_hz=spacing)
             found[snr] += config.cell_id in [cell.cell_id for cell in good]
     return [(snr, found[snr] / draws) for snr in SNRS]
 
@@ -394,18 +406,26 @@ def main():
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
-    result = {"threshold": THRESHOLD, "seed": args.seed, "detection_draws": args.detection_draws}
-    result["detection"] = {}
-    for case in CASES:
+    result = {"threshold": THRESHOLD, "seed": args.seed, "detection_draws": args.detection_draws, "detection": {}}
+
+    def save():
+        result["cpu_minutes"] = round((time.process_time() - start) / 60, 1)
+        (args.out / "trials.json").write_text(json.dumps(result, indent=1) + "\n")
+
+    for case in CASES if args.detection_draws else ():
         for milliseconds in (10, 40):
             name = f"{case}, {milliseconds} ms"
             result["detection"][name] = detection(case, milliseconds, args.detection_draws, args.seed)
             print(f"{name:18}", *(f"{snr:+d}:{share:.2f}" for snr, share in result["detection"][name]), flush=True)
-    picture = lines(result["detection"], "SNR of a resource element (dB)", "share found", "Cells found, EPA multipath")
-    picture.save(args.out / "detection.png")
-    result["false_alarms"] = {search: false_alarms(search, args.draws, args.seed) for search in ("LTE", "NR")}
-    result["cpu_minutes"] = round((time.process_time() - start) / 60, 1)
-    (args.out / "trials.json").write_text(json.dumps(result, indent=1) + "\n")
+            picture = lines(result["detection"], "SNR of a resource element (dB)", "share found", "Cells found")
+            picture.save(args.out / "detection.png")
+            save()
+    for result["false_alarms"] in false_alarms(args.draws, args.seed):
+        save()
+    for search, table in result.get("false_alarms", {}).items():
+        print(f"\n{search + ' search':22}", *list(next(iter(table.values()))), sep="  ")
+        for kind, row in table.items():
+            print(f"{kind:22}", *(f"{value:{len(key)}.3g}" for key, value in row.items()), sep="  ")
     return 0
 
 
