@@ -2,7 +2,7 @@
 
     cells = lte_cells(samples, sample_rate=19.2e6, centers_hz=0.0, capture_hz=1815.3e6)
     cells = lte_cells(samples, 61.44e6, lte_centers(-9.2e6, 8.9e6, 2655e6), 2655e6)   # edges from a spectrogram
-    cells = nr_cells(samples, 61.44e6, -20e6, 20e6, capture_hz=3550e6)
+    cells = nr_cells(samples, 61.44e6, (-20e6, 20e6), capture_hz=3550e6)
 
 Samples go in as received, never repeated or mended. Two steps, as in a phone (TS 36.211 clause 6.11, TS 38.211 clause
 7.4.2): the primary signal (PSS) gives time, frequency and a third of the identity; the secondary one (SSS) the rest.
@@ -359,7 +359,7 @@ def _secondary(samples, signal, candidates, threshold):
     begin = np.round(np.arange(periods) * signal.period * (1 + candidates.drift[:, None])).astype(int)
     primary = candidates.lag[:, None] + begin  # (C, M)
     shift, hz = _refine(samples, signal, candidates, primary)
-    primary += shift[:, None]
+    primary, lag = primary + shift[:, None], candidates.lag + shift
     received = (primary >= 0) & (primary <= last)
     primary = np.clip(primary, 0, last)
     channel = _symbols(samples, primary, hz, signal) * np.conj(signal.primary[candidates.root])[:, None]
@@ -389,7 +389,7 @@ def _secondary(samples, signal, candidates, threshold):
             turn = np.angle(best_match * np.exp(-2j * np.pi * hz[rows, None] * places / rate))
             fine = hz[rows, None] + turn / (2 * np.pi) * rate / places
             for c, place in np.argwhere(statistic > threshold):
-                where = (root, int(best[c, place]), int(place), int(candidates.lag[rows][c]))
+                where = (root, int(best[c, place]), int(place), int(lag[rows][c]))
                 hits.append(Hit(float(statistic[c, place]), *where, float(fine[c, place])))
             # Words resemble each other: take the strongest out before the next one is looked for.
             amplitude = best_match / np.maximum(count[rows].sum(2) * len(signal.bins), 1)
@@ -448,6 +448,7 @@ def _hypotheses(grid, centers, signal, seconds):
     """
     lag = 1 / (HALF * signal.spacing_hz)
     finest = lag / max(seconds - signal.period / (SIZE * signal.spacing_hz), lag)  # moves the last period by one lag
+    grid = np.asarray(grid)
     away = grid[:, None] - centers.hz  # (F, n)
     row, column = np.nonzero(np.abs(away) <= centers.reach + signal.spacing_hz / 2)
     steps = np.round(-away[row, column] / centers.on_air[column] / finest)
@@ -483,6 +484,15 @@ def _search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.in
             group = group._replace(hz=group.hz - center)
             hits += [hit._replace(hz=hit.hz + center) for hit in _secondary(samples, signal, group, threshold)]
     return sorted(hits, reverse=True)
+
+
+def _apart(frequencies, distance_hz):
+    """Those of the frequencies that are so far from all before them."""
+    kept = []
+    for hz in frequencies:
+        if all(abs(hz - other) > distance_hz for other in kept):
+            kept.append(hz)
+    return sorted(kept)
 
 
 def _best_of_each(cells):
@@ -533,9 +543,11 @@ def lte_cells(
     centers = Centers(hz, on_air, np.maximum(LTE_REACH_HZ, LTE_REACH * on_air))
     low, high = (hz - centers.reach).min(), (hz + centers.reach).max()
     grid = np.arange(low, high + 1, signal.spacing_hz / 2)
-    grid = grid[np.abs(grid) < sample_rate / 2 - LTE_EDGE_HZ]
+    grid = grid[(np.abs(grid[:, None] - hz) <= centers.reach).any(1) & (np.abs(grid) < sample_rate / 2 - LTE_EDGE_HZ)]
     if len(grid) == 0:
         return []
+    nearest = np.abs(grid[:, None] - hz).argmin(1)
+    quick = Hypotheses(grid, (hz[nearest] - grid) / on_air[nearest])
     pieces = -(-len(samples) // round(LTE_PIECE_SECONDS * sample_rate))
     more = np.log(pieces)  # as many chances for a false alarm
     cells = []
@@ -543,14 +555,12 @@ def lte_cells(
         start, stop = (number * len(samples) // pieces for number in (piece, piece + 1))
         width = high - low + HALF * signal.spacing_hz
         spectrum = _spectrum(samples[start:stop], sample_rate, (low + high) / 2, width, signal.spacing_hz)
-        # Strong cells show in two half frames. Where one did, its frequency, a raster step up or down, is where
-        # others are to be looked for in all half frames.
-        hypotheses = _hypotheses(grid, centers, signal, LTE_QUICK_SECONDS)
-        hits = _search(spectrum, signal, hypotheses, least + more, LTE_QUICK_SECONDS)
-        found = [hit.hz for hit in hits[:1] if hit.statistic > THRESHOLD + more]
+        # Strong cells show in two half frames. Where one did, others of its carrier are looked for in all half frames.
+        hits = _search(spectrum, signal, quick, least + more, LTE_QUICK_SECONDS)
         if spectrum.seconds > LTE_QUICK_SECONDS:
-            others = np.unique(np.round(np.add.outer(found, np.subtract.outer(hz, hz)))) if found else grid
-            hits += _search(spectrum, signal, _hypotheses(others, centers, signal, spectrum.seconds), least + more)
+            found = _apart([hit.hz for hit in hits if hit.statistic > THRESHOLD + more], signal.spacing_hz)
+            hypotheses = _hypotheses(found or grid, centers, signal, spectrum.seconds)
+            hits += _search(spectrum, signal, hypotheses, least + more)
         cells += [_lte_cell(hit, start / sample_rate + spectrum.delay) for hit in hits]
     return _best_of_each(cells)
 
