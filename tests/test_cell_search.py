@@ -114,11 +114,18 @@ def test_a_receivers_error_of_60_ppm_moves_frequency_and_clock(ppm):
     assert abs(cells[0].offset_hz - offset) < 300
 
 
-def test_frame_timing_is_told():
-    samples, rate = lte(cell_id=3)
-    late = np.roll(samples, 1234)
-    (cell,) = lte_cells(receive(late, rate, 0.0), rate, 0.0, CAPTURE_HZ)
-    assert abs(cell.start_s - 1234 / rate) < 2e-6
+@pytest.mark.parametrize("rate", [1.92e6, 2e6, 2.4e6, 12.8e6, 20e6, 30.72e6])
+def test_centre_and_frame_timing_are_told_at_any_sample_rate(rate):
+    samples, own = lte(cell_id=3)
+    samples, count = np.roll(samples, 1234), round(0.04 * rate)
+    spectrum = np.zeros(count, complex)
+    spectrum[: len(samples) // 2], spectrum[-len(samples) // 2 :] = np.split(np.fft.fft(samples), 2)
+    samples = np.fft.ifft(spectrum) * (count / len(samples))
+    center = 0.3 * (rate - own)
+    capture = receive(samples, rate, center, milliseconds=20)
+    (cell,) = lte_cells(capture, rate, center - 7e3, CAPTURE_HZ)
+    assert cell.cell_id == 3 and abs(cell.offset_hz - center) < 150
+    assert abs(cell.start_s - 1234 / own) < 2e-6
 
 
 def test_two_cells_of_one_carrier_and_one_inside_it_are_all_told():
@@ -160,6 +167,7 @@ def test_lines_and_glitches_and_lost_samples_do_not_hide_a_cell():
     capture += 30 * np.std(capture) + shift(20 * np.std(capture) * np.ones(len(capture)), rate, 123e3)
     capture[[5000, 70000, 200000]] = 1e6
     capture[100000:110000] = 0
+    capture[200500:200600] = np.nan
     assert [cell.cell_id for cell in lte_cells(capture, rate, 0.0, CAPTURE_HZ)] == [150]
 
 
