@@ -155,12 +155,16 @@ def lte_centers(low_hz, high_hz, capture_hz=None, slack_hz=0.5e6):
     return np.arange(first, last + 1) * LTE_RASTER_HZ - origin
 
 
+@cache
+def _nr_raster():
+    below = np.add.outer(np.arange(1, 2500) * 1.2e6, np.array([1, 3, 5]) * 50e3).ravel()
+    return np.concatenate([below, 3000e6 + np.arange(14757) * 1.44e6])
+
+
 def nr_raster(low_hz, high_hz):
     """Points of the synchronisation raster within absolute low_hz .. high_hz: float (n,). TS 38.104 clause 5.4.3.1."""
-    below = np.add.outer(np.arange(1, 2500) * 1.2e6, np.array([1, 3, 5]) * 50e3).ravel()
-    above = 3000e6 + np.arange(14757) * 1.44e6
-    raster = np.concatenate([below, above])
-    return raster[(raster >= low_hz) & (raster <= high_hz)]
+    raster = _nr_raster()
+    return raster[np.searchsorted(raster, low_hz) : np.searchsorted(raster, high_hz, "right")]
 
 
 # ---- from the capture to samples around a frequency -----------------------------------------------------------------
@@ -326,14 +330,14 @@ def _primary(spectrum, signal, hypotheses, seconds):
 
 def _strongest(candidates, spacing_hz):
     """CANDIDATES at most; a lag beside a peak's at nearly its frequency is no further peak."""
-    found = []
-    while len(candidates.lag) and len(found) < CANDIDATES:
-        peak = Candidates(*(values[np.argmax(candidates.strength)] for values in candidates))
+    table, found = np.array(candidates, float), []  # (5, n)
+    while table.size and len(found) < CANDIDATES:
+        peak = table[:, np.argmax(table[0])]
         found.append(peak)
-        near = (candidates.root == peak.root) & (np.abs(candidates.hz - peak.hz) < 1.5 * spacing_hz)
-        away = ~(near & (np.abs(candidates.lag - peak.lag) <= 4))
-        candidates = Candidates(*(values[away] for values in candidates))
-    return Candidates(*map(np.array, zip(*found, strict=True)))
+        _, root, lag, hz, _ = np.abs(table - peak[:, None])
+        table = table[:, (root > 0) | (lag > 4) | (hz >= 1.5 * spacing_hz)]
+    strength, root, lag, hz, drift = np.array(found).T
+    return Candidates(strength, root.astype(int), lag.astype(int), hz, drift)
 
 
 # ---- secondary signal -----------------------------------------------------------------------------------------------
@@ -391,6 +395,8 @@ def _secondary(samples, signal, candidates, threshold):
             for c, place in np.argwhere(statistic > threshold):
                 where = (root, int(best[c, place]), int(place), int(lag[rows][c]))
                 hits.append(Hit(float(statistic[c, place]), *where, float(fine[c, place])))
+            if statistic.max() < THRESHOLD:
+                break
             # Words resemble each other: take the strongest out before the next one is looked for.
             amplitude = best_match / np.maximum(count[rows].sum(2) * len(signal.bins), 1)
             rest = rest - words[best] * (count[rows] * amplitude[..., None])[..., None].astype(np.complex64)
