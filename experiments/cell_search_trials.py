@@ -34,8 +34,8 @@ ROUND = 50
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=1000, help="searches of each kind")
-    parser.add_argument("--detection-draws", type=int, default=25, help="searches at each SNR")
+    parser.add_argument("--draws", type=int, default=1000, help="searches of each kind, 0: none")
+    parser.add_argument("--detection-draws", type=int, default=25, help="searches at each SNR, 0: none")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/cell_search"))
     return parser.parse_args()
@@ -114,8 +114,8 @@ def wifi(rng, n):
 
 
 def dvbt(rng, n):
-    """DVB-T, 2k or 8k mode, 8 MHz, with its pilots."""
-    rate, size, used = 64e6 / 7, *((2048, 1704) if rng.random() < 0.5 else (8192, 6816))
+    """DVB-T, 2k or 8k mode, 7 MHz, with its pilots."""
+    rate, size, used = 8e6, *((2048, 1704) if rng.random() < 0.5 else (8192, 6816))
     prefix = size // int(rng.choice([4, 8, 16, 32]))
     whole = round(n * rate / RATE)
     symbols = ofdm(rng, whole // (size + prefix) + 1, size, used, prefix, 16)
@@ -401,27 +401,38 @@ def detection(case, milliseconds, draws, seed):
     return [(snr, found[snr] / draws) for snr in SNRS]
 
 
+def draw(shares, folder):
+    """detection_lte.png and detection_nr.png of {name: [(SNR, share)]}."""
+    for technology in ("LTE", "NR"):
+        series = {name: points for name, points in shares.items() if name.startswith(technology)}
+        picture = lines(series, "SNR of a resource element (dB)", "share found", f"{technology} cells found")
+        picture.save(folder / f"detection_{technology.lower()}.png")
+
+
 def main():
     args = parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
-    result = {"threshold": THRESHOLD, "seed": args.seed, "detection_draws": args.detection_draws, "detection": {}}
+    path = args.out / "trials.json"
+    result = json.loads(path.read_text()) if path.exists() else {}  # a part with no draws stays as it was
 
-    def save():
-        result["cpu_minutes"] = round((time.process_time() - start) / 60, 1)
-        (args.out / "trials.json").write_text(json.dumps(result, indent=1) + "\n")
+    def save(part, values):
+        result.update({"threshold": THRESHOLD, "seed": args.seed, part: values})
+        result[f"{part}_cpu_minutes"] = round((time.process_time() - start) / 60, 1)
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
+    shares = {}
     for case in CASES if args.detection_draws else ():
         for milliseconds in (10, 40):
             name = f"{case}, {milliseconds} ms"
-            result["detection"][name] = detection(case, milliseconds, args.detection_draws, args.seed)
-            print(f"{name:18}", *(f"{snr:+d}:{share:.2f}" for snr, share in result["detection"][name]), flush=True)
-            picture = lines(result["detection"], "SNR of a resource element (dB)", "share found", "Cells found")
-            picture.save(args.out / "detection.png")
-            save()
-    for result["false_alarms"] in false_alarms(args.draws, args.seed):
-        save()
+            shares[name] = detection(case, milliseconds, args.detection_draws, args.seed)
+            print(f"{name:18}", *(f"{snr:+d}:{share:.2f}" for snr, share in shares[name]), flush=True)
+            save("detection", {"draws": args.detection_draws, "share_found_by_snr": shares})
+            draw(shares, args.out)
+    start = time.process_time()
+    for tables in false_alarms(args.draws, args.seed):
+        save("false_alarms", tables)
     for search, table in result.get("false_alarms", {}).items():
         print(f"\n{search + ' search':22}", *list(next(iter(table.values()))), sep="  ")
         for kind, row in table.items():
