@@ -52,7 +52,7 @@ class LteCell(NamedTuple):
     duplex: str  # "FDD" or "TDD"
     prefix: str  # cyclic prefix, "normal" or "extended"
     offset_hz: float  # measured centre of the carrier against the capture's centre
-    start_s: float  # when the first radio frame of the recording (or one 10 ms before) begins
+    start_s: float  # when a radio frame begins; the others do some multiple of 10 ms before and after
     statistic: float  # energy of the SSS over the mean of the other 335 words
 
 
@@ -170,17 +170,23 @@ def nr_raster(low_hz, high_hz):
 # ---- from the capture to samples around a frequency -----------------------------------------------------------------
 
 
-def _without_glitches(samples, block=1024):
-    """complex64 (n,), samples 12 times stronger than the others of their block of 1024 are in the mean being 0."""
+def _without_glitches(samples, block=1024, most=16):
+    """complex64 (n,) with glitches set to 0.
+
+    Glitches are up to 16 samples in 1024 of which one is 12 times as strong as the others are in the mean; a burst that
+    begins or ends there has more.
+    """
     whole = len(samples) // block * block
     level = np.abs(samples[:whole]).reshape(-1, block)
     highest = level.max(1)
     bad = np.flatnonzero(highest > 12 * (level.sum(1) - highest) / (block - 1))
-    if len(bad) == 0:
+    glitch = level[bad] > highest[bad, None] / 3
+    few = glitch.sum(1) <= most
+    if not few.any():
         return samples
     samples = samples.copy()
     blocks = samples[:whole].reshape(-1, block)
-    blocks[bad] = np.where(level[bad] > highest[bad, None] / 3, 0, blocks[bad])
+    blocks[bad[few]] = np.where(glitch[few], 0, blocks[bad[few]])
     return samples
 
 
