@@ -30,6 +30,7 @@ MOST_SUBBANDS = 12
 NARROWEST_HZ = 480e3
 CELL_HZ, CELL_LIMIT = 20e3, 2.0  # a cell of the spectrum is limited to so many times its sub-band's median
 
+RANGE_DB = 25  # what is that far under the band's strongest moment counts as noise: a strong burst has skirts
 LEAST_WEIGHT = 0.02  # of what seems to be noise: the floor may be wrong
 COUNTED_SHARE = 0.5  # from this share of signal in the power on, time and bandwidth count as energy
 CLOCK_PPM, DRIFT_STEP_SECONDS = 60, 1.2e-6
@@ -193,10 +194,8 @@ def _equalise(band, floor):
     power = np.einsum("ijk,ijk->ij", magnitude, magnitude) / width
     padded = np.pad(power, ((0, 0), (1, 2)), mode="edge")
     power = sum(padded[:, i : i + count] for i in range(4)) / 4  # (sub-bands, cells)
-    if floor is None:
-        share = (power > 0).astype(np.float32)
-    else:
-        share = np.maximum(power - np.float32(floor * rate), 0) / np.maximum(power, np.float32(1e-37))
+    noise = np.float32(max((floor or 0) * rate, power.max() * 10 ** (-RANGE_DB / 10)))
+    share = np.maximum(power - noise, 0) / np.maximum(power, np.float32(1e-37))
     energy = 0.0 if floor is None else float(np.square(share[share > COUNTED_SHARE], dtype=float).sum() * width)
     scale = np.sqrt(np.maximum(share * share, np.float32(LEAST_WEIGHT)))[..., None]
     root = np.maximum(np.sqrt(power), np.float32(1e-18))[..., None]  # zeros stay zeros
