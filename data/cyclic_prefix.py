@@ -35,11 +35,11 @@ LEAST_WEIGHT = 0.02  # of what seems to be noise: the floor may be wrong
 COUNTED_SHARE = 0.5  # from this share of signal in the power on, time and bandwidth count as energy
 CLOCK_PPM, DRIFT_STEP_SECONDS = 60, 1.2e-6
 
-CONTROLS = (-0.15, -0.12, -0.09, -0.06, 0.06, 0.09, 0.12, 0.15)  # lags nearby, relative
-CANDIDATE, CLEAR = 5.0, 25.0  # below, the lags nearby need not be looked at; above, some sub-bands are enough for that
+CONTROLS = (-0.15, -0.13, -0.11, -0.09, 0.09, 0.11, 0.13, 0.15)  # lags nearby, relative
+CANDIDATE, CLEAR = 4.0, 25.0  # below, the lags nearby need not be looked at; above, some sub-bands are enough for that
 CHANCE = 3.3  # the filter's highest output over noise is 2.3 to 3.2 deviations
-THRESHOLD = 6.0
-EXTENDED_PENALTY = 1.5  # boxes of 17 microseconds: a carrier gives a higher output, but narrow signals do as well
+THRESHOLD = 7.0
+RARE_PENALTY = 1.5  # extended prefixes and 60 kHz are rare on the air: their peaks count so much less
 LEAST_SHARE, MOST_OF_ONE = 0.75, 0.8
 ENOUGH = 10_000.0
 
@@ -77,9 +77,8 @@ class PrefixEvidence(NamedTuple):
 
 
 class _Peak(NamedTuple):
-    height: float  # in deviations of noise
-    share: float  # 1: the prefixes' time alone correlates; .5: the rest of the time does as much
-    largest: float  # part of the strongest of the half millisecond's prefixes
+    height: float  # in deviations; 0 if the correlation is not in the time of prefixes alone
+    above_noise: float  # the same, whatever the lags nearby give
     extended: bool
     value: complex
     start: int  # sample
@@ -164,19 +163,17 @@ def cyclic_prefix(band: Band, floor: float | None = None) -> PrefixEvidence:
     peaks = {}
     if weighted.shape[1] >= round(band.rate * (BLOCK_SECONDS + 1.15 / min(SPACINGS))):
         peaks = {spacing: _peak(weighted, band.rate, spacing) for spacing in SPACINGS}
-    contrast = {spacing: peak.height if _has_shape(peak) else 0.0 for spacing, peak in peaks.items()}
+    contrast = {spacing: peak.height for spacing, peak in peaks.items()}
     found = [spacing for spacing, height in contrast.items() if height >= THRESHOLD]
     if not found:
-        return PrefixEvidence("none" if energy >= ENOUGH and peaks else "unknown", None, contrast, energy, ENOUGH)
+        doubtful = not peaks or max(peak.above_noise for peak in peaks.values()) >= THRESHOLD
+        outcome = "none" if energy >= ENOUGH and not doubtful else "unknown"
+        return PrefixEvidence(outcome, None, contrast, energy, ENOUGH)
     spacing = max(found, key=contrast.get)
     peak = peaks[spacing]
     offset = -np.angle(peak.value) / (2 * np.pi) * spacing
     start = peak.start / band.rate
     return PrefixEvidence("prefix", spacing, contrast, energy, ENOUGH, peak.extended, float(offset), start)
-
-
-def _has_shape(peak):
-    return peak.share >= LEAST_SHARE and peak.largest <= MOST_OF_ONE
 
 
 def _equalise(band, floor):
@@ -209,7 +206,17 @@ def _peak(weighted, rate, spacing):
     forms = _box_filters(rate, spacing)
     folded, deviation = _fold(weighted, lag, rate)
     height, extended, shifts, start, value = _highest(folded, forms, rate)
-    height /= max(deviation, 1e-30)
+    height /= max(deviation, 1e-30) * (RARE_PENALTY if spacing == 60e3 else 1)
+    # How the correlation is spread over the half millisecond that begins with the first prefix.
+    total = sum(np.roll(row, -move - start) for row, move in zip(folded, shifts, strict=True))
+    boxes = forms[extended][0]  # (prefixes, P)
+    inside = boxes.sum(0)
+    power = np.square(np.abs(total) / max(deviation, 1e-30)) - 1  # 0 in the mean for noise
+    within, beyond = (max(float((power * where).sum() / where.sum()), 0.0) for where in (inside, 1 - inside))
+    each = (boxes * (total * np.conj(value)).real).sum(1)
+    if within < LEAST_SHARE * (within + beyond) or each.max() > MOST_OF_ONE * each.sum():
+        return _Peak(0.0, 0.0, extended, value, start)
+    above_noise = height
     if height >= CANDIDATE:  # chance, or does the signal give that at any lag?
         some = weighted[:: -(-len(weighted) // 3)] if height >= CLEAR else weighted
         heights = []
@@ -218,16 +225,7 @@ def _peak(weighted, rate, spacing):
             heights.append(_highest(other, forms, rate)[0] / max(other_deviation, 1e-30))
         excess = max(0.0, (max(heights) / CHANCE) ** 2 - 1)
         height /= np.sqrt(1 + 2 * excess * len(weighted) / len(some))
-    # How the correlation is spread over the half millisecond that begins with the first prefix.
-    total = sum(np.roll(row, -move - start) for row, move in zip(folded, shifts, strict=True))
-    boxes = forms[extended][0]  # (prefixes, P)
-    inside = boxes.sum(0)
-    power = np.square(np.abs(total) / max(deviation, 1e-30)) - 1  # 0 in the mean for noise
-    density = [max(float((power * where).sum() / where.sum()), 0.0) for where in (inside, 1 - inside)]
-    each = (boxes @ total * np.conj(value)).real
-    largest = float(each.max() / max(each.sum(), 1e-30))
-    share = density[0] / max(sum(density), 1e-30)
-    return _Peak(float(height), share, largest, extended, value, start)
+    return _Peak(float(height), float(above_noise), extended, value, start)
 
 
 @lru_cache(maxsize=32)
@@ -277,7 +275,7 @@ def _highest(folded, forms, rate):
         for extended, (_, form) in forms.items():
             output = np.fft.ifft(total * form)
             start = int(np.abs(output).argmax())
-            height = float(abs(output[start])) / (EXTENDED_PENALTY if extended else 1)
+            height = float(abs(output[start])) / (RARE_PENALTY if extended else 1)
             if height > best[0]:
                 best = (height, extended, shift, start, complex(output[start]))
     return best

@@ -110,7 +110,9 @@ def chirps(rng, rate, n):
     saw = phase % 1
     if rng.random() < 0.3:
         saw = 1 - np.abs(2 * saw - 1)  # up and down
-    gate = (phase * rng.choice([0.2, 0.5, 1]) % 1 < rng.uniform(0.1, 1)) if rng.random() < 0.5 else 1
+    gate = 1  # pulsed chirps have pauses; a group of them may have longer ones
+    if rng.random() < 0.5:
+        gate = (phase if rng.random() < 0.5 else phase * rng.uniform(0.02, 1)) % 1 < rng.uniform(0.1, 1)
     return _phase((saw - 0.5) * width * rng.choice([-1, 1]), rate) * gate
 
 
@@ -137,13 +139,13 @@ def tones(rng, rate, n):
 
 
 def pulses(rng, rate, n):
-    """A pulse train, now and then with jitter, or in pairs one lag apart."""
+    """A pulse train, now and then with jitter, or in pairs as of DME and secondary radar."""
     period, width = _period(rng), 10 ** rng.uniform(-6.5, -5)
     jitter = rng.choice([0, 0, 0.02, 0.3]) * period
     times = np.arange(0, n / rate, period)
     times = times + rng.uniform(0, 1) * jitter * rng.standard_normal(len(times))
     if period not in MIMICS and rng.random() < 0.7:
-        times = np.r_[times, times + float(rng.choice([1 / 15e3, 1 / 30e3, 1 / 60e3]))]
+        times = np.r_[times, times + 10 ** rng.uniform(-5.5, -3.8)]
     clock = np.arange(n) / rate
     nearest = np.sort(times)[np.clip(np.searchsorted(np.sort(times), clock) - 1, 0, len(times) - 1)]
     return ((clock >= nearest) & (clock < nearest + width)) * _phase(np.full(n, rng.uniform(-0.3, 0.3) * rate), rate)
