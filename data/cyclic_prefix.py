@@ -41,7 +41,7 @@ CHANCE = 3.3  # the filter's highest output over noise is 2.3 to 3.2 deviations
 THRESHOLD = 7.0
 RARE_PENALTY = 1.5  # extended prefixes and 60 kHz are rare on the air: their peaks count so much less
 LEAST_SHARE, MOST_OF_ONE = 0.75, 0.8
-ENOUGH = 10_000.0
+ENOUGH = 10_000.0  # experiments/prefix_trials.py
 
 
 class FrameSpectrum(NamedTuple):
@@ -68,7 +68,7 @@ class PrefixEvidence(NamedTuple):
 
     outcome: str
     spacing_hz: float | None  # 15e3, 30e3 or 60e3
-    contrast: dict  # spacing: height of the peak in deviations, see `cyclic_prefix`
+    contrast: dict  # {spacing: height of the peak in deviations}, see `cyclic_prefix`; empty for too short a band
     energy: float
     enough: float
     extended: bool | None = None  # the extended prefix, 1/4 of a symbol
@@ -88,13 +88,13 @@ def frame_spectrum(samples: np.ndarray, sample_rate: float) -> FrameSpectrum:
     """Spectrum of samples, complex (n,), for all bands of a frame.
 
     Single glitches would fill the whole spectrum: samples above ten times the power that one in a thousand exceeds are
-    limited to it. Raises ValueError for samples that are no finite numbers.
+    limited to it. Raises ValueError for no samples, or such that are no finite numbers.
     """
     samples = np.asarray(samples, np.complex64)
     power = np.square(samples.real) + np.square(samples.imag)
+    if not len(power) or not np.isfinite(power.sum()):
+        raise ValueError("no samples, or NaN, infinite or huge values among them; replace these by 0 first")
     limit = 10 * np.quantile(power[:: max(1, len(power) // 65536)], 0.999)
-    if not np.isfinite(power.sum()):
-        raise ValueError("samples have NaN or infinite values; replace them by 0 first")
     high = np.flatnonzero(power > limit)
     if len(high) and limit > 0:
         samples = samples.copy()
@@ -152,24 +152,27 @@ def _limit_cells(parts, width):
 def cyclic_prefix(band: Band, floor: float | None = None) -> PrefixEvidence:
     """Decide on the cyclic prefix in a band.
 
-    Args: band, of `band_samples`, half a millisecond or more, better 10 to 40; floor, power per Hz of the noise, in the
+    Args: band, of `band_samples`, .6 milliseconds or more, better 10 to 40; floor, power per Hz of the noise, in the
     samples' units. Without it a prefix is found as well, but its absence proves nothing.
 
-    `contrast` is the filter's highest output at each lag in deviations: of noise, or of what the filter gives at lags
-    nearby where that is more. From THRESHOLD on there is a prefix, if its time correlates more than the rest of the
-    time does. A regular comb of subcarriers (reference signals) has a lower peak at half the lag: the highest counts.
+    A contrast is the filter's highest output at a lag in deviations: of noise, or of what the filter gives at lags
+    nearby where that is more. It is 0 where the rest of the time correlates like the time of the supposed prefixes, or
+    one prefix alone makes the output. From THRESHOLD on there is a prefix, and the highest contrast tells the spacing.
+
+    "none" supposes that the floor is right within 2 dB and that the band's energy is that of one emission: a carrier
+    under a stronger one's noise is not seen.
     """
+    least = round(band.rate * (BLOCK_SECONDS + (1 + max(CONTROLS)) / min(SPACINGS) + 1 / GRID))
+    if band.samples.shape[1] < least:
+        return PrefixEvidence("unknown", None, {}, 0.0, ENOUGH)
     weighted, energy = _equalise(band, floor)
-    peaks = {}
-    if weighted.shape[1] >= round(band.rate * (BLOCK_SECONDS + 1.15 / min(SPACINGS))):
-        peaks = {spacing: _peak(weighted, band.rate, spacing) for spacing in SPACINGS}
+    peaks = {spacing: _peak(weighted, band.rate, spacing) for spacing in SPACINGS}
     contrast = {spacing: peak.height for spacing, peak in peaks.items()}
-    found = [spacing for spacing, height in contrast.items() if height >= THRESHOLD]
-    if not found:
-        doubtful = not peaks or max(peak.above_noise for peak in peaks.values()) >= THRESHOLD
+    spacing = max(contrast, key=contrast.get)
+    if contrast[spacing] < THRESHOLD:
+        doubtful = max(peak.above_noise for peak in peaks.values()) >= THRESHOLD
         outcome = "none" if energy >= ENOUGH and not doubtful else "unknown"
         return PrefixEvidence(outcome, None, contrast, energy, ENOUGH)
-    spacing = max(found, key=contrast.get)
     peak = peaks[spacing]
     offset = -np.angle(peak.value) / (2 * np.pi) * spacing
     start = peak.start / band.rate
@@ -184,7 +187,7 @@ def _equalise(band, floor):
     the power as its weight: the share itself would be best, but what is known of the share of noise is off by .1.
     """
     samples, rate = band
-    width = round(rate / 60e3)  # a cell is 16.7 microseconds
+    width = round(rate / GRID)  # a cell is 16.7 microseconds
     count = samples.shape[1] // width
     cells = samples[:, : count * width].reshape(len(samples), count, width)
     magnitude = np.abs(cells)

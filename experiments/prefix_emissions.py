@@ -207,6 +207,7 @@ def _fsk(rng, rate, n, bit, deviation, slot, burst, hops):
     smooth = max(1, int(bit * rate * 0.5))
     bits = np.convolve(bits, np.ones(smooth) / smooth, "same")
     used = rng.random(number[-1] + 1) < rng.uniform(0.3, 1)
+    used[rng.integers(len(used))] = True
     return _phase(np.clip(deviation, 0, 0.4 * rate) * bits + centre, rate) * (clock % slot < burst) * used[number]
 
 

@@ -108,9 +108,8 @@ def test_the_middle_of_a_wide_carrier_is_enough_and_a_strong_dc_line_does_not_hi
 def test_two_carriers_whose_bands_touch_show_their_own_spacing():
     (first, rate), (second, _) = lte(0.5, 10e6), nr(30e3, 0.5)
     clock = np.arange(len(first)) / rate
-    both = first / first.std() * np.exp(-2j * np.pi * 3.5e6 * clock) + second / second.std() * np.exp(
-        2j * np.pi * 3.5e6 * clock
-    )
+    turn = np.exp(2j * np.pi * 3.5e6 * clock)
+    both = first / first.std() / turn + second / second.std() * turn
     assert evidence(both, rate, low=-7.5e6, high=-0.5e6).spacing_hz == 15e3
     assert evidence(both, rate, low=0.5e6, high=7.5e6).spacing_hz == 30e3
 
@@ -128,7 +127,7 @@ def test_subcarrier_offset_and_slot_start_are_measured():
 def test_other_emissions_and_receiver_events_show_no_prefix(name):
     for draw in range(3):
         rng = np.random.default_rng([7, draw])
-        found = evidence(EMISSIONS[name](rng, 5e6, 100_000), 5e6, snr_db=rng.uniform(5, 30), rng=rng)
+        found = evidence(EMISSIONS[name](rng, 5e6, 60_000), 5e6, snr_db=rng.uniform(5, 30), rng=rng)
         assert found.spacing_hz is None
 
 
@@ -160,7 +159,7 @@ def test_no_prefix_is_proof_only_with_enough_energy_and_a_known_floor():
     assert cyclic_prefix(band).outcome == "unknown"
 
 
-@pytest.mark.parametrize("snr_db", [-10, 0, 10, 30])
+@pytest.mark.parametrize("snr_db", [0, 10, 30])
 def test_a_carrier_that_sends_one_block_in_20_ms_is_never_taken_for_something_else(snr_db):
     wave = nr(30e3, bandwidth=20e6, ssb_blocks=(1,))
     assert evidence(*wave, snr_db=snr_db).outcome in ("prefix", "unknown")
@@ -169,6 +168,8 @@ def test_a_carrier_that_sends_one_block_in_20_ms_is_never_taken_for_something_el
 def test_zeros_and_silence_prove_nothing():
     silent = band_samples(frame_spectrum(np.zeros(200_000), 10e6), -4e6, 4e6)
     assert cyclic_prefix(silent, 0.0).outcome == "unknown"
+    brief = band_samples(frame_spectrum(np.ones(100), 10e6), -4e6, 4e6)
+    assert cyclic_prefix(brief, 0.0).outcome == "unknown"
     samples, rate = lte(0.5)
     samples = samples.copy()
     samples[50_000:90_000] = 0
@@ -211,8 +212,10 @@ def test_a_band_outside_the_capture_and_bad_samples_are_refused():
     spectrum = frame_spectrum(white(np.random.default_rng(0), 100_000), 10e6)
     with pytest.raises(ValueError, match="480000 Hz"):
         band_samples(spectrum, 4.8e6, 9e6)
-    with pytest.raises(ValueError, match="finite|infinite"):
+    with pytest.raises(ValueError, match="NaN"):
         frame_spectrum(np.array([1, np.nan, 2]), 10e6)
+    with pytest.raises(ValueError, match="no samples"):
+        frame_spectrum(np.array([]), 10e6)
 
 
 @pytest.mark.skipif(not CAPTURES.is_dir(), reason="other people's captures are not here")
