@@ -33,15 +33,20 @@ CELL_HZ, CELL_LIMIT = 20e3, 2.0  # a cell of the spectrum is limited to so many 
 RANGE_DB = 25  # what is that far under the band's strongest moment counts as noise: a strong burst has skirts
 LEAST_WEIGHT = 0.02  # of what seems to be noise: the floor may be wrong
 COUNTED_SHARE = 0.5  # from this share of signal in the power on, time and bandwidth count as energy
-CLOCK_PPM, DRIFT_STEP_SECONDS = 60, 1.2e-6
+CLOCK_PPM, DRIFT_STEP_SECONDS = 60, 1.2e-6  # a receiver's clock may be off by so much; it is searched in such steps
 
-CONTROLS = (-0.15, -0.13, -0.11, -0.09, 0.09, 0.11, 0.13, 0.15)  # lags nearby, relative
-CANDIDATE, CLEAR = 4.0, 25.0  # below, the lags nearby need not be looked at; above, some sub-bands are enough for that
-CHANCE = 3.3  # the filter's highest output over noise is 2.3 to 3.2 deviations
-THRESHOLD = 7.0
+# Lags nearby, relative. Nearer ones would hurt: one resource block of 180 kHz has a peak 8% of the lag wide. Farther
+# ones too: reference signals on every sixth subcarrier have peaks a sixth of the lag away.
+CONTROLS = (-0.15, -0.13, -0.11, -0.09, 0.09, 0.11, 0.13, 0.15)
+CANDIDATE, CLEAR = 4.0, 25.0  # below, they need not be looked at; above, three sub-bands are enough for that
+CHANCE = 3.3  # deviations; the highest output over noise, all eight lags taken together
+
+# Chosen with experiments/prefix_trials.py, which tells how often these are wrong.
+THRESHOLD = 7.0  # deviations
 RARE_PENALTY = 1.5  # extended prefixes and 60 kHz are rare on the air: their peaks count so much less
-LEAST_SHARE, MOST_OF_ONE = 0.75, 0.8
-ENOUGH = 10_000.0  # experiments/prefix_trials.py
+LEAST_SHARE = 0.75  # of the mean squared correlation inside and outside of the prefixes' time: the inside's
+MOST_OF_ONE = 0.8  # of the peak may come from one of the half millisecond's prefixes
+ENOUGH = 10_000.0
 
 
 class FrameSpectrum(NamedTuple):
@@ -106,8 +111,8 @@ def band_samples(spectrum: FrameSpectrum, low_hz: float, high_hz: float) -> Band
     """Samples of low_hz .. high_hz (against the capture's centre) in sub-bands of about 1.92 MHz.
 
     Filter and decimation are a cut through the spectrum; sub-bands start at multiples of 60 kHz and have rates on that
-    grid. In each, a cell of 20 kHz that rises more than 6 dB above the median cell is pressed down to that: the
-    receiver's DC, spurs, narrow interferers. Bands above 24 MHz are represented by their strongest sub-bands.
+    grid. In each, a cell of 20 kHz that rises more than 3 dB above the median cell is pressed down to that: the
+    receiver's DC, spurs, narrow interferers. Bands above 24 MHz are represented by their 12 strongest sub-bands.
 
     Raises ValueError for a band of which the capture has less than 480 kHz.
     """
