@@ -27,6 +27,9 @@ LOOKS = 16  # FFTs in such a step
 LEAST_DB = 1.5  # of a gain step; and how well what changes together must agree
 BURST_DB = 6.0
 LONG_STEPS = 6  # 3 ms: a level that ends sooner is a burst, not the receiver's gain
+MOST_NOISE_DB = (
+    10.0  # of a gain step in a spectrum that could be one carrier's alone; a larger one is its coming or going
+)
 MOST_CHANGES = 4  # in 40 ms: what switches more often is a transmitter, TDD for example
 MENDED = ("dropped", "glitch", "gain")  # kinds that `mend` changes
 
@@ -273,7 +276,9 @@ def _gains(looks, cuts, step, count):
         if found is None or quantiles[longest] is None:
             continue
         db = found - quantiles[longest]
-        if abs(db.mean()) >= LEAST_DB and np.ptp(db) < LEAST_DB:
+        like_noise = min(np.ptp(found), np.ptp(quantiles[longest])) < 19  # 17.7 dB, if exponentially distributed
+        most = MOST_NOISE_DB if like_noise else np.inf
+        if LEAST_DB <= abs(db.mean()) <= most and np.ptp(db) < LEAST_DB:
             events.append(Event("gain", first, stop - first, float(db.mean())))
     return events
 

@@ -15,6 +15,7 @@ as received. SigMF: https://sigmf.org. Needs numpy, torch, data/spectrogram.py a
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,14 @@ LEVELS = (0.003, 100)  # root mean square of samples that are used as they are; 
 RATES = (1e6, 1e9)  # Hz; below, no carrier fits; above, a frame takes several GB
 SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: a column in lines of a 40 ms spectrum, 25 Hz apart
 EDGE_HZ = HZ_PER_PIXEL / 2  # width of the raised cosine from the capture's spectrum to the noise beside it
+FLOOR_SAMPLES = 1_000_000  # that the noise floor is measured on; evenly spread, of faster captures
+GUESS_DB = 15.0
 CUT_HZ = 4 * HZ_PER_PIXEL  # and at a piece's edge inside the capture, where a neighbour piece shows the rest
+# What `noise_floor` says of a floor that it can't measure.
+FLOOR_NOTES = {
+    "even": "the capture is filled evenly, by noise alone or by a carrier at least as wide",
+    "guessed": "a carrier leaves nothing free; it is taken to lie 15 dB below",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Frame:
     overlap: int = 0  # samples that the frame before has too
     mended: np.ndarray | None = None  # complex64 (count,): what the picture shows in place of `samples`
     events: tuple[Event, ...] = ()  # the receiver's faults in the new samples, numbered as `start` is
-    floor_seen: bool = True  # False: `floor` is a guess, what was received leaves nothing free
+    floor_kind: str = "measured"  # or "even", "guessed", see `noise_floor`
 
     @property
     def new_start(self) -> int:
@@ -130,7 +138,7 @@ class FrameNotes:
     """
 
     def __init__(self):
-        self.frames, self.damaged, self.short, self.floor_unseen = 0, 0, 0, 0
+        self.frames, self.damaged, self.short, self.floors = 0, 0, 0, Counter()
         self.events = []  # of each frame that has any
 
     def add(self, frame: Frame) -> Frame:
@@ -138,7 +146,7 @@ class FrameNotes:
         self.frames += 1
         self.damaged += frame.damaged
         self.short += len(frame.samples) < round(frame.sample_rate * FRAME_SECONDS)
-        self.floor_unseen += not frame.floor_seen
+        self.floors[frame.floor_kind] += 1
         if frame.events:
             self.events.append(frame.events)
         return frame
@@ -149,11 +157,10 @@ class FrameNotes:
             lines.append(f"{self.damaged} samples were no numbers and were taken as 0")
         if self.short:
             lines.append(f"{self.short} of {self.frames} frames have less than 40 ms, repeated for the picture")
-        if self.floor_unseen:
-            lines.append(
-                f"the noise floor can't be measured in {self.floor_unseen} of {self.frames} frames: signals fill the"
-                " capture; levels and activity there are guesses"
-            )
+        for kind, why in FLOOR_NOTES.items():
+            if self.floors[kind]:
+                number = f"{self.floors[kind]} of {self.frames} frames"
+                lines.append(f"the noise floor can't be measured in {number}: {why}")
         return lines
 
 
@@ -162,31 +169,51 @@ def columns(sample_rate: float) -> int:
     return 2 * int(sample_rate / HZ_PER_PIXEL / 2 + 0.5)
 
 
-def noise_floor(samples: np.ndarray, sample_rate: float) -> tuple[float, bool]:
-    """Power per Hz of the noise in complex64 (count,) samples, within 1 dB where a twentieth of the area is free.
+def noise_floor(samples: np.ndarray, sample_rate: float) -> tuple[float, str]:
+    """Power per Hz of the noise in complex64 (count,) samples, and how it is known; 0 for silence.
 
-    The lowest 5% of the cells of 480 kHz and 67 microseconds decide, so the gaps of a carrier's time grid are enough.
-    The outer 5% of the band on each side are left out: receivers' filters fall off there. 0 for silence.
+    "measured": within 1 dB where a twentieth of the area is free. The lowest 5% of the cells of 480 kHz and 67
+    microseconds decide, so the gaps of a carrier's time grid are enough. The outer 5% of the band on each side are left
+    out: receivers' filters fall off there. "even": nothing stands above the floor. "guessed": the lowest cells are not
+    spread as noise is, so a carrier fills the capture, and the floor is a guess GUESS_DB below the mean.
     """
-    size = 2 * max(8, int(sample_rate / 120e3))  # lines some 60 kHz apart
-    blocks = len(samples) // (4 * size) * 4
-    if blocks == 0:
-        return float(np.mean(np.abs(samples) ** 2)) / sample_rate, False
-    window = np.hanning(size + 1)[:-1].astype(np.float32)
-    windowed = torch.from_numpy(samples[: blocks * size].reshape(blocks, size) * window)
-    lines = torch.fft.fftshift(torch.fft.fft(windowed), 1)
-    power = torch.view_as_real(lines).square().sum(-1).numpy()  # (blocks, size)
-    keep = int(0.45 * size)
-    power = power[:, size // 2 - keep : size // 2 + keep]
-    groups = max(1, power.shape[1] // 8)
-    power = power[:, : groups * 8] if power.shape[1] >= 8 else power
-    cells = power.reshape(blocks // 4, 4, groups, -1).mean((1, 3))
-    cells = cells[cells > 0]  # a receiver that stopped for a while wrote zeros
+    cells = _cells(samples, sample_rate)  # (time, frequency)
+    cells = cells[(cells > 0).all(1)]  # a receiver that stopped for a while wrote zeros
     if cells.size == 0:
-        return 0.0, False
-    # Such a cell averages some 18 independent values; their 5% quantile lies at .64 of the mean, with half of the
-    # cells taken by carriers at .71.
-    return float(np.quantile(cells, 0.05)) / 0.68 / (sample_rate * float(np.sum(window**2))), True
+        return 0.0, "measured"
+    mean = float(cells.mean())
+    lowest, lower, low = _low_quantiles(cells)
+    # A receiver's filter spreads the cells too, but not in time.
+    spread = min(low / lower, np.divide(*_low_quantiles(cells / cells.mean(0))[:0:-1]))
+    if spread > 1.19 and low > mean / 4:
+        if lower < 1.15 * lowest and lowest < mean / 4:  # less than a twentieth is free
+            return lowest, "measured"
+        return mean * 10 ** (-GUESS_DB / 10), "guessed"
+    # With half of the cells taken by carriers the 5% quantile lies at .71 of the mean, not at .64.
+    return low * 0.64 / 0.68, "even" if mean < 1.2 * low else "measured"
+
+
+def _low_quantiles(cells):
+    """Three estimates of the noise's mean from the lowest .2, .5 and 5% of the cells; the same if these are noise."""
+    quantiles = np.quantile(cells, (0.002, 0.005, 0.05))
+    return (quantiles / (0.44, 0.49, 0.64)).tolist()  # of the mean of some 18 independent values
+
+
+def _cells(samples, sample_rate):
+    """Mean power per Hz in cells of 480 kHz and 67 microseconds, of all of them or a part of the time: (any, any)."""
+    size = 2 * max(8, int(sample_rate / 120e3))  # lines some 60 kHz apart
+    blocks = samples[: len(samples) // (4 * size) * 4 * size].reshape(-1, 4, size)
+    if not len(blocks):
+        return np.full((1, 1), np.mean(np.abs(samples) ** 2) / sample_rate)
+    blocks = blocks[:: max(1, blocks.size // FLOOR_SAMPLES)]
+    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    lines = torch.fft.fftshift(torch.fft.fft(torch.from_numpy(blocks * window)), 2)
+    power = torch.view_as_real(lines).square().sum(-1).numpy()  # (blocks, 4, size)
+    keep = int(0.45 * size)
+    power = power[..., size // 2 - keep : size // 2 + keep]
+    wide = min(8, power.shape[2])
+    power = power[..., : power.shape[2] // wide * wide].reshape(len(power), 4, -1, wide)
+    return power.mean((1, 3)) / (sample_rate * float(np.sum(window**2)))
 
 
 @dataclass(frozen=True)
@@ -252,7 +279,7 @@ class Recording:
             if level > 0 and not LEVELS[0] < level < LEVELS[1]:  # an outlier had set it
                 samples, mended = samples / np.float32(level), mended / np.float32(level)
         kept = samples if mended is None else without_gaps(mended, events)
-        floor, floor_seen = noise_floor(kept, self.sample_rate)
+        floor, floor_kind = noise_floor(kept, self.sample_rate)
         if mended is not None:
             fill_gaps(mended, events, floor * self.sample_rate, np.random.default_rng([start, 1]))
         events = (replace(event, start=start + event.start) for event in events)
@@ -266,7 +293,7 @@ class Recording:
             overlap=overlap,
             mended=mended,
             events=tuple(within(events, start + overlap, len(samples) - overlap)),
-            floor_seen=floor_seen,
+            floor_kind=floor_kind,
         )
 
 

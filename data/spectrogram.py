@@ -127,15 +127,15 @@ def level_range(iq, exact=False):
 
 
 def robust_level_range(iq):
-    """What `level_range` is for the same samples without outliers, in dB: neither a few snapshots nor eps set it.
+    """A range for frames with a receiver's faults, in dB: neither a few snapshots nor eps set it, as in `level_range`.
 
-    Maximum: the tenth strongest of the 9990 snapshots. Minimum: half of all snapshots vote. The smallest value of one
-    is exponentially distributed where its noise is, so the median over all minima in 9990 has that of their smallest.
-    (-156.5, -156.5), as for eps alone, where half of the frame is silent.
+    Maximum: the tenth strongest of the 9990 snapshots. Minimum: a tenth of what is the smallest value in the median
+    snapshot, 46 dB below the noise; hardly one of the 65,536 pixels lies lower. A frame whose median snapshot is silent
+    has the range of silence.
     """
     high = float(np.partition(_snapshot_maxima(iq), -10)[-10]) * _PSD
-    low = float(np.median(_snapshot_minima(iq))) / SNAPSHOTS * _PSD
-    return tuple(10 * np.log10(value if low > 0 else EPS) for value in (low, high))
+    low = float(np.median(_snapshot_minima(iq))) / 10 * _PSD
+    return tuple(10 * np.log10(value) for value in ((low, high) if low > 0 else (EPS, EPS)))
 
 
 def spectrogram_levels(iq, exact=False, robust=False):
