@@ -32,7 +32,7 @@ LEVELS = (0.003, 100)  # root mean square of samples that are used as they are; 
 RATES = (1e6, 1e9)  # Hz; below, no carrier fits; above, a frame takes several GB
 SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: a column in lines of a 40 ms spectrum, 25 Hz apart
 EDGE_HZ = HZ_PER_PIXEL / 2  # width of the raised cosine from the capture's spectrum to the noise beside it
-FLOOR_SAMPLES = 1_000_000  # that the noise floor is measured on; evenly spread, of faster captures
+FLOOR_SAMPLES = 800_000  # that the noise floor is measured on; evenly spread, of faster captures
 GUESS_DB = 15.0
 CUT_HZ = 4 * HZ_PER_PIXEL  # and at a piece's edge inside the capture, where a neighbour piece shows the rest
 # What `noise_floor` says of a floor that it can't measure.
@@ -207,13 +207,14 @@ def _cells(samples, sample_rate):
         return np.full((1, 1), np.mean(np.abs(samples) ** 2) / sample_rate)
     blocks = blocks[:: max(1, blocks.size // FLOOR_SAMPLES)]
     window = np.hanning(size + 1)[:-1].astype(np.float32)
-    lines = torch.fft.fftshift(torch.fft.fft(torch.from_numpy(blocks * window)), 2)
-    power = torch.view_as_real(lines).square().sum(-1).numpy()  # (blocks, 4, size)
+    lines = torch.view_as_real(torch.fft.fft(torch.from_numpy(blocks * window))).numpy()  # (blocks, 4, size, 2)
+    lines *= lines
+    power = lines.reshape(len(lines), 4, 2 * size).sum(1)  # two numbers a line
     keep = int(0.45 * size)
-    power = power[..., size // 2 - keep : size // 2 + keep]
-    wide = min(8, power.shape[2])
-    power = power[..., : power.shape[2] // wide * wide].reshape(len(power), 4, -1, wide)
-    return power.mean((1, 3)) / (sample_rate * float(np.sum(window**2)))
+    wide = min(8, 2 * keep)
+    inner = np.concatenate([power[:, -2 * keep :], power[:, : 2 * keep]], 1)[:, : 2 * keep // wide * wide * 2]
+    cells = inner.reshape(len(power), -1, 2 * wide).sum(2)
+    return cells / (4 * wide * sample_rate * float(np.sum(window**2)))
 
 
 @dataclass(frozen=True)
