@@ -115,7 +115,8 @@ class Frame:
         first = shift - FRAME_SAMPLES // 2 + whole // 2  # line of `spectrum` that becomes the piece's first
         inside = slice(max(first, 0), min(first + FRAME_SAMPLES, whole))
         placed = slice(inside.start - first, inside.stop - first)
-        piece = _noise(rng, FRAME_SAMPLES) * np.float32(math.sqrt(self.floor * SAMPLE_RATE * FRAME_SAMPLES))
+        piece = _noise(rng, FRAME_SAMPLES)
+        piece *= np.float32(math.sqrt(self.floor * SAMPLE_RATE * FRAME_SAMPLES))
         # Signal and noise share the power at edges, so that the floor has no step there. A cut through the spectrum is
         # softer: its two ends are neighbours for the sampled signal, and would leak into each other.
         line = np.arange(inside.start, inside.stop, dtype=np.float32) + 0.5
@@ -124,8 +125,11 @@ class Frame:
             share = np.minimum(share, (line - first) / (CUT_HZ * FRAME_SECONDS))
         if first + FRAME_SAMPLES < whole:
             share = np.minimum(share, (first + FRAME_SAMPLES - line) / (CUT_HZ * FRAME_SECONDS))
-        angle = np.pi / 2 * np.minimum(share, 1)
-        piece[placed] = np.sin(angle) * spectrum[inside] + np.cos(angle) * piece[placed]
+        edges = np.flatnonzero(share < 1)
+        angle = np.pi / 2 * share[edges]
+        shared = np.sin(angle) * spectrum[inside][edges] + np.cos(angle) * piece[placed][edges]
+        piece[placed] = spectrum[inside]
+        piece[placed][edges] = shared
         return torch.fft.ifft(torch.fft.ifftshift(torch.from_numpy(piece))).numpy()
 
 
@@ -453,5 +457,6 @@ def _numbers(datatype, path=None):
 
 def _noise(rng, count):
     """complex64 (count,) white noise of power 1."""
-    pairs = rng.standard_normal((count, 2), np.float32) * np.float32(math.sqrt(0.5))
+    pairs = rng.standard_normal((count, 2), np.float32)
+    pairs *= np.float32(math.sqrt(0.5))
     return pairs.view(np.complex64)[:, 0]
