@@ -57,7 +57,7 @@ def find_events(samples: np.ndarray, sample_rate: float) -> list[Event]:
     dropped = _dropped(samples, same, (low.min(), high.max()))
     glitches = _glitches(samples, np.maximum(high, -low), energy)
     saturated = [] if glitches else _saturated(blocks, low, high)  # else the extreme is the glitch's
-    return dropped + glitches + saturated + _level_changes(samples, sample_rate, energy, dropped)
+    return dropped + glitches + saturated + _level_changes(samples, sample_rate, energy, dropped + glitches)
 
 
 def mend(samples: np.ndarray, events: Iterable[Event]) -> np.ndarray:
@@ -184,8 +184,8 @@ def _saturated(blocks, low, high):
     return [Event("saturated", 0, count)] if count > SATURATED * blocks.size and at > 2 * below else []
 
 
-def _level_changes(samples, sample_rate, energy, dropped):
-    """Gain steps and bursts over the whole capture."""
+def _level_changes(samples, sample_rate, energy, spoilt):
+    """Gain steps and bursts over the whole capture; `spoilt`, gaps and glitches, whose time is left out."""
     step = int(STEP_SECONDS * sample_rate)
     per_step = max(1, round(step / BLOCK))
     power = energy[: len(energy) // per_step * per_step].reshape(-1, per_step).mean(1)
@@ -193,14 +193,14 @@ def _level_changes(samples, sample_rate, energy, dropped):
     if len(samples) < 2 * LONG_STEPS * step or power.max() < power.min() * 10 ** (LEAST_DB / 10):
         return []
     looks = _looks(samples, sample_rate, step)
-    for event in dropped:
+    for event in spoilt:
         looks[event.start // step : (event.start + event.count - 1) // step + 1] = np.nan
-    common = _common_change(looks)
+    common, agreed = _common_change(looks)
     levels = _levels(common)
     if not levels:
         return []
     steps = [(a, b) for a, b in zip(levels, levels[1:], strict=False) if abs(a[2] - b[2]) >= LEAST_DB]
-    bursts = _bursts(levels, common)
+    bursts = _bursts(levels, np.where(agreed, common, -np.inf))
     if len(steps) + len(bursts) > MOST_CHANGES:
         return []
     cuts = [_change(samples, (a[1] - 1) * step, (b[0] + 1) * step) for a, b in steps]
@@ -217,22 +217,25 @@ def _looks(samples, sample_rate, step):
 
 
 def _common_change(looks):
-    """How far all columns have moved together from their medians over time, in dB; 0 where they have not: (steps,)."""
+    """How far all columns have moved together from their means over time, in dB: (steps,), and whether all have, bool.
+
+    The quietest columns are those between carriers: they stay where a carrier comes or goes, not where gain changes. So
+    they alone count where the others do not agree.
+    """
     power = looks.mean(1)  # (steps, columns)
-    usual = np.nanmedian(power, 0)
+    usual = power[np.isfinite(power[:, 0])].mean(0)
     power, usual = power[:, usual > 0], usual[usual > 0]
-    if len(usual) < 8 or np.isnan(usual).any():
-        return np.zeros(len(power))
-    moved = 10 * np.log10(np.maximum(power, 1e-9 * usual) / usual)
-    # The quietest columns are those between carriers: they stay where a carrier comes or goes, not where gain changes.
+    if len(usual) < 8:
+        return np.zeros(len(power)), np.zeros(len(power), bool)
     order = np.argsort(usual)
     quiet = order[order > 1][: max(4, len(usual) // 25)]  # columns 0 and 1 have the receiver's DC offset
-    middle = np.median(moved, 1)
-    floor = 10 * np.log10(power[:, quiet].sum(1) / usual[quiet].sum())
-    common = np.where(np.abs(middle - floor) < LEAST_DB, middle, 0)
-    for i in np.flatnonzero(np.isnan(middle)):  # dropped samples
+    middle = np.median(10 * np.log10(np.maximum(power, 1e-9 * usual) / usual), 1)
+    floor = 10 * np.log10(np.maximum(power[:, quiet].sum(1) / usual[quiet].sum(), 1e-9))
+    agreed = np.abs(middle - floor) < LEAST_DB
+    common = np.where(agreed, middle, floor)
+    for i in np.flatnonzero(np.isnan(common)):  # dropped samples
         common[i] = common[i - 1] if i else 0
-    return common
+    return common, agreed
 
 
 def _levels(common):
@@ -259,28 +262,30 @@ def _bursts(levels, common):
 def _gains(looks, cuts, step, count):
     """Events of the stretches between sample numbers `cuts` whose spectra are the longest one's times a factor.
 
-    A factor scales the whole distribution of the cells of time and frequency, the lowest that are noise and the highest
-    alike; traffic does not.
+    The quiet quarter of the columns gives the factor. It must have moved the low quantiles of all cells of time and
+    frequency alike: traffic takes cells away from the noise.
     """
     edges = [0, *cuts, count]
     stretches = list(zip(edges, edges[1:], strict=False))
-    places = (5, 25, 50, 75, 95)
-    quantiles = []
+    stretches.sort(key=lambda stretch: stretch[0] - stretch[1])  # the longest first
+    quiet = np.argsort(np.nanmean(looks, (0, 1)))[: looks.shape[2] // 4]
+    levels, quantiles = [], []
     for first, stop in stretches:
         cells = looks[-(-first // step) : stop // step]
-        cells = cells[np.isfinite(cells)]
-        quantiles.append(10 * np.log10(np.maximum(np.percentile(cells, places), 1e-30)) if len(cells) else None)
-    longest = max(range(len(stretches)), key=lambda i: stretches[i][1] - stretches[i][0])
+        cells = np.maximum(cells[np.isfinite(cells[:, 0, 0])], 1e-30)  # (steps, LOOKS, columns)
+        if not len(cells):
+            return []
+        levels.append(10 * np.log10(cells[..., quiet].mean((0, 1))))
+        quantiles.append(10 * np.log10(np.percentile(cells, (5, 15, 30, 95))))
     events = []
-    for (first, stop), found in zip(stretches, quantiles, strict=True):
-        if found is None or quantiles[longest] is None:
-            continue
-        db = found - quantiles[longest]
-        like_noise = min(np.ptp(found), np.ptp(quantiles[longest])) < 19  # 17.7 dB, if exponentially distributed
+    for (first, stop), level, found in zip(stretches, levels, quantiles, strict=True):
+        db = float(np.median(level - levels[0]))
+        moved = (found - quantiles[0])[:3]
+        like_noise = min(np.ptp(found), np.ptp(quantiles[0])) < 19  # dB; 17.7 if exponentially distributed
         most = MOST_NOISE_DB if like_noise else np.inf
-        if LEAST_DB <= abs(db.mean()) <= most and np.ptp(db) < LEAST_DB:
-            events.append(Event("gain", first, stop - first, float(db.mean())))
-    return events
+        if LEAST_DB <= abs(db) <= most and np.abs(moved - db).max() < LEAST_DB:
+            events.append(Event("gain", first, stop - first, db))
+    return sorted(events, key=lambda event: event.start)
 
 
 def _burst_event(samples, energy, step, burst):
@@ -332,7 +337,8 @@ def notes(frames: Iterable[Iterable[Event]], sample_rate: float, offset: int = 0
         number = sum(any(event.kind == kind for event in of_frame) for of_frame in frames)
         where = [_when(event, sample_rate, offset) for event in events[:3]]
         more = f" and {len(events) - 3} more" if len(events) > 3 else ""
-        samples = "" if kind in ("gain", "burst") else f"{sum(event.count for event in events):,} samples, "
+        count = sum(event.count for event in events)
+        samples = "" if kind in ("gain", "burst") else f"{count:,} sample{'s' * (count > 1)} at "
         lines.append(f"{name}: {samples}{', '.join(where)}{more} in {number} frame{'s' * (number > 1)} ({done})")
     return lines
 
@@ -343,4 +349,4 @@ def _when(event, sample_rate, offset):
         return f"{event.db:+.1f} dB from {first:.2f} to {last:.2f} ms"
     if event.kind == "burst":
         return f"{event.db:+.1f} dB at {first:.2f} ms for {last - first:.2f} ms"
-    return f"at {first:.2f} ms"
+    return f"{first:.2f} ms"
