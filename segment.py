@@ -15,7 +15,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data import DataError
 from data.lte_nr import standard_channels
-from data.recording import Frame, Recording, columns, open_recording, read_meta
+from data.recording import Frame, FrameNotes, Recording, columns, open_recording, read_meta
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, SIZE, shown_power, spectrogram_image
 from data.spectrum_sensing import CLASSES
 from models import ModelError
@@ -48,16 +48,16 @@ SILENT_COLUMNS = 6  # 1.44 MHz: more than the guard band of a 20 MHz LTE channel
 class View:
     """What the network makes of 40 ms: rows are time, the last row first; columns ascending frequency."""
 
-    start: int  # first sample
-    count: int  # samples
+    start: int  # first sample that no view before has had
+    count: int  # and how many such there are
     center_hz: float | None
     span_hz: float  # width of the capture
     column_hz: float
-    picture: np.ndarray  # uint8 (rows, C, 3)
-    probability: np.ndarray  # float32 (3, rows, C)
-    power: np.ndarray | None  # float32 (rows, C), relative to any unit
+    picture: np.ndarray  # uint8 (256, C, 3)
+    probability: np.ndarray  # float32 (3, 256, C)
+    power: np.ndarray | None  # float32 (256, C), relative to any unit
     floor: float = math.nan  # of `power`, where no column is noise
-    damaged: int = 0  # samples that were no numbers
+    rows: slice = field(default_factory=lambda: slice(0, SIZE))  # of these samples; the others show some once more
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -98,11 +98,12 @@ def main(argv: list[str] | None = None) -> int:
     logits_of, weights = load_network(args.checkpoint, args.device)
 
     # 40 ms at a time
+    told = FrameNotes()
     if recording:
-        views = (look_at(frame, logits_of) for frame in recording.frames())
+        views = (look_at(told.add(frame), logits_of) for frame in recording.frames())
     else:
         views = iter([look_at_picture(picture, logits_of, args.sample_rate or SAMPLE_RATE, args.center_frequency)])
-    carriers, seen, frames, damaged = [], Counter(), 0, 0
+    carriers, seen, frames = [], Counter(), 0
     remove_pictures(args.out)
     for view in tqdm(views, total=len(recording) if recording else 1, unit="frame", file=sys.stderr):
         found = find_carriers(view)
@@ -111,14 +112,13 @@ def main(argv: list[str] | None = None) -> int:
         if args.pictures is None or frames < args.pictures:
             save_picture(overlay(view, found), args.out / f"frame_{frames:05d}.png")
         frames += 1
-        damaged += view.damaged
     carriers = join(carriers)
     share_of_recording(carriers, seen)
     carriers.sort(key=lambda carrier: (not carrier.absolute, carrier.lower_hz, carrier.upper_hz))
 
     # Report
-    if damaged:
-        notes.append(f"{damaged} samples were no numbers and were taken as 0")
+    if recording:
+        notes += told.lines(recording)
     print(table(carriers))
     for note in notes:
         print(f"note: {note}")
@@ -156,7 +156,7 @@ def predict(logits_of: Callable, picture: np.ndarray) -> np.ndarray:
 
 
 def look_at(frame: Frame, logits_of: Callable) -> View:
-    """Label a frame of a recording. Columns and rows that the recording does not have never leave this function."""
+    """Label a frame of a recording. Columns that the recording does not have never leave this function."""
     width = columns(frame.sample_rate)
     probability, weight = np.zeros((len(CLASSES), SIZE, width), np.float32), np.zeros(width, np.float32)
     picture, power = np.zeros((SIZE, width, 3), np.uint8), np.zeros((SIZE, width), np.float32)
@@ -166,7 +166,7 @@ def look_at(frame: Frame, logits_of: Callable) -> View:
         first = column + width // 2  # the capture's columns are numbered from 0
         here = slice(max(0, first), min(width, first + SIZE))
         there = slice(here.start - first, here.stop - first)
-        image = spectrogram_image(iq)
+        image = spectrogram_image(iq, robust=frame.mended is not None)
         probability[:, :, here] += predict(logits_of, image)[:, :, there] * from_edge[there]
         weight[here] += from_edge[there]
         better = np.flatnonzero(from_edge[there] > nearest[here])
@@ -174,18 +174,17 @@ def look_at(frame: Frame, logits_of: Callable) -> View:
         for whole, part in ((picture, image), (power, shown)):
             whole[:, here.start + better] = part[:, there.start + better]
         nearest[here.start + better] = from_edge[there.start + better]
-    rows = slice(SIZE - frame.rows, SIZE)
     return View(
-        frame.start,
-        len(frame.samples),
+        frame.new_start,
+        frame.new_count,
         frame.center_hz,
         frame.sample_rate,
         HZ_PER_PIXEL,
-        picture[rows],
-        probability[:, rows] / weight,
-        power[rows],
+        picture,
+        probability / weight,
+        power,
         frame.floor,
-        frame.damaged,
+        frame.new_rows,
     )
 
 
@@ -237,7 +236,7 @@ def find_carriers(view: View) -> list[Carrier]:
             lower, upper = (center + (edge - len(label) / 2) * view.column_hz for edge in edges)
         active = None
         if view.power is not None and not math.isnan(floor):
-            level = view.power[:, first:stop].mean(1)  # (rows,)
+            level = view.power[view.rows, first:stop].mean(1)  # (rows,)
             active = float((level > floor * 10 ** (ACTIVE_DB / 10)).mean())
         confidence = float(view.probability[kind, :, first:stop].mean())
         place = (CLASSES[kind], lower, upper, view.center_hz is not None)
@@ -272,16 +271,17 @@ def without_silence(label: np.ndarray, power: np.ndarray | None, floor: float) -
 
 def overlay(view: View, carriers: list[Carrier]) -> Image.Image:
     """The spectrogram, and its labels: colours are pixels' classes, bars above them the carriers; MHz below."""
-    rows, width = view.picture.shape[:2]
-    label = torch.from_numpy(view.probability.argmax(0))
-    grey = np.broadcast_to(view.picture.mean(2, keepdims=True), view.picture.shape)
+    picture = view.picture[view.rows]
+    rows, width = picture.shape[:2]
+    label = torch.from_numpy(view.probability[:, view.rows].argmax(0))
+    grey = np.broadcast_to(picture.mean(2, keepdims=True), picture.shape)
     painted = np.where(label[..., None] > 0, 0.5 * grey + 0.5 * pictures.COLOURS[label].numpy(), grey).astype(np.uint8)
 
     wide, high, top, gap = width * math.ceil(400 / width), rows * 2, 24, 12
     low = (view.center_hz or 0.0) - view.span_hz / 2
     canvas = Image.new("RGB", (2 * wide + 3 * gap, top + high + 20), "white")
     draw = ImageDraw.Draw(canvas)
-    for left, part in ((gap, view.picture), (wide + 2 * gap, painted)):
+    for left, part in ((gap, picture), (wide + 2 * gap, painted)):
         canvas.paste(Image.fromarray(part).resize((wide, high), Image.Resampling.NEAREST), (left, top))
         for tick, anchor in enumerate(("la", "ma", "ma", "ma", "ra")):
             x, hz = left + round(tick / 4 * (wide - 1)), low + tick / 4 * view.span_hz

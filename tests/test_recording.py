@@ -72,9 +72,9 @@ def test_frames_follow_each_other_without_gap_at_any_rate(tmp_path):
     for rate in (1e6, 1234567.8, 5e6):
         frames = list(open_recording(file, "cu8", rate).frames())
         assert frames[0].start == 0 and len(frames) == len(open_recording(file, "cu8", rate))
-        assert all(a.start + len(a.samples) == b.start for a, b in zip(frames, frames[1:], strict=False))
-        assert 0 <= 111_111 - (frames[-1].start + len(frames[-1].samples)) < rate * 0.04 / SIZE
-        assert abs(len(frames[0].samples) - min(111_111, rate * 0.04)) <= 1
+        assert all(a.new_start + a.new_count == b.new_start for a, b in zip(frames, frames[1:], strict=False))
+        assert frames[-1].start + len(frames[-1].samples) == 111_111 == sum(frame.new_count for frame in frames)
+        assert all(abs(len(frame.samples) - min(111_111, rate * 0.04)) <= 1 for frame in frames)
 
 
 def test_channels_headers_offsets_and_captures_are_respected(tmp_path):
@@ -189,7 +189,7 @@ def test_a_tone_keeps_its_power_and_frequency_on_the_grid(rate, tone_hz):
 @pytest.mark.parametrize("rate", [1.92e6, 19.2e6])
 def test_missing_columns_hold_noise_at_the_captures_own_floor_without_a_step(rate):
     x = noise(round(rate * 0.04))
-    floor = noise_floor(x, rate)
+    floor, _ = noise_floor(x, rate)
     assert abs(10 * np.log10(floor * rate)) < 1
     ((_, iq),) = Frame(0, x, rate, None, 1 / rate).pieces()
     assert np.abs(10 * np.log10(levels(iq) * rate)).max() < 0.4
@@ -202,8 +202,9 @@ def test_the_floor_is_found_below_carriers_and_beside_a_filters_slope():
     spectrum = np.fft.fft(noise(count))
     spectrum[np.abs(hz) > 0.46 * rate] *= 0.01  # the receiver's filter
     spectrum[np.abs(hz) < 0.35 * rate] *= 30  # a carrier over 70% of the band
-    assert abs(10 * np.log10(noise_floor(np.fft.ifft(spectrum).astype(np.complex64), rate) * rate)) < 1
-    assert noise_floor(np.zeros(count, np.complex64), rate) == 0
+    floor, kind = noise_floor(np.fft.ifft(spectrum).astype(np.complex64), rate)
+    assert abs(10 * np.log10(floor * rate)) < 1 and kind == "measured"
+    assert noise_floor(np.zeros(count, np.complex64), rate)[0] == 0
 
 
 def test_a_wide_capture_comes_in_pieces_that_agree_on_every_frequency():
@@ -225,14 +226,26 @@ def test_a_wide_capture_comes_in_pieces_that_agree_on_every_frequency():
     assert (covered >= 2).mean() > 0.5
 
 
-def test_a_frame_cut_short_is_filled_with_noise_and_knows_its_rows():
+def test_a_frame_of_less_than_40_ms_is_repeated_and_knows_its_rows():
     rate = 5e6
     x = noise(50_000)  # 10 ms
-    frame = Frame(0, x * np.float32(10), rate, None, 1 / rate)
-    assert frame.rows == 64
+    frame = Frame(0, x, rate, None, 1 / rate)
+    assert frame.new_rows == slice(192, SIZE)
     ((_, iq),) = frame.pieces()
-    quarter = FRAME_SAMPLES // 4
-    inner = np.fft.ifft(np.fft.fft(iq) * (np.abs(np.fft.fftfreq(FRAME_SAMPLES, 1 / SAMPLE_RATE)) < rate / 2))
-    assert 10 * np.log10(np.mean(np.abs(inner[: quarter - 50]) ** 2)) == pytest.approx(20, abs=0.3)
-    assert 10 * np.log10(np.mean(np.abs(inner[quarter + 50 :]) ** 2)) == pytest.approx(0, abs=0.3)
-    assert Frame(0, noise(200_000), rate, None, 1.0).rows == SIZE
+    inner = np.fft.ifft(np.fft.fft(iq) * (np.abs(np.fft.fftfreq(FRAME_SAMPLES, 1 / SAMPLE_RATE)) < 0.45 * rate))
+    first, *others = inner.reshape(4, -1)
+    assert all(np.abs(first - other).max() < 1e-3 for other in others)
+    assert Frame(0, noise(200_000), rate, None, 1.0).new_rows == slice(0, SIZE)
+
+
+def test_the_last_frame_is_the_recordings_last_40_ms_and_counts_its_samples_once(tmp_path):
+    x = noise(130_000)  # 65 ms
+    meta = write_sigmf(tmp_path, x.tobytes(), core_datatype="cf32_le", core_offset=1000)
+    first, last = open_recording(meta).frames()
+    assert (first.start, first.new_start, first.new_count, first.new_rows) == (1000, 1000, 80_000, slice(0, SIZE))
+    assert np.array_equal(last.samples, x[50_000:])
+    assert (last.start, last.new_start, last.new_count, last.overlap) == (51_000, 81_000, 50_000, 30_000)
+    assert last.new_rows == slice(0, SIZE * 5 // 8)  # the first row is the frame's end
+    x[100] = x[70_000] = np.nan  # the second is in both frames
+    meta = write_sigmf(tmp_path, x.tobytes(), core_datatype="cf32_le")
+    assert [frame.damaged for frame in open_recording(meta).frames()] == [2, 0]
