@@ -5,9 +5,10 @@
         --recall vgg_float_radioml_real_recall.npz --network weights/amc_baseline.pt
 
 A witness is the public 8-bit baseline of ITU's "lightning-fast modulation" challenge (.595 on the genuine test part),
-or a 32-bit VGG as an .npz of Keras kernels (leena201818/radioml; .580). On generated frames each should have its genuine
-accuracy at every SNR: less means strange frames, more means frames that are too easy. --recall is the 32-bit network's
-recall on genuine frames, class by SNR. --network puts one of our own checkpoints beside them, on the same frames.
+or a 32-bit VGG as an .npz of Keras kernels (leena201818/radioml; .580). On generated frames each should have its
+genuine accuracy at every SNR: less means strange frames, more means frames that are too easy. --recall is the 32-bit
+network's recall on genuine frames, class by SNR. --network puts one of our own checkpoints beside them, on the same
+frames.
 
 Frames are made on the way, 100 of each class and SNR. Settings were chosen on even seeds; report on an odd one. Writes
 result.json, accuracy_by_snr.png and a confusion matrix (PNG) of each network. Three minutes a network for 62,400 frames
