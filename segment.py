@@ -260,6 +260,9 @@ def find_carriers(view: View, proofs: Proofs | None = None) -> list[Carrier]:
     if proofs and view.look and power is not None:
         for first, stop in unclaimed(label, power, floor):
             rows += carriers_of_band(view, (0, first, stop), None, floor, False, proofs)
+    if proofs and view.look and not rows:  # a carrier that fills the capture leaves no noise to stand out from
+        found = carriers_of_band(view, (0, 0, len(label)), None, floor, False, proofs)
+        rows += [row for row in found if row.ground in ("cell", "prefix")]
     rows.sort(key=lambda row: (row.lower_hz, row.upper_hz))
     for below, above in zip(rows, rows[1:], strict=False):  # rows of one frame do not overlap
         if below.upper_hz > above.lower_hz:
@@ -309,8 +312,14 @@ def carriers_of_band(
     if name == "other":
         probability = float(view.probability[0, :, first:stop].mean())
     row = partial(
-        Carrier, name, absolute=view.center_hz is not None, active=active, confidence=probability, weight=view.count,
-        level_db=level_db, ground=ground,
+        Carrier,
+        name,
+        absolute=view.center_hz is not None,
+        active=active,
+        confidence=probability,
+        weight=view.count,
+        level_db=level_db,
+        ground=ground,
     )
     whole = {"lower_hz": lower, "upper_hz": upper, "cut_below": below, "cut_above": above}
     cells = cells_plain(evidence, view.center_hz) if ground == "cell" else {}
@@ -345,8 +354,8 @@ def lte_carriers(
         between = [above[0] - below[1] for below, above in zip(edges, edges[1:], strict=False)]
         if min(between) < -SAME:
             continue
-        missed = 0.0 if cut[0] else abs(edges[0][0] - lower)
-        missed += 0.0 if cut[1] else abs(edges[-1][1] - upper)
+        inside, outside = edges[0][0] - lower, upper - edges[-1][1]  # positive where the band goes on beyond
+        missed = max(inside, 0.0 if cut[0] else -inside) + max(outside, 0.0 if cut[1] else -outside)
         missed += sum(max(gap, 0.0) for gap in between)
         if missed < best:
             best, found = missed, edges
@@ -397,7 +406,8 @@ def overlay(view: View, carriers: list[Carrier]) -> Image.Image:
             draw.text((x, top + high + 6), f"{hz / 1e6:.2f}", fill="black", anchor=anchor)
     for c in carriers:
         first, stop = (wide + 2 * gap + (hz - low) / view.span_hz * wide for hz in (c.lower_hz, c.upper_hz))
-        colour = tuple(pictures.COLOURS[CLASSES.index(c.technology)].tolist()) if c.technology != "other" else OTHER_COLOUR
+        known = c.technology in CLASSES
+        colour = tuple(pictures.COLOURS[CLASSES.index(c.technology)].tolist()) if known else OTHER_COLOUR
         draw.rectangle((first, top - 6, stop, top - 2), fill=colour)
         draw.text(((first + stop) / 2, 3), f"{c.technology} {c.confidence:.2f}", fill="black", anchor="ma")
     draw.text((gap, 3), f"from sample {view.start} (below) on, MHz", fill="black")

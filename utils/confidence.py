@@ -35,10 +35,10 @@ class Calibration:
         if not path.exists():
             return cls()
         try:
-            curves = {ground: (float(a), float(b)) for ground, (a, b) in json.loads(path.read_text())["curves"].items()}
+            curves = json.loads(path.read_text())["curves"]
+            return cls({ground: (float(offset), float(slope)) for ground, (offset, slope) in curves.items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: damaged ({error}); write it anew with python -m experiments.confidence") from error
-        return cls(curves)
+            raise ValueError(f"{path}: damaged ({error}); make it with python -m experiments.confidence") from error
 
     def confidence(self, ground: str, probability: float) -> float:
         """Of a row with that ground and the network's mean probability, 0 to 1."""

@@ -19,6 +19,7 @@ from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, fram
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the edges that the network gave
+NARROW_HZ = 3e6  # a capture so narrow is searched in any case
 SYNC_SECONDS = 0.0105  # two half frames: an LTE downlink has sent its signals twice by then
 SYNC_DB = 6.0  # level over the floor from which on these are found (docs/RESULTS.md: detection by SNR)
 SAME_EDGE_HZ = 0.5e6  # edges of one carrier from frame to frame
@@ -127,7 +128,8 @@ class FrameEvidence:
         outcome = prefix.outcome if prefix else "unknown"
         spacing = prefix.spacing_hz if prefix else None
         lte, nr = [], []
-        if outcome == "unknown" or spacing == 15e3:
+        # Of a wide band without any sign of a prefix only the middle is searched: all of it would take a second.
+        if outcome == "unknown" and (not cut or high_hz - low_hz <= NARROW_HZ) or spacing == 15e3:
             lte = self._lte(low_hz, high_hz, cut, spacing == 15e3)
         if not lte and self.center_hz and outcome != "none":
             nr = nr_cells(self.samples, self.sample_rate, (low_hz, high_hz), self.center_hz)
