@@ -38,6 +38,11 @@ class Carrier:
     evidence: str = "-"  # in words
     cells: dict = field(default_factory=dict)  # identity: plain values of what was found
 
+    @property
+    def calibration_ground(self) -> str:
+        """Ground, but "other" for a row that neither the network nor any evidence has named."""
+        return "other" if self.technology == "other" and self.ground == "unproven" else self.ground
+
     def plain(self) -> dict:
         """For result.json, in Hz and shares of 1."""
         return {

@@ -53,7 +53,7 @@ class Calibration:
         with_samples: False for a picture, whose rows keep the network's name.
         """
         for carrier in carriers:
-            ground = carrier.ground if with_samples else "picture"
+            ground = carrier.calibration_ground if with_samples else "picture"
             carrier.confidence = self.confidence(ground, carrier.confidence)
             unproven = with_samples and carrier.ground == "unproven" and carrier.technology != "other"
             if unproven and carrier.confidence < LEAST:
