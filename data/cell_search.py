@@ -30,7 +30,7 @@ BLOCK = 8192  # lags at a time, so that the processor's cache holds them
 PEAKS = 200  # lags and hypotheses of a group that are kept, several to a peak
 CANDIDATES = 24  # peaks of the PSS whose SSS is tried
 SMOOTH = 7  # subcarriers over which the channel is taken as constant, some 100 kHz at 15 kHz
-WORDS = 3  # cells with the same PSS at the same time
+WORDS, SHARE = 3, 0.05  # cells with the same PSS at the same time, and the least energy of one against the strongest
 THRESHOLD = 21.0
 LEAST_SECONDS = 0.5e-3  # PSS and SSS with what is between; nothing is found in less
 
@@ -388,13 +388,13 @@ def _secondary(samples, signal, candidates, threshold):
     for root in set(candidates.root.tolist()):
         rows = candidates.root == root
         words = signal.words[root]  # (336, 2, B)
-        rest = sums[rows]
+        rest, least = sums[rows], 0.0
         for _ in range(WORDS):
             match = rest.reshape(-1, words[0].size) @ words.reshape(len(words), -1).T
             match = match.reshape(*rest.shape[:2], -1)  # (c, places, 336)
             power = np.square(match.real) + np.square(match.imag)
             best, strongest = power.argmax(2), power.max(2)
-            statistic = strongest * (power.shape[2] - 1) / (power.sum(2) - strongest + 1e-30)
+            statistic = strongest * (power.shape[2] - 1) / (power.sum(2) - strongest + 1e-30) * (strongest > least)
             best_match = np.take_along_axis(match, best[..., None], 2)[..., 0]  # (c, places)
             turn = np.angle(best_match * np.exp(-2j * np.pi * hz[rows, None] * places / rate))
             fine = hz[rows, None] + turn / (2 * np.pi) * rate / places
@@ -403,7 +403,9 @@ def _secondary(samples, signal, candidates, threshold):
                 hits.append(Hit(float(statistic[c, place]), *where, float(fine[c, place])))
             if statistic.max() < THRESHOLD:
                 break
-            # Words resemble each other: take the strongest out before the next one is looked for.
+            # Words resemble each other: take the strongest out before the next one is looked for. What its channel was
+            # not quite known for stays behind, and may resemble a word too.
+            least = np.maximum(least, SHARE * strongest)
             amplitude = best_match / np.maximum(count[rows].sum(2) * len(signal.bins), 1)
             rest = rest - words[best] * (count[rows] * amplitude[..., None])[..., None].astype(np.complex64)
     return hits
