@@ -30,8 +30,9 @@ BLOCK = 8192  # lags at a time, so that the processor's cache holds them
 PEAKS = 200  # lags and hypotheses of a group that are kept, several to a peak
 CANDIDATES = 24  # peaks of the PSS whose SSS is tried
 SMOOTH = 7  # subcarriers over which the channel is taken as constant, some 100 kHz at 15 kHz
-WORDS = 3  # cells with the same PSS at the same time
+WORDS, SHARE = 3, 0.05  # cells with the same PSS at the same time, and the least energy of one against the strongest
 THRESHOLD = 21.0
+NO_CELL = 10.5, 1.1  # location and scale of the highest statistic of searches where no cell is
 LEAST_SECONDS = 0.5e-3  # PSS and SSS with what is between; nothing is found in less
 
 LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece: by then a clock's error is no longer known
@@ -65,6 +66,15 @@ class NrCell(NamedTuple):
     raster_hz: float  # nearest point of the synchronisation raster, absolute; nan if the capture's centre is unknown
     start_s: float  # time of the strongest block's PSS
     statistic: float
+
+
+def false_alarm_rate(statistic):
+    """Chance that a search where no cell is gives this statistic or more.
+
+    A Gumbel distribution, by moments, of the worst kind of emission in the trials; some 1 in 40,000 at THRESHOLD.
+    """
+    location, scale = NO_CELL
+    return -np.expm1(-np.exp((location - np.asarray(statistic)) / scale))
 
 
 class SyncSignal(NamedTuple):
@@ -388,13 +398,13 @@ def _secondary(samples, signal, candidates, threshold):
     for root in set(candidates.root.tolist()):
         rows = candidates.root == root
         words = signal.words[root]  # (336, 2, B)
-        rest = sums[rows]
+        rest, least = sums[rows], 0.0
         for _ in range(WORDS):
             match = rest.reshape(-1, words[0].size) @ words.reshape(len(words), -1).T
             match = match.reshape(*rest.shape[:2], -1)  # (c, places, 336)
             power = np.square(match.real) + np.square(match.imag)
             best, strongest = power.argmax(2), power.max(2)
-            statistic = strongest * (power.shape[2] - 1) / (power.sum(2) - strongest + 1e-30)
+            statistic = strongest * (power.shape[2] - 1) / (power.sum(2) - strongest + 1e-30) * (strongest > least)
             best_match = np.take_along_axis(match, best[..., None], 2)[..., 0]  # (c, places)
             turn = np.angle(best_match * np.exp(-2j * np.pi * hz[rows, None] * places / rate))
             fine = hz[rows, None] + turn / (2 * np.pi) * rate / places
@@ -403,7 +413,9 @@ def _secondary(samples, signal, candidates, threshold):
                 hits.append(Hit(float(statistic[c, place]), *where, float(fine[c, place])))
             if statistic.max() < THRESHOLD:
                 break
-            # Words resemble each other: take the strongest out before the next one is looked for.
+            # Words resemble each other: take the strongest out before the next one is looked for. What its channel was
+            # not quite known for stays behind, and may resemble a word too.
+            least = np.maximum(least, SHARE * strongest)
             amplitude = best_match / np.maximum(count[rows].sum(2) * len(signal.bins), 1)
             rest = rest - words[best] * (count[rows] * amplitude[..., None])[..., None].astype(np.complex64)
     return hits
@@ -508,7 +520,7 @@ def _apart(frequencies, distance_hz):
 
 
 def _best_of_each(cells):
-    """One entry for each identity, the one with the highest statistic, strongest first."""
+    """One entry for each identity, the one with the highest statistic, sorted by it."""
     best = {}
     for cell in sorted(cells, key=lambda cell: -cell.statistic):
         best.setdefault(cell.cell_id, cell)
@@ -536,7 +548,7 @@ def lte_cells(
     capture_hz: float | None = None,
     least: float = THRESHOLD,
 ) -> list[LteCell]:
-    """LTE cells, the strongest first; empty where none stands out. TS 36.211 clause 6.11.
+    """LTE cells, what stands out most first; empty where none does. TS 36.211 clause 6.11.
 
     Args:
         samples: complex64 (n,), as received. 5.3 ms hold a PSS and its SSS in any case.
@@ -605,7 +617,7 @@ def nr_cells(
     blind_seconds: float | None = None,
     least: float = THRESHOLD,
 ) -> list[NrCell]:
-    """NR cells, the strongest first; empty where none stands out. TS 38.211 clause 7.4.2.
+    """NR cells, what stands out most first; empty where none does. TS 38.211 clause 7.4.2.
 
     Looks for SS/PBCH blocks of 15 and 30 kHz (above 3 GHz 30 kHz only, TS 38.104 table 5.4.3.3-1) at the points of the
     synchronisation raster whose PSS lies inside the band, 20 ppm or 10 kHz beside at most.

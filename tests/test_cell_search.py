@@ -153,6 +153,14 @@ def test_the_centre_need_be_known_to_half_a_megahertz_only():
     assert cell.cell_id == 77 and abs(cell.offset_hz - 12e3) < 150
 
 
+def test_cells_of_one_pss_at_one_time_are_told_and_no_third():
+    first, rate = lte(cell_id=30, bandwidth=5e6)
+    second, _ = lte(cell_id=63, bandwidth=5e6, seed=1)
+    assert [cell.cell_id for cell in lte_cells(receive(first, rate, 0.0, 30), rate, 0.0, CAPTURE_HZ)] == [30]
+    cells = lte_cells(receive(first + 0.6j * second, rate, 0.0, 20), rate, 0.0, CAPTURE_HZ)
+    assert {cell.cell_id for cell in cells} == {30, 63}
+
+
 @pytest.mark.parametrize("milliseconds", [10, 20, 120])
 def test_lte_is_found_in_short_and_long_recordings(milliseconds):
     samples, rate = lte(cell_id=400)
