@@ -134,6 +134,33 @@ def test_active_counts_the_time_in_which_the_band_is_above_the_noise(weights, mo
     assert carrier.active == pytest.approx(0.3, abs=0.04)
 
 
+@pytest.mark.parametrize("milliseconds", [10, 41, 80])
+def test_recordings_of_any_length_give_the_same_row_and_count_each_sample_once(find, tmp_path, milliseconds):
+    iq = band(10e6, round(10e3 * milliseconds), [(-2e6, 2e6, 15)])
+    iq[: len(iq) // 4] = band(10e6, len(iq) // 4, [])
+    result = find(write_sigmf(tmp_path, iq, 10e6))
+    (row,) = result["carriers"]
+    assert row["samples"] == len(iq) and row["runs"] == [{"sample_start": 0, "sample_count": len(iq)}]
+    assert row["active"] == pytest.approx(0.75, abs=0.03)
+    assert abs(row["lower_hz"] - CENTER + 2e6) < 6e5 and abs(row["upper_hz"] - CENTER - 2e6) < 6e5  # a 5 MHz channel
+    assert any("repeated for the picture" in note for note in result["notes"]) == (milliseconds < 40)
+
+
+def test_a_receivers_faults_are_noted_and_change_no_row(find, tmp_path, capsys):
+    rate = 19.2e6
+    iq = band(rate, 768_000, [(-7e6, -2e6, 15), (1e6, 5e6, 30)])
+    wanted = edges(find(write_sigmf(tmp_path, iq, rate)))
+    iq[400_000:] *= 0.5
+    iq[100_000:104_000], iq[300_000] = 0, 1e6
+    result = find(write_sigmf(tmp_path, iq, rate))
+    got = edges(result)
+    assert [row[0] for row in got] == [row[0] for row in wanted]
+    assert np.allclose([row[1:] for row in got], [row[1:] for row in wanted], atol=0.25e6)
+    assert [note.split(":")[0] for note in result["notes"]] == ["dropped samples", "glitches", "gain steps"]
+    printed = capsys.readouterr().out
+    assert all(f"note: {note}" in printed for note in result["notes"])
+
+
 @pytest.fixture(scope="module")
 def grid_frame(tmp_path_factory):
     """A frame at 61.44 MS/s: SigMF metadata, and the picture that the generator writes of it."""
