@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 import segment
-from data.recording import open_recording
+from data.recording import Frame, noise_floor, open_recording
 from data.spectrogram import FRAME_SAMPLES, PARULA, SAMPLE_RATE, SIZE, spectrogram_image
 from models import segmentation
 from models.rebuild import describe, rebuild
+from tests.test_recording import lte_capture
 from utils import checkpoint
 from utils.augment import colour_index
 from utils.carriers import Carrier, find_bands, join, merge, share_of_recording, table
@@ -132,6 +133,16 @@ def test_active_counts_the_time_in_which_the_band_is_above_the_noise(weights, mo
     meta = write_sigmf(tmp_path, iq, 10e6)
     (carrier,) = segment.find_carriers(segment.look_at(next(open_recording(meta).frames()), model))
     assert carrier.active == pytest.approx(0.3, abs=0.04)
+
+
+@pytest.mark.parametrize("rate", [9e6, 10e6, 23.04e6, 100e6])
+def test_the_shipped_network_finds_one_carrier_at_any_rate(rate):
+    model, _ = segment.load_network(None, "cpu")
+    iq = lte_capture(rate, 0.7)
+    floor, kind = noise_floor(iq, rate)
+    (row,) = segment.find_carriers(segment.look_at(Frame(0, iq, rate, CENTER, floor, floor_kind=kind), model))
+    assert row.technology == "LTE"
+    assert abs(row.lower_hz - CENTER + 5e6) <= 5e5 and abs(row.upper_hz - CENTER - 5e6) <= 5e5
 
 
 @pytest.mark.parametrize("milliseconds", [10, 41, 80])
