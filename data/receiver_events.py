@@ -170,7 +170,7 @@ def _glitches(samples, peak, energy):
 def _saturated(blocks, low, high):
     """Values at the extreme, where they are more than twice as many as those up to 3% (or one step) below it."""
     some = blocks[:: max(1, len(blocks) // 1000)]
-    count, at, below = 0, 0, 0
+    extremes, at, below = [], 0, 0
     for extreme, of_block, sign in ((high.max(), high, 1), (low.min(), low, -1)):
         touching = of_block == extreme
         if sign * extreme <= 0 or touching.sum() < 8:
@@ -178,10 +178,14 @@ def _saturated(blocks, low, high):
         size = sign * blocks[touching][:64]
         full = sign * extreme
         near = min(size[size < full].max(), full * np.float32(31 / 32))  # the next value, where steps are that coarse
-        count += int((blocks[touching] == extreme).sum())
+        extremes.append(extreme)
         at += int((some == extreme).sum())
         below += int((sign * some >= near).sum()) - int((some == extreme).sum())
-    return [Event("saturated", 0, count)] if count > SATURATED * blocks.size and at > 2 * below else []
+    if not extremes or at <= 2 * below:
+        return []
+    parts = blocks[(high == extremes[0]) | (low == extremes[-1])].reshape(-1, 2)  # I and Q
+    count = int(np.isin(parts, extremes).any(1).sum())
+    return [Event("saturated", 0, count)] if count > SATURATED * blocks.size / 2 else []
 
 
 def _level_changes(samples, sample_rate, energy, spoilt):
@@ -204,7 +208,8 @@ def _level_changes(samples, sample_rate, energy, spoilt):
     if len(steps) + len(bursts) > MOST_CHANGES:
         return []
     cuts = [_change(samples, (a[1] - 1) * step, (b[0] + 1) * step) for a, b in steps]
-    return _gains(looks, cuts, step, len(samples)) + [_burst_event(samples, energy, step, burst) for burst in bursts]
+    bursts = [_burst_event(samples, energy, step, burst) for burst in bursts]
+    return _gains(looks, cuts, step, len(samples)) + [burst for burst in bursts if burst.db >= BURST_DB]
 
 
 def _looks(samples, sample_rate, step):
@@ -335,11 +340,12 @@ def notes(frames: Iterable[Iterable[Event]], sample_rate: float, offset: int = 0
         if not events:
             continue
         number = sum(any(event.kind == kind for event in of_frame) for of_frame in frames)
-        where = [_when(event, sample_rate, offset) for event in events[:3]]
-        more = f" and {len(events) - 3} more" if len(events) > 3 else ""
         count = sum(event.count for event in events)
-        samples = "" if kind in ("gain", "burst") else f"{count:,} sample{'s' * (count > 1)} at "
-        lines.append(f"{name}: {samples}{', '.join(where)}{more} in {number} frame{'s' * (number > 1)} ({done})")
+        what = "" if kind in ("gain", "burst") else f"{count:,} sample{'s' * (count > 1)}"
+        if kind not in ("saturated", "silent"):
+            what += " at " * bool(what) + ", ".join(_when(event, sample_rate, offset) for event in events[:3])
+            what += f" and {len(events) - 3} more" * (len(events) > 3)
+        lines.append(f"{name}: {what} in {number} frame{'s' * (number > 1)} ({done})")
     return lines
 
 

@@ -32,13 +32,13 @@ LEVELS = (0.003, 100)  # root mean square of samples that are used as they are; 
 RATES = (1e6, 1e9)  # Hz; below, no carrier fits; above, a frame takes several GB
 SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: a column in lines of a 40 ms spectrum, 25 Hz apart
 EDGE_HZ = HZ_PER_PIXEL / 2  # width of the raised cosine from the capture's spectrum to the noise beside it
-FLOOR_SAMPLES = 800_000  # that the noise floor is measured on; evenly spread, of faster captures
-GUESS_DB = 15.0
 CUT_HZ = 4 * HZ_PER_PIXEL  # and at a piece's edge inside the capture, where a neighbour piece shows the rest
+FLOOR_SAMPLES = 800_000  # that the noise floor is measured on; evenly spread, of faster captures
+GUESS_DB = 15.0  # of the floor below a carrier that fills the capture; LTE at any load was read as LTE with 10 to 20
 # What `noise_floor` says of a floor that it can't measure.
 FLOOR_NOTES = {
     "even": "the capture is filled evenly, by noise alone or by a carrier at least as wide",
-    "guessed": "a carrier leaves nothing free; it is taken to lie 15 dB below",
+    "guessed": f"a carrier leaves nothing free; it is taken to lie {GUESS_DB:g} dB below",
 }
 
 
@@ -65,7 +65,7 @@ class Frame:
     seed: int = 0
     overlap: int = 0  # samples that the frame before has too
     mended: np.ndarray | None = None  # complex64 (count,): what the picture shows in place of `samples`
-    events: tuple[Event, ...] = ()  # the receiver's faults in the new samples, numbered as `start` is
+    events: tuple[Event, ...] = ()  # the receiver's faults, numbered as `start` is
     floor_kind: str = "measured"  # or "even", "guessed", see `noise_floor`
 
     @property
@@ -151,8 +151,9 @@ class FrameNotes:
         self.damaged += frame.damaged
         self.short += len(frame.samples) < round(frame.sample_rate * FRAME_SECONDS)
         self.floors[frame.floor_kind] += 1
-        if frame.events:
-            self.events.append(frame.events)
+        events = within(frame.events, frame.new_start, frame.new_count)
+        if events:
+            self.events.append(events)
         return frame
 
     def lines(self, recording: "Recording") -> list[str]:
@@ -287,7 +288,6 @@ class Recording:
         floor, floor_kind = noise_floor(kept, self.sample_rate)
         if mended is not None:
             fill_gaps(mended, events, floor * self.sample_rate, np.random.default_rng([start, 1]))
-        events = (replace(event, start=start + event.start) for event in events)
         return Frame(
             start,
             samples,
@@ -297,7 +297,7 @@ class Recording:
             damaged=int(damaged[overlap:].sum()),
             overlap=overlap,
             mended=mended,
-            events=tuple(within(events, start + overlap, len(samples) - overlap)),
+            events=tuple(replace(event, start=start + event.start) for event in events),
             floor_kind=floor_kind,
         )
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data import DataError
-from data.recording import Frame, columns, noise_floor, open_recording
+from data.lte_nr import LteConfig, lte_waveform
+from data.recording import Frame, FrameNotes, columns, noise_floor, open_recording
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, SIZE
 
 
@@ -249,3 +250,68 @@ def test_the_last_frame_is_the_recordings_last_40_ms_and_counts_its_samples_once
     x[100] = x[70_000] = np.nan  # the second is in both frames
     meta = write_sigmf(tmp_path, x.tobytes(), core_datatype="cf32_le")
     assert [frame.damaged for frame in open_recording(meta).frames()] == [2, 0]
+
+
+def lte_capture(rate, load, snr_db=20):
+    """40 ms of a 10 MHz LTE carrier, captured at any rate: complex64, noise of power 1 / rate per Hz."""
+    rng = np.random.default_rng(1)
+    config = LteConfig(10e6, 7, (rng.random((40, 50)) < load).astype(np.float32))
+    spectrum = np.fft.fft(lte_waveform(config, rng).samples)  # lines of 25 Hz, as every 40 ms
+    line = np.round(np.fft.fftfreq(len(spectrum), 1 / len(spectrum))).astype(int)
+    count = round(rate * 0.04)
+    inside = np.abs(line) < min(count // 2, 201_000)
+    wide = np.zeros(count, complex)
+    wide[line[inside]] = spectrum[inside]
+    x = np.fft.ifft(wide)
+    level = 10 ** (snr_db / 10) * 9e6 / rate * min(1, rate / 9e6)
+    return (x * np.sqrt(level / np.mean(np.abs(x) ** 2)) + noise(count)).astype(np.complex64)
+
+
+@pytest.mark.parametrize(
+    ("rate", "load", "kind"),
+    [
+        (9e6, 0.7, "guessed"),  # the carrier fills the capture
+        (9e6, 1.0, "guessed"),
+        (10e6, 1.0, "guessed"),
+        (10e6, 0.1, "measured"),  # in what it does not send
+        (15.36e6, 1.0, "measured"),
+        (30.72e6, 0.7, "measured"),
+    ],
+)
+def test_a_floor_that_can_not_be_measured_is_said_to_be_a_guess_below_the_carrier(rate, load, kind):
+    x = lte_capture(rate, load)
+    floor, how = noise_floor(x, rate)
+    assert how == kind
+    if kind == "measured":
+        assert abs(10 * np.log10(floor * rate)) < 2
+    else:
+        assert 10 * np.log10(floor * rate / np.mean(np.abs(x) ** 2)) == pytest.approx(-15, abs=0.5)
+
+
+@pytest.mark.parametrize("rate", [1.92e6, 10e6, 61.44e6])
+def test_noise_alone_and_noise_behind_a_filter_are_no_carriers_that_fill_the_capture(rate):
+    count = round(rate * 0.04)
+    x = noise(count)
+    assert noise_floor(x, rate)[1] == "even"
+    share = np.abs(np.fft.fftfreq(count))
+    x = np.fft.ifft(np.fft.fft(x) * 10 ** (-0.3 * np.maximum(0, (share - 0.4) / 0.1))).astype(np.complex64)
+    assert noise_floor(x, rate)[1] != "guessed"
+
+
+def test_faults_are_mended_for_the_picture_and_the_samples_stay(tmp_path):
+    rate = 5e6
+    x = noise(200_000) * np.float32(10)
+    x[50_000:60_000], x[123_456] = 0, 1e7
+    meta = write_sigmf(tmp_path, x.tobytes(), core_datatype="cf32_le", core_sample_rate=rate)
+    frame = next(open_recording(meta).frames())
+    scale = np.median(np.abs(frame.samples)) / np.median(np.abs(x))
+    assert np.allclose(frame.samples, x * scale, rtol=1e-4)
+    assert [event.kind for event in frame.events] == ["dropped", "glitch"]
+    assert abs(10 * np.log10(frame.floor * rate / np.mean(np.abs(frame.mended) ** 2))) < 1
+    assert np.mean(np.abs(frame.mended[50_000:60_000]) ** 2) == pytest.approx(
+        np.mean(np.abs(frame.mended) ** 2), rel=0.2
+    )
+    assert 0.003 < np.sqrt(np.mean(np.abs(frame.mended) ** 2)) < 100  # the glitch does not set the scale either
+    told = FrameNotes()
+    told.add(frame)
+    assert [line.split(":")[0] for line in told.lines(open_recording(meta))][:2] == ["dropped samples", "glitches"]
