@@ -71,12 +71,12 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def find(monkeypatch, tmp_path, weights):
-    """Run segment.py with the stand-in; returns result.json."""
+    """Run segment.py with the stand-in, which bands of noise satisfy but no evidence; returns result.json."""
     monkeypatch.setattr(segment, "predict", label_by_level)
 
     def call(*arguments):
         out = tmp_path / "out"
-        known = ["--checkpoint", str(weights), "--device", "cpu", "--out", str(out)]
+        known = ["--no-evidence", "--checkpoint", str(weights), "--device", "cpu", "--out", str(out)]
         assert segment.main([str(argument) for argument in [*arguments, *known]]) == 0
         return json.loads((out / "result.json").read_text())
 

@@ -49,9 +49,7 @@ class Evidence:
         return None
 
 
-def judge(
-    technology: str, evidence: Evidence, fits_nr: bool, center_hz: float | None = None
-) -> tuple[str, str, str]:
+def judge(technology: str, evidence: Evidence, fits_nr: bool, center_hz: float | None = None) -> tuple[str, str, str]:
     """What a band is, on what ground, and in words.
 
     Args: technology, the network's, "LTE", "NR" or "other"; fits_nr, whether the occupied width is an NR channel's;
