@@ -19,6 +19,7 @@ import numpy as np
 
 BLOCK = 256  # samples whose energy and extremes are taken together
 LEAST_RUN = 16  # samples of one value in a row; more where the recording repeats its values by chance
+MOST_RUNS = 2000  # in 40 ms: a recording with more rests at one value, below its converter's step
 GLITCH = 100.0  # 20 dB: power of a glitch over the mean power around it; OFDM and noise stay below 15 dB
 MOST_GLITCHES = 20  # in 40 ms: more of them are pulses that somebody sends
 SATURATED = 1e-4  # least share of samples at the extreme value
@@ -27,9 +28,7 @@ LOOKS = 16  # FFTs in such a step
 LEAST_DB = 1.5  # of a gain step; and how well what changes together must agree
 BURST_DB = 6.0
 LONG_STEPS = 6  # 3 ms: a level that ends sooner is a burst, not the receiver's gain
-MOST_NOISE_DB = (
-    10.0  # of a gain step in a spectrum that could be one carrier's alone; a larger one is its coming or going
-)
+MOST_NOISE_DB = 10.0  # of a gain step where all cells could be one carrier's; more would be its coming or going
 MOST_CHANGES = 4  # in 40 ms: what switches more often is a transmitter, TDD for example
 MENDED = ("dropped", "glitch", "gain")  # kinds that `mend` changes
 
@@ -56,7 +55,10 @@ def find_events(samples: np.ndarray, sample_rate: float) -> list[Event]:
         return [Event("silent", 0, len(samples))]
     dropped = _dropped(samples, same, (low.min(), high.max()))
     glitches = _glitches(samples, np.maximum(high, -low), energy)
-    saturated = [] if glitches else _saturated(blocks, low, high)  # else the extreme is the glitch's
+    whole = np.ones(len(blocks), bool)
+    for event in dropped:
+        whole[event.start // BLOCK : (event.start + event.count - 1) // BLOCK + 1] = False
+    saturated = [] if glitches or not whole.any() else _saturated(blocks, low, high, whole)
     return dropped + glitches + saturated + _level_changes(samples, sample_rate, energy, dropped + glitches)
 
 
@@ -120,10 +122,11 @@ def _dropped(samples, same, extremes):
     """Runs of one value, where the samples around them are lively."""
     # Every run of LEAST_RUN has eight repeats in a row that begin at a multiple of eight.
     eights = np.flatnonzero(same.view(np.uint64) == 0x0101010101010101)
-    if not len(eights):
+    runs = _stretches(eights)
+    if len(runs) > MOST_RUNS:
         return []
     events, end = [], 0
-    for first, last in _stretches(eights):
+    for first, last in runs:
         start, stop = 8 * int(first), min(8 * int(last) + 8, len(samples))
         while start > end and same[start - 1]:
             start -= 1
@@ -167,8 +170,13 @@ def _glitches(samples, peak, energy):
     return [Event("glitch", int(i), int(n)) for i, n in sorted(found.items())] if len(found) <= MOST_GLITCHES else []
 
 
-def _saturated(blocks, low, high):
-    """Values at the extreme, where they are more than twice as many as those up to 3% (or one step) below it."""
+def _saturated(blocks, low, high, whole):
+    """Values at the extreme, where they are more than twice as many as those up to 3% (or one step) below it.
+
+    whole: bool (B,), blocks without dropped samples; these may have the extreme value, too.
+    """
+    if not whole.all():
+        blocks, low, high = blocks[whole], low[whole], high[whole]
     some = blocks[:: max(1, len(blocks) // 1000)]
     extremes, at, below = [], 0, 0
     for extreme, of_block, sign in ((high.max(), high, 1), (low.min(), low, -1)):
@@ -177,7 +185,9 @@ def _saturated(blocks, low, high):
             continue
         size = sign * blocks[touching][:64]
         full = sign * extreme
-        near = min(size[size < full].max(), full * np.float32(31 / 32))  # the next value, where steps are that coarse
+        near = min(
+            size[size < full].max(initial=-full), full * np.float32(31 / 32)
+        )  # or a coarse converter's next value
         extremes.append(extreme)
         at += int((some == extreme).sum())
         below += int((sign * some >= near).sum()) - int((some == extreme).sum())
@@ -228,7 +238,7 @@ def _common_change(looks):
     they alone count where the others do not agree.
     """
     power = looks.mean(1)  # (steps, columns)
-    usual = power[np.isfinite(power[:, 0])].mean(0)
+    usual = power[np.isfinite(power[:, 0])].sum(0) / len(power)
     power, usual = power[:, usual > 0], usual[usual > 0]
     if len(usual) < 8:
         return np.zeros(len(power)), np.zeros(len(power), bool)

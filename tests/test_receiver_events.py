@@ -100,6 +100,14 @@ def test_dropped_samples_are_found_to_the_sample_and_filled_with_noise(signal, s
     )
 
 
+@pytest.mark.parametrize("value", [-1 - 1j, 127 / 128 * (1 + 1j)])
+def test_a_gap_at_the_converters_end_is_no_saturation(value):
+    x = SIGNALS["lte"] * 0.1
+    x = ((np.round(x.real * 128) + 1j * np.round(x.imag * 128)) / 128).astype(np.complex64)
+    x[200_000:230_000] = value
+    assert kinds(x) == ["dropped"]
+
+
 def test_silence_between_bursts_below_the_converters_step_is_not_dropped():
     x = np.round(8 * noise() * np.repeat([1, 0.01, 1, 0.01], COUNT // 4)) / 8
     x = (np.round(8 * x.real) + 1j * np.round(8 * x.imag)).astype(np.complex64) / 8
