@@ -137,12 +137,20 @@ def main(argv: list[str] | None = None) -> int:
     for note in notes:
         print(f"note: {note}")
     result = {"recording": args.recording.name, "frames": frames, "checkpoint": str(weights), "command": command()}
-    result |= {"notes": notes, "carriers": [carrier.plain() for carrier in carriers]}
+    result |= {"notes": notes, "carriers": [carrier.plain() | times_of(carrier, recording) for carrier in carriers]}
     write_json(args.out / "result.json", result)
     if args.annotate:
         write_json(meta_path, with_annotations(recording, carriers))
         print(f"{meta_path}: annotated")
     return 0
+
+
+def times_of(carrier: Carrier, recording: Recording | None) -> dict:
+    """When a carrier was first and last there, in seconds from the recording's start."""
+    if recording is None or not carrier.runs:
+        return {"first_s": None, "last_s": None}
+    ends = {"first_s": carrier.runs[0][0], "last_s": sum(carrier.runs[-1])}
+    return {name: (end - recording.offset) / recording.sample_rate for name, end in ends.items()}
 
 
 def load_network(path: Path | None, device: str) -> tuple[Callable, Path]:

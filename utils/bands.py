@@ -16,6 +16,7 @@ from utils.carriers import MAX_GAP, MIN_COLUMNS
 
 GAP_SHARE = 0.4  # of the rise in dB over the floor: what a gap keeps at most
 GAP_LEAST_DB = 3.0  # that it lies below both sides
+CLEAR_DB = 6.0  # rise from which on a guard band could not be overlooked
 SIDE = 10  # columns to either side of a gap that tell their level
 WIDEST_GAP = 25  # columns, 6 MHz: the guard bands of two channels of 100 MHz
 FITS = 1.6  # columns of 240 kHz by which a piece's width may miss a standard channel's
@@ -69,30 +70,32 @@ def whole_bands(bands: Sequence[Band], power: np.ndarray, floor: float, channels
     if not floor > 0:
         return list(bands)
     rise = rise_db(power, floor)
-    joined: list[Band] = []
-    for kind, first, stop in bands:
-        touching = bool(joined) and first - joined[-1][2] <= MAX_GAP
-        if touching and _one_carrier(rise, joined[-1], (kind, first, stop), channels):
-            old = joined.pop()
-            kind = kind if stop - first > old[2] - old[1] else old[0]
-            first = old[1]
-        joined.append((kind, first, stop))
+    groups: list[list[Band]] = []
+    for band in bands:
+        if groups and band[1] - groups[-1][-1][2] <= MAX_GAP and _one_carrier(rise, groups[-1], band, channels):
+            groups[-1].append(band)
+        else:
+            groups.append([band])
     cut: list[Band] = []
-    for kind, first, stop in joined:
-        cut += _pieces(rise, kind, first, stop, channels)
+    for group in groups:
+        columns = {kind: sum(stop - first for k, first, stop in group if k == kind) for kind, _, _ in group}
+        cut += _pieces(rise, max(columns, key=columns.get), group[0][1], group[-1][2], channels)
     return cut
 
 
-def _one_carrier(rise, left, right, channels):
-    """Whether two touching bands are one carrier: one level where they meet, and together a standard width."""
-    reach = slice(max(left[1], left[2] - SIDE), min(right[2], right[1] + SIDE))
-    sides = [np.median(rise[part]) for part in (slice(left[1], left[2]), slice(right[1], right[2]))]
-    level = abs(sides[0] - sides[1]) < GAP_LEAST_DB
-    dip = rise[reach].min() < min(sides) - max(GAP_LEAST_DB, (1 - GAP_SHARE) * min(sides))
-    width = right[2] - left[1]
-    narrow = min(left[2] - left[1], right[2] - right[1]) < 0.25 * width  # a sliver of the other technology
+def _one_carrier(rise, group, band, channels):
+    """Whether a band belongs to the touching ones before it: one level, and no gap where they meet."""
+    first, seam, stop = group[0][1], group[-1][2], band[2]
+    sides = [np.median(rise[first:seam]), np.median(rise[band[1] : stop])]
+    lowest = rise[max(first, seam - SIDE) : min(stop, band[1] + SIDE)]
+    lowest = lowest[2:-2].min() if len(lowest) > 2 * MIN_COLUMNS else lowest.min()  # not the carrier's own edge
+    if abs(sides[0] - sides[1]) >= GAP_LEAST_DB or lowest < min(sides) - max(GAP_LEAST_DB, 0.5 * min(sides)):
+        return False
+    # Two carriers side by side have guard bands between them, which show where both are strong.
+    width = stop - first
+    narrow = min(seam - first, stop - band[1]) < 0.25 * width  # a sliver of the other technology
     fits = any(abs(width - whole) <= 0.05 * whole + 1 for _, whole, _ in channels)
-    return bool(level and not dip and min(sides) > 1 and (fits or narrow))
+    return bool(min(sides) > CLEAR_DB or min(sides) > 1 and (narrow or fits))
 
 
 def _pieces(rise, kind, first, stop, channels):

@@ -6,20 +6,25 @@
 
 A picture can't tell LTE from other OFDM, nor a receiver's filter from a carrier. The samples can. A cell's
 synchronisation signals are proof, and every OFDM symbol of LTE and NR has a cyclic prefix at a known lag. What has
-none, although it is strong enough to show one, is neither. Needs numpy, data/cell_search.py and data/cyclic_prefix.py.
+none, although it is strong enough to show one, is neither. Needs torch for its FFT, data/cell_search.py and
+data/cyclic_prefix.py.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from data.cell_search import LteCell, NrCell, lte_cells, lte_centers, nr_cells
 from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
+BESIDE_HZ = 1.4e6  # beside a possible centre: the receiver's error, the signals, and room for the filter
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the edges that the network gave
 NARROW_HZ = 3e6  # a capture so narrow is searched in any case
+NARROWEST_HZ = 0.9e6  # no channel is narrower than 1.4 MHz; a network's band may miss a column on either side
+WEAKEST_DB = 0.5  # level over the floor below which nothing is looked for
 SYNC_SECONDS = 0.0105  # two half frames: an LTE downlink has sent its signals twice by then
 SYNC_DB = 6.0  # level over the floor from which on these are found (docs/RESULTS.md: detection by SNR)
 SAME_EDGE_HZ = 0.5e6  # edges of one carrier from frame to frame
@@ -105,7 +110,20 @@ class FrameEvidence:
 
     @cached_property
     def spectrum(self):
-        return frame_spectrum(self.samples, self.sample_rate)
+        return frame_spectrum(self.samples, self.sample_rate, lambda x: torch.fft.fft(torch.from_numpy(x)).numpy())
+
+    def around(self, low_hz: float, high_hz: float) -> tuple[np.ndarray, float, float]:
+        """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, their centre)."""
+        lines, rate = self.spectrum
+        width = rate / len(lines)  # of a line
+        first, stop = (int(np.clip(round(hz / width), -len(lines) // 2, len(lines) // 2)) for hz in (low_hz, high_hz))
+        stop -= (stop - first) % 2
+        part = (
+            np.roll(lines, -first)[: stop - first] if first < 0 < stop else lines[first % len(lines) :][: stop - first]
+        )
+        middle = (first + stop) // 2
+        centred = torch.fft.ifft(torch.from_numpy(np.roll(part, -(stop - first) // 2))).numpy()
+        return centred * np.float32((stop - first) / len(lines)), (stop - first) * width, middle * width
 
     def prefix(self, low_hz: float, high_hz: float) -> PrefixEvidence | None:
         """Of a band; None where it is too narrow."""
@@ -120,6 +138,8 @@ class FrameEvidence:
         Args: edges against the capture's centre; cut, whether the carrier goes on outside of the capture; level_db,
         mean power of the band over the floor, None where it is not known.
         """
+        if high_hz - low_hz < NARROWEST_HZ or (level_db is not None and level_db < WEAKEST_DB):
+            return Evidence()
         half = self.sample_rate / 2
         low_hz, high_hz = max(low_hz, -half), min(high_hz, half)
         prefix = self.prefix(low_hz, high_hz)
@@ -130,7 +150,9 @@ class FrameEvidence:
         if outcome == "unknown" and (not cut or high_hz - low_hz <= NARROW_HZ) or spacing == 15e3:
             lte = self._lte(low_hz, high_hz, cut, spacing == 15e3)
         if not lte and self.center_hz and outcome != "none":
-            nr = nr_cells(self.samples, self.sample_rate, (low_hz, high_hz), self.center_hz)
+            samples, rate, middle = self.around(low_hz, high_hz)
+            cells = nr_cells(samples, rate, (low_hz - middle, high_hz - middle), self.center_hz + middle)
+            nr = [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
         middle = (low_hz + high_hz) / 2
         whole = not cut and abs(middle) + PSS_HZ / 2 + SLACK_HZ < half
         due = whole and len(self.samples) >= SYNC_SECONDS * self.sample_rate and (level_db or 0) >= SYNC_DB
@@ -143,9 +165,13 @@ class FrameEvidence:
         anywhere = max(SLACK_HZ, (high_hz - low_hz - PSS_HZ) / 2)
         for slack in [anywhere] if cut else [SLACK_HZ, anywhere] if wide else [SLACK_HZ]:
             centers = lte_centers(low_hz, high_hz, self.center_hz, slack)
-            cells = lte_cells(self.samples, self.sample_rate, centers, self.center_hz) if len(centers) else []
+            if not len(centers):
+                continue
+            samples, rate, middle = self.around(centers.min() - BESIDE_HZ, centers.max() + BESIDE_HZ)
+            on_air = self.center_hz + middle if self.center_hz else None
+            cells = lte_cells(samples, rate, centers - middle, on_air)
             if cells:
-                return cells
+                return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
         return []
 
 
