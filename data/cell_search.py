@@ -7,8 +7,8 @@
 Samples go in as received, never repeated or mended. Two steps, as in a phone (TS 36.211 clause 6.11, TS 38.211 clause
 7.4.2): the primary signal (PSS) gives time, frequency and a third of the identity; the secondary one (SSS) the rest.
 Correlation peaks of the PSS are candidates only, for strong interference has them as well. A cell is found when its
-SSS stands out from the 335 other words of the SSS. experiments/cell_search_trials.py measures false alarms and detection,
-docs/cell_search.md shows them. Needs numpy and data/sequences.py.
+SSS stands out from the 335 other words of the SSS. docs/cell_search.md shows false alarms and detection, measured by
+experiments/cell_search_trials.py. Needs numpy and data/sequences.py.
 """
 
 import time
