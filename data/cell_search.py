@@ -627,7 +627,7 @@ def nr_cells(
         band_hz: edges of the band against the capture's centre; what is outside the capture is left out.
         capture_hz: frequency of the capture's centre; without it only a blind search is possible.
         spacing_hz: subcarrier spacing if it is known, 15e3 or 30e3.
-        blind_seconds: search all frequencies of the band instead, for so long: some .3 s a MHz.
+        blind_seconds: search all frequencies of the band instead, for so long: some .2 s a MHz.
         least: as in lte_cells.
     Raises: ValueError if the samples are too slow for a PSS, or capture_hz is missing in a search that is not blind.
     """
