@@ -7,8 +7,8 @@
 Samples go in as received, never repeated or mended. Two steps, as in a phone (TS 36.211 clause 6.11, TS 38.211 clause
 7.4.2): the primary signal (PSS) gives time, frequency and a third of the identity; the secondary one (SSS) the rest.
 Correlation peaks of the PSS are candidates only, for strong interference has them as well. A cell is found when its
-SSS stands out from the 335 other words of the SSS. `THRESHOLD` was chosen by experiments/cell_search_trials.py. Needs
-numpy and data/sequences.py.
+SSS stands out from the 335 other words of the SSS. docs/cell_search.md shows false alarms and detection, measured by
+experiments/cell_search_trials.py. Needs numpy and data/sequences.py.
 """
 
 import time
@@ -71,7 +71,7 @@ class NrCell(NamedTuple):
 def false_alarm_rate(statistic):
     """Chance that a search where no cell is gives this statistic or more.
 
-    A Gumbel distribution, by moments, of the worst kind of emission in the trials; some 1 in 40,000 at THRESHOLD.
+    A Gumbel distribution, by moments, of the worst kind of emission in docs/cell_search.md; 1 in 14,000 at THRESHOLD.
     """
     location, scale = NO_CELL
     return -np.expm1(-np.exp((location - np.asarray(statistic)) / scale))
@@ -627,7 +627,7 @@ def nr_cells(
         band_hz: edges of the band against the capture's centre; what is outside the capture is left out.
         capture_hz: frequency of the capture's centre; without it only a blind search is possible.
         spacing_hz: subcarrier spacing if it is known, 15e3 or 30e3.
-        blind_seconds: search all frequencies of the band instead, for so long: some .3 s a MHz.
+        blind_seconds: search all frequencies of the band instead, for so long: some .2 s a MHz.
         least: as in lte_cells.
     Raises: ValueError if the samples are too slow for a PSS, or capture_hz is missing in a search that is not blind.
     """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data import cell_search
-from data.cell_search import THRESHOLD, lte_cells, lte_centers, nr_cells, nr_raster
+from data.cell_search import THRESHOLD, false_alarm_rate, lte_cells, lte_centers, nr_cells, nr_raster
 from data.lte_nr import LTE_FFT, LTE_RB, LTE_TDD, NR_RB, LteConfig, NrConfig, lte_grid, lte_waveform, nr_waveform
 
 CAPTURES = Path(__file__).parent.parent / "../shared/data/captures"
@@ -243,6 +243,10 @@ def test_lte_has_no_nr_cell_and_nr_no_lte_cell():
     assert nr_cells(receive(samples, rate, 0.0, 30)[:156672], rate, (-2.5e6, 2.5e6), CAPTURE_HZ) == []
     samples, rate = nr()
     assert lte_cells(receive(samples, rate, 0.0, 30), rate, 0.0, CAPTURE_HZ) == []
+
+
+def test_the_threshold_is_a_false_alarm_in_ten_thousand_searches():
+    assert false_alarm_rate(THRESHOLD) < 1e-4 < false_alarm_rate(THRESHOLD - 2)
 
 
 def test_a_capture_that_is_too_slow_or_short():
