@@ -20,6 +20,7 @@ from data.cell_search import LteCell, NrCell, lte_cells, lte_centers, nr_cells
 from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
+NR_SECONDS = 0.0204
 BESIDE_HZ = 1.4e6  # beside a possible centre: the receiver's error, the signals, and room for the filter
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the edges that the network gave
 NARROW_HZ = 3e6  # a capture so narrow is searched in any case
@@ -151,7 +152,11 @@ class FrameEvidence:
             lte = self._lte(low_hz, high_hz, cut, spacing == 15e3)
         if not lte and self.center_hz and outcome != "none":
             samples, rate, middle = self.around(low_hz, high_hz)
-            cells = nr_cells(samples, rate, (low_hz - middle, high_hz - middle), self.center_hz + middle)
+            known = {"spacing_hz": spacing} if spacing in (15e3, 30e3) else {}
+            count = round(NR_SECONDS * rate)  # a block comes every 20 ms
+            cells = nr_cells(
+                samples[:count], rate, (low_hz - middle, high_hz - middle), self.center_hz + middle, **known
+            )
             nr = [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
         middle = (low_hz + high_hz) / 2
         whole = not cut and abs(middle) + PSS_HZ / 2 + SLACK_HZ < half
