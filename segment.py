@@ -11,11 +11,12 @@ share of time in which a carrier's mean level is 2 dB above the noise, `confiden
 """
 
 import argparse
+import itertools
 import math
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from data import DataError
-from data.lte_nr import standard_channels
-from data.recording import Frame, Recording, columns, open_recording, read_meta
+from data.lte_nr import LTE_RB, standard_channels
+from data.recording import Frame, FrameNotes, Recording, columns, open_recording, read_meta
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, SIZE, shown_power, spectrogram_image
 from data.spectrum_sensing import CLASSES
 from models import ModelError
@@ -34,13 +35,21 @@ from models.rebuild import rebuild
 from models.segmentation import logits
 from utils import checkpoint, pictures
 from utils.augment import colour_index
+from utils.bands import lines, unclaimed, whole_bands
 from utils.carriers import MIN_COLUMNS, Carrier, find_bands, join, merge, share_of_recording, table
 from utils.channel_fit import fit_bands
+from utils.confidence import Calibration
+from utils.evidence import Evidence, FrameEvidence, Proofs, apart, cells_plain, judge
 from utils.runs import RunError, command, run, write_json
 
 GENERATOR = "spectrum sensing, segment.py"  # core:generator of our annotations
 WEIGHTS = ("weights/seg_student.pt", "weights/seg_teacher.pt")
 ACTIVE_DB = 2.0
+OTHER_COLOUR = (120, 120, 120)
+LTE_HZ = tuple(LTE_RB)  # channel widths
+SAME = 0.3e6  # Hz; edges that agree
+SIDE_BY_SIDE_HZ = 1.5e6  # a carrier: by how much edges and gaps of several in one band may miss
+WIDEST_HZ = {"LTE": 20.5e6, "NR": 101e6}  # no standard has wider channels; half a megahertz for the network's edges
 SILENT_COLUMNS = 6  # 1.44 MHz: more than the guard band of a 20 MHz LTE channel, or than a fade is wide
 
 
@@ -48,16 +57,17 @@ SILENT_COLUMNS = 6  # 1.44 MHz: more than the guard band of a 20 MHz LTE channel
 class View:
     """What the network makes of 40 ms: rows are time, the last row first; columns ascending frequency."""
 
-    start: int  # first sample
-    count: int  # samples
+    start: int  # first sample that no view before has had
+    count: int  # and how many such there are
     center_hz: float | None
     span_hz: float  # width of the capture
     column_hz: float
-    picture: np.ndarray  # uint8 (rows, C, 3)
-    probability: np.ndarray  # float32 (3, rows, C)
-    power: np.ndarray | None  # float32 (rows, C), relative to any unit
+    picture: np.ndarray  # uint8 (256, C, 3)
+    probability: np.ndarray  # float32 (3, 256, C)
+    power: np.ndarray | None  # float32 (256, C), relative to any unit
     floor: float = math.nan  # of `power`, where no column is noise
-    damaged: int = 0  # samples that were no numbers
+    look: FrameEvidence | None = None  # the samples as received; None for a picture
+    rows: slice = field(default_factory=lambda: slice(0, SIZE))  # of these samples; the others show some once more
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -70,6 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help=f"default {WEIGHTS[0]} or else {WEIGHTS[1]}")
     parser.add_argument("--out", type=Path, default=Path("runs/segment"))
     parser.add_argument("--annotate", action="store_true", help="write the carriers into the SigMF metadata")
+    parser.add_argument("--no-evidence", action="store_true", help="let the network decide alone")
     parser.add_argument("--pictures", type=int, metavar="N", help="at most so many, of the first frames; default all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
@@ -96,39 +107,50 @@ def main(argv: list[str] | None = None) -> int:
         if args.annotate and not recording.meta_path and meta_path.exists():
             raise RunError(f"{meta_path.name} is there already: name it instead of {args.recording.name}")
     logits_of, weights = load_network(args.checkpoint, args.device)
+    calibration = Calibration.beside(weights)
 
     # 40 ms at a time
+    told, proofs = FrameNotes(), Proofs()
     if recording:
-        views = (look_at(frame, logits_of) for frame in recording.frames())
+        views = (look_at(told.add(frame), logits_of) for frame in recording.frames())
     else:
         views = iter([look_at_picture(picture, logits_of, args.sample_rate or SAMPLE_RATE, args.center_frequency)])
-    carriers, seen, frames, damaged = [], Counter(), 0, 0
+        notes.append("a picture has no samples: the evidence is -, the network alone decides")
+    carriers, seen, frames = [], Counter(), 0
     remove_pictures(args.out)
     for view in tqdm(views, total=len(recording) if recording else 1, unit="frame", file=sys.stderr):
-        found = find_carriers(view)
+        found = find_carriers(view, None if args.no_evidence else proofs)
         merge(carriers, found)
         seen[view.center_hz, view.span_hz] += view.count
         if args.pictures is None or frames < args.pictures:
             save_picture(overlay(view, found), args.out / f"frame_{frames:05d}.png")
         frames += 1
-        damaged += view.damaged
     carriers = join(carriers)
     share_of_recording(carriers, seen)
+    calibration.apply(carriers, with_samples=recording is not None and not args.no_evidence)
     carriers.sort(key=lambda carrier: (not carrier.absolute, carrier.lower_hz, carrier.upper_hz))
 
     # Report
-    if damaged:
-        notes.append(f"{damaged} samples were no numbers and were taken as 0")
-    print(table(carriers))
+    if recording:
+        notes += told.lines(recording)
+    print(table(carriers, recording.sample_rate if recording else None, recording.offset if recording else 0))
     for note in notes:
         print(f"note: {note}")
     result = {"recording": args.recording.name, "frames": frames, "checkpoint": str(weights), "command": command()}
-    result |= {"notes": notes, "carriers": [carrier.plain() for carrier in carriers]}
+    result |= {"notes": notes, "carriers": [carrier.plain() | times_of(carrier, recording) for carrier in carriers]}
     write_json(args.out / "result.json", result)
     if args.annotate:
         write_json(meta_path, with_annotations(recording, carriers))
         print(f"{meta_path}: annotated")
     return 0
+
+
+def times_of(carrier: Carrier, recording: Recording | None) -> dict:
+    """When a carrier was first and last there, in seconds from the recording's start."""
+    if recording is None or not carrier.runs:
+        return {"first_s": None, "last_s": None}
+    ends = {"first_s": carrier.runs[0][0], "last_s": sum(carrier.runs[-1])}
+    return {name: (end - recording.offset) / recording.sample_rate for name, end in ends.items()}
 
 
 def load_network(path: Path | None, device: str) -> tuple[Callable, Path]:
@@ -156,7 +178,7 @@ def predict(logits_of: Callable, picture: np.ndarray) -> np.ndarray:
 
 
 def look_at(frame: Frame, logits_of: Callable) -> View:
-    """Label a frame of a recording. Columns and rows that the recording does not have never leave this function."""
+    """Label a frame of a recording. Columns that the recording does not have never leave this function."""
     width = columns(frame.sample_rate)
     probability, weight = np.zeros((len(CLASSES), SIZE, width), np.float32), np.zeros(width, np.float32)
     picture, power = np.zeros((SIZE, width, 3), np.uint8), np.zeros((SIZE, width), np.float32)
@@ -166,7 +188,7 @@ def look_at(frame: Frame, logits_of: Callable) -> View:
         first = column + width // 2  # the capture's columns are numbered from 0
         here = slice(max(0, first), min(width, first + SIZE))
         there = slice(here.start - first, here.stop - first)
-        image = spectrogram_image(iq)
+        image = spectrogram_image(iq, robust=frame.mended is not None)
         probability[:, :, here] += predict(logits_of, image)[:, :, there] * from_edge[there]
         weight[here] += from_edge[there]
         better = np.flatnonzero(from_edge[there] > nearest[here])
@@ -174,18 +196,23 @@ def look_at(frame: Frame, logits_of: Callable) -> View:
         for whole, part in ((picture, image), (power, shown)):
             whole[:, here.start + better] = part[:, there.start + better]
         nearest[here.start + better] = from_edge[there.start + better]
-    rows = slice(SIZE - frame.rows, SIZE)
     return View(
-        frame.start,
-        len(frame.samples),
+        frame.new_start,
+        frame.new_count,
         frame.center_hz,
         frame.sample_rate,
         HZ_PER_PIXEL,
-        picture[rows],
-        probability[:, rows] / weight,
-        power[rows],
+        picture,
+        probability / weight,
+        power,
         frame.floor,
-        frame.damaged,
+        FrameEvidence(
+            frame.samples,
+            frame.sample_rate,
+            frame.center_hz,
+            frame.floor if frame.floor_kind != "guessed" and frame.floor > 0 else None,
+        ),
+        frame.new_rows,
     )
 
 
@@ -211,39 +238,136 @@ def look_at_picture(picture: np.ndarray, logits_of: Callable, span_hz: float, ce
     return View(0, FRAME_SAMPLES, center_hz, span_hz, span_hz / SIZE, picture, probability, power)
 
 
-def find_carriers(view: View) -> list[Carrier]:
-    """The carriers of one frame, as wide as the standard channel that fits, or else as the network sees them.
+def find_carriers(view: View, proofs: Proofs | None = None) -> list[Carrier]:
+    """The rows of one frame: bands of the network, and with `proofs` what the samples prove of them.
 
-    Then a channel's edges lie, on average, in the middle of its outermost columns.
+    A row is as wide as the standard channel that fits, or else as the network sees it. Then a channel's edges lie, on
+    average, in the middle of its outermost columns.
     """
     label = view.probability.mean(1).argmax(0)  # (C,): the vote over time
-    last, center = len(label) - 1, view.center_hz or 0.0
-    hz = center + (np.arange(len(label)) - last / 2) * view.column_hz
     floor = view.floor
     if view.power is not None and (label == 0).sum() >= MIN_COLUMNS:
         floor = float(np.median(view.power[:, label == 0])) / math.log(2)  # exponentially distributed: median to mean
     label = without_silence(label, view.power, floor)
-    carriers = []
-    bands = find_bands(label)
-    fits = [(kind, None) for kind, _, _ in bands]
-    if view.power is not None and len(view.power) >= SIZE // 2 and abs(view.column_hz / HZ_PER_PIXEL - 1) < 0.01:
+
+    # Bands, and the channels that fit them
+    bands, power = find_bands(label), None
+    fits, fits_nr = [(kind, None) for kind, _, _ in bands], [False] * len(bands)
+    if view.power is not None and abs(view.column_hz / HZ_PER_PIXEL - 1) < 0.01:
+        power, channels = view.power.mean(0), standard_channels(CLASSES, view.column_hz)
+        bands = whole_bands(bands, power, floor, channels)
         belief = np.log(view.probability.clip(1e-6)).mean(1)  # (3, C)
-        fits = fit_bands(bands, belief, view.power.mean(0), standard_channels(CLASSES, view.column_hz))
-    for (_, first, stop), (kind, edges) in zip(bands, fits, strict=True):
-        below, above = first <= 1, stop >= last
-        lower = center - view.span_hz / 2 if below else float(hz[first])
-        upper = center + view.span_hz / 2 if above else float(hz[stop - 1])
-        if edges:
-            lower, upper = (center + (edge - len(label) / 2) * view.column_hz for edge in edges)
-        active = None
-        if view.power is not None and not math.isnan(floor):
-            level = view.power[:, first:stop].mean(1)  # (rows,)
-            active = float((level > floor * 10 ** (ACTIVE_DB / 10)).mean())
-        confidence = float(view.probability[kind, :, first:stop].mean())
-        place = (CLASSES[kind], lower, upper, view.center_hz is not None)
-        runs = [[view.start, view.count]]
-        carriers.append(Carrier(*place, active, confidence, below, above, view.count, runs))
-    return carriers
+        fits = fit_bands(bands, belief, power, channels)
+        by_width = fit_bands(bands, np.zeros_like(belief), power, channels)
+        fits_nr = [CLASSES[kind] == "NR" and edges is not None for kind, edges in by_width]
+
+    # Rows
+    rows = []
+    for (_, first, stop), (kind, edges), nr in zip(bands, fits, fits_nr, strict=True):
+        rows += carriers_of_band(view, (kind, first, stop), edges, floor, nr, proofs)
+    if proofs and view.look and power is not None:
+        for first, stop in unclaimed(label, power, floor):
+            rows += carriers_of_band(view, (0, first, stop), None, floor, False, proofs)
+    if proofs and view.look and not rows:  # a carrier that fills the capture leaves no noise to stand out from
+        found = carriers_of_band(view, (0, 0, len(label)), None, floor, False, proofs)
+        rows += [row for row in found if row.ground in ("cell", "prefix")]
+    rows.sort(key=lambda row: (row.lower_hz, row.upper_hz))
+    for below, above in zip(rows, rows[1:], strict=False):  # rows of one frame do not overlap
+        if below.upper_hz > above.lower_hz:
+            below.upper_hz = above.lower_hz = (below.upper_hz + above.lower_hz) / 2
+    return [row for row in rows if row.upper_hz > row.lower_hz]
+
+
+def carriers_of_band(
+    view: View,
+    band: tuple[int, int, int],
+    edges: tuple[float, float] | None,
+    floor: float,
+    fits_nr: bool,
+    proofs: Proofs | None,
+) -> list[Carrier]:
+    """Rows of one band: one, or one for each LTE carrier in it whose cells show that there are several.
+
+    Args: band, class (0: the network calls it noise), first column, behind the last; edges of the channel that fits, in
+    columns, or None; floor of view.power; fits_nr, whether the occupied width alone says NR.
+    """
+    kind, first, stop = band
+    center, columns = view.center_hz or 0.0, view.probability.shape[2]
+    below, above = first <= 1, stop >= columns - 1
+    lower, upper = (center + (edge - columns / 2) * view.column_hz for edge in edges or (first + 0.5, stop - 0.5))
+    lower = center - view.span_hz / 2 if below else lower
+    upper = center + view.span_hz / 2 if above else upper
+
+    # Level, and the share of time above the floor, without lines
+    active = level_db = None
+    if view.power is not None and floor > 0:
+        power = view.power[view.rows, first:stop]  # (rows, columns)
+        clean = power[:, ~lines(power.mean(0))]
+        clean = clean if clean.shape[1] else power
+        active = float((clean.mean(1) > floor * 10 ** (ACTIVE_DB / 10)).mean())
+        level_db = float(10 * np.log10(max(clean.mean() / floor, 1e-3)))
+
+    # Evidence
+    name, evidence, words, ground = CLASSES[kind] if kind else "other", Evidence(), "-", "unproven"
+    if proofs and view.look:
+        time = view.start / view.look.sample_rate
+        about = {"cut": below or above, "level_db": level_db}
+        evidence = proofs.of(view.look, time, lower - center, upper - center, **about)
+        name, ground, words = judge(name, evidence, fits_nr, view.center_hz)
+    if ground != "cell" and upper - lower > WIDEST_HZ.get(name, math.inf):
+        name = "NR" if name == "LTE" and upper - lower < WIDEST_HZ["NR"] and ground != "refuted" else "other"
+    probability = float(view.probability[CLASSES.index(name), :, first:stop].mean()) if name != "other" else 0.0
+    if name == "other":
+        probability = float(view.probability[0, :, first:stop].mean())
+    row = partial(
+        Carrier,
+        name,
+        absolute=view.center_hz is not None,
+        active=active,
+        confidence=probability,
+        weight=view.count,
+        level_db=level_db,
+        ground=ground,
+    )
+    whole = {"lower_hz": lower, "upper_hz": upper, "cut_below": below, "cut_above": above}
+    cells = cells_plain(evidence, view.center_hz) if ground == "cell" else {}
+    parts = lte_carriers(evidence, lower, upper, center, (below, above)) if name == "LTE" and ground == "cell" else []
+    if len(parts) < 2:
+        return [row(**whole, evidence=words, cells=cells, runs=[[view.start, view.count]])]
+    rows = []
+    for low, high, inside in parts:
+        own = cells_plain(Evidence(lte=tuple(inside)), view.center_hz)
+        cut = {"cut_below": below and low <= lower + SAME, "cut_above": above and high >= upper - SAME}
+        said = ", ".join(cell["words"] for cell in own.values())
+        edge = {"lower_hz": max(low, center - view.span_hz / 2), "upper_hz": min(high, center + view.span_hz / 2)}
+        rows.append(row(**edge, **cut, evidence=said, cells=own, runs=[[view.start, view.count]]))
+    return rows
+
+
+def lte_carriers(
+    evidence: Evidence, lower: float, upper: float, center: float, cut: tuple[bool, bool]
+) -> list[tuple[float, float, list]]:
+    """LTE carriers side by side in one band: [(lower edge, upper edge, cells)]; empty where they can't be.
+
+    The cells give the centres. The widths are those of the standard for which the channels do not overlap, leave little
+    between them and end where the band ends.
+    """
+    groups = apart(evidence.lte)
+    if not 2 <= len(groups) <= 6:
+        return []
+    middles = [center + float(np.mean([cell.offset_hz for cell in group])) for group in groups]
+    best, found = SIDE_BY_SIDE_HZ * len(groups), []
+    for widths in itertools.product(LTE_HZ, repeat=len(groups)):
+        edges = [(middle - width / 2, middle + width / 2) for middle, width in zip(middles, widths, strict=True)]
+        between = [above[0] - below[1] for below, above in zip(edges, edges[1:], strict=False)]
+        if min(between) < -SAME:
+            continue
+        inside, outside = edges[0][0] - lower, upper - edges[-1][1]  # positive where the band goes on beyond
+        missed = max(inside, 0.0 if cut[0] else -inside) + max(outside, 0.0 if cut[1] else -outside)
+        missed += sum(max(gap, 0.0) for gap in between)
+        if missed < best:
+            best, found = missed, edges
+    return [(*edge, group) for edge, group in zip(found, groups, strict=True)] if found else []
 
 
 def without_silence(label: np.ndarray, power: np.ndarray | None, floor: float) -> np.ndarray:
@@ -272,16 +396,17 @@ def without_silence(label: np.ndarray, power: np.ndarray | None, floor: float) -
 
 def overlay(view: View, carriers: list[Carrier]) -> Image.Image:
     """The spectrogram, and its labels: colours are pixels' classes, bars above them the carriers; MHz below."""
-    rows, width = view.picture.shape[:2]
-    label = torch.from_numpy(view.probability.argmax(0))
-    grey = np.broadcast_to(view.picture.mean(2, keepdims=True), view.picture.shape)
+    picture = view.picture[view.rows]
+    rows, width = picture.shape[:2]
+    label = torch.from_numpy(view.probability[:, view.rows].argmax(0))
+    grey = np.broadcast_to(picture.mean(2, keepdims=True), picture.shape)
     painted = np.where(label[..., None] > 0, 0.5 * grey + 0.5 * pictures.COLOURS[label].numpy(), grey).astype(np.uint8)
 
     wide, high, top, gap = width * math.ceil(400 / width), rows * 2, 24, 12
     low = (view.center_hz or 0.0) - view.span_hz / 2
     canvas = Image.new("RGB", (2 * wide + 3 * gap, top + high + 20), "white")
     draw = ImageDraw.Draw(canvas)
-    for left, part in ((gap, view.picture), (wide + 2 * gap, painted)):
+    for left, part in ((gap, picture), (wide + 2 * gap, painted)):
         canvas.paste(Image.fromarray(part).resize((wide, high), Image.Resampling.NEAREST), (left, top))
         for tick, anchor in enumerate(("la", "ma", "ma", "ma", "ra")):
             x, hz = left + round(tick / 4 * (wide - 1)), low + tick / 4 * view.span_hz
@@ -289,7 +414,8 @@ def overlay(view: View, carriers: list[Carrier]) -> Image.Image:
             draw.text((x, top + high + 6), f"{hz / 1e6:.2f}", fill="black", anchor=anchor)
     for c in carriers:
         first, stop = (wide + 2 * gap + (hz - low) / view.span_hz * wide for hz in (c.lower_hz, c.upper_hz))
-        colour = tuple(pictures.COLOURS[CLASSES.index(c.technology)].tolist())
+        known = c.technology in CLASSES
+        colour = tuple(pictures.COLOURS[CLASSES.index(c.technology)].tolist()) if known else OTHER_COLOUR
         draw.rectangle((first, top - 6, stop, top - 2), fill=colour)
         draw.text(((first + stop) / 2, 3), f"{c.technology} {c.confidence:.2f}", fill="black", anchor="ma")
     draw.text((gap, 3), f"from sample {view.start} (below) on, MHz", fill="black")
@@ -334,7 +460,7 @@ def with_annotations(recording: Recording, carriers: list[Carrier]) -> dict:
                     "core:freq_upper_edge": carrier.upper_hz,
                     "core:label": carrier.technology,
                     "core:generator": GENERATOR,
-                    "core:comment": f"confidence {carrier.confidence:.2f}{active}",
+                    "core:comment": f"confidence {carrier.confidence:.2f}{active}, evidence: {carrier.evidence}",
                 }
             )
     kept = [entry for entry in meta["annotations"] if entry.get("core:generator") != GENERATOR]

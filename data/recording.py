@@ -7,12 +7,15 @@
 
 SigMF (NAME.sigmf-meta beside NAME.sigmf-data) or bare I/Q samples. One frame is in memory at a time. Its spectrum is
 cut or widened to 61.44 MHz: a narrower capture gets white noise at its own floor where it has nothing, a wider one is
-cut in pieces that overlap by half. SigMF: https://sigmf.org. Needs numpy, torch and data/spectrogram.py.
+cut in pieces that overlap by half. The last frame is the last 40 ms, so it overlaps the one before; a recording of less
+than 40 ms is repeated. A receiver's faults are mended for the picture (data/receiver_events.py); `Frame.samples` stay
+as received. SigMF: https://sigmf.org. Needs numpy, torch, data/spectrogram.py and data/receiver_events.py.
 """
 
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,13 +24,22 @@ import numpy as np
 import torch
 
 from data import DataError
+from data.receiver_events import MENDED, Event, fill_gaps, find_events, mend, notes, within, without_gaps
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, SAMPLE_RATE, SIZE
 
 FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE  # 40 ms
+LEVELS = (0.003, 100)  # root mean square of samples that are used as they are; others are scaled to 1
 RATES = (1e6, 1e9)  # Hz; below, no carrier fits; above, a frame takes several GB
 SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: a column in lines of a 40 ms spectrum, 25 Hz apart
 EDGE_HZ = HZ_PER_PIXEL / 2  # width of the raised cosine from the capture's spectrum to the noise beside it
 CUT_HZ = 4 * HZ_PER_PIXEL  # and at a piece's edge inside the capture, where a neighbour piece shows the rest
+FLOOR_SAMPLES = 800_000  # that the noise floor is measured on; evenly spread, of faster captures
+GUESS_DB = 15.0  # of the floor below a carrier that fills the capture; LTE at any load was read as LTE with 10 to 20
+# What `noise_floor` says of a floor that it can't measure.
+FLOOR_NOTES = {
+    "even": "the capture is filled evenly, by noise alone or by a carrier at least as wide",
+    "guessed": f"a carrier leaves nothing free; it is taken to lie {GUESS_DB:g} dB below",
+}
 
 
 @dataclass(frozen=True)
@@ -42,35 +54,52 @@ class Capture:
 
 @dataclass(frozen=True)
 class Frame:
-    """Up to 40 ms of samples."""
+    """Up to 40 ms of samples as received. Those that the frame before has too come first and count there."""
 
     start: int  # number of the first sample; the recording's first has the number `Recording.offset`
     samples: np.ndarray  # complex64 (count,)
     sample_rate: float
     center_hz: float | None
     floor: float  # power per Hz of the noise, see `noise_floor`
-    damaged: int = 0  # samples that were no numbers (NaN, infinite) and count as 0
+    damaged: int = 0  # new samples that were no numbers (NaN, infinite) and count as 0
     seed: int = 0
+    overlap: int = 0  # samples that the frame before has too
+    mended: np.ndarray | None = None  # complex64 (count,): what the picture shows in place of `samples`
+    events: tuple[Event, ...] = ()  # the receiver's faults, numbered as `start` is
+    floor_kind: str = "measured"  # or "even", "guessed", see `noise_floor`
 
     @property
-    def rows(self) -> int:
-        """Rows of the spectrogram that hold samples; a frame cut short is filled up with noise."""
-        return min(SIZE, max(1, int(SIZE * len(self.samples) / (self.sample_rate * FRAME_SECONDS) + 1e-6)))
+    def new_start(self) -> int:
+        """Number of the first sample that no frame before has had."""
+        return self.start + self.overlap
+
+    @property
+    def new_count(self) -> int:
+        """How many new samples there are: all frames' together are the recording's."""
+        return len(self.samples) - self.overlap
+
+    @property
+    def new_rows(self) -> slice:
+        """Rows of the picture, of which the first is the frame's end, that hold the new samples, each once."""
+        row = self.sample_rate * FRAME_SECONDS / SIZE  # samples
+        stop = min(SIZE, max(1, int(len(self.samples) / row + 1e-6)))
+        first = min(math.ceil(self.overlap / row - 1e-6), stop - 1)
+        return slice(SIZE - stop, SIZE - first)
 
     def pieces(self) -> Iterator[tuple[int, np.ndarray]]:
         """(column, iq) of each 61.44 MHz wide piece, ascending.
 
         iq: complex64 (2457600,), 40 ms at 61.44 MS/s, the input of data.spectrogram. column: number of the picture's
-        first column, where column c holds the baseband frequencies from 240 kHz * c to 240 kHz * (c + 1).
+        first column, where column c holds the baseband frequencies from 240 kHz * c to 240 kHz * (c + 1). A frame of
+        less than 40 ms is repeated until these are full.
         """
         half = SIZE // 2
         reach = columns(self.sample_rate) // 2 - half  # columns from 0 to the centre of the outermost piece
         whole = max(round(self.sample_rate * FRAME_SECONDS), len(self.samples))
         rng = np.random.default_rng([self.seed, self.start])
-        samples = self.samples
+        samples = self.samples if self.mended is None else self.mended
         if len(samples) < whole:
-            tail = _noise(rng, whole - len(samples)) * np.float32(math.sqrt(self.floor * self.sample_rate))
-            samples = np.concatenate([samples, tail])
+            samples = np.resize(samples, whole)
         if self.sample_rate == SAMPLE_RATE:
             yield -half, samples
             return
@@ -86,7 +115,8 @@ class Frame:
         first = shift - FRAME_SAMPLES // 2 + whole // 2  # line of `spectrum` that becomes the piece's first
         inside = slice(max(first, 0), min(first + FRAME_SAMPLES, whole))
         placed = slice(inside.start - first, inside.stop - first)
-        piece = _noise(rng, FRAME_SAMPLES) * np.float32(math.sqrt(self.floor * SAMPLE_RATE * FRAME_SAMPLES))
+        piece = _noise(rng, FRAME_SAMPLES)
+        piece *= np.float32(math.sqrt(self.floor * SAMPLE_RATE * FRAME_SAMPLES))
         # Signal and noise share the power at edges, so that the floor has no step there. A cut through the spectrum is
         # softer: its two ends are neighbours for the sampled signal, and would leak into each other.
         line = np.arange(inside.start, inside.stop, dtype=np.float32) + 0.5
@@ -95,9 +125,48 @@ class Frame:
             share = np.minimum(share, (line - first) / (CUT_HZ * FRAME_SECONDS))
         if first + FRAME_SAMPLES < whole:
             share = np.minimum(share, (first + FRAME_SAMPLES - line) / (CUT_HZ * FRAME_SECONDS))
-        angle = np.pi / 2 * np.minimum(share, 1)
-        piece[placed] = np.sin(angle) * spectrum[inside] + np.cos(angle) * piece[placed]
+        edges = np.flatnonzero(share < 1)
+        angle = np.pi / 2 * share[edges]
+        shared = np.sin(angle) * spectrum[inside][edges] + np.cos(angle) * piece[placed][edges]
+        piece[placed] = spectrum[inside]
+        piece[placed][edges] = shared
         return torch.fft.ifft(torch.fft.ifftshift(torch.from_numpy(piece))).numpy()
+
+
+class FrameNotes:
+    """What a reader of the results should know of the frames, one line a subject.
+
+    told = FrameNotes()
+    for frame in recording.frames(): told.add(frame)
+    print("\\n".join(told.lines(recording)))
+    """
+
+    def __init__(self):
+        self.frames, self.damaged, self.short, self.floors = 0, 0, 0, Counter()
+        self.events = []  # of each frame that has any
+
+    def add(self, frame: Frame) -> Frame:
+        """Returns the frame."""
+        self.frames += 1
+        self.damaged += frame.damaged
+        self.short += len(frame.samples) < round(frame.sample_rate * FRAME_SECONDS)
+        self.floors[frame.floor_kind] += 1
+        events = within(frame.events, frame.new_start, frame.new_count)
+        if events:
+            self.events.append(events)
+        return frame
+
+    def lines(self, recording: "Recording") -> list[str]:
+        lines = notes(self.events, recording.sample_rate, recording.offset)
+        if self.damaged:
+            lines.append(f"{self.damaged} samples were no numbers and were taken as 0")
+        if self.short:
+            lines.append(f"{self.short} of {self.frames} frames have less than 40 ms, repeated for the picture")
+        for kind, why in FLOOR_NOTES.items():
+            if self.floors[kind]:
+                number = f"{self.floors[kind]} of {self.frames} frames"
+                lines.append(f"the noise floor can't be measured in {number}: {why}")
+        return lines
 
 
 def columns(sample_rate: float) -> int:
@@ -105,31 +174,52 @@ def columns(sample_rate: float) -> int:
     return 2 * int(sample_rate / HZ_PER_PIXEL / 2 + 0.5)
 
 
-def noise_floor(samples: np.ndarray, sample_rate: float) -> float:
-    """Power per Hz of the noise in complex64 (count,) samples, within 1 dB where a twentieth of the area is free.
+def noise_floor(samples: np.ndarray, sample_rate: float) -> tuple[float, str]:
+    """Power per Hz of the noise in complex64 (count,) samples, and how it is known; 0 for silence.
 
-    The lowest 5% of the cells of 480 kHz and 67 microseconds decide, so the gaps of a carrier's time grid are enough.
-    The outer 5% of the band on each side are left out: receivers' filters fall off there. 0 for silence.
+    "measured": within 1 dB where a twentieth of the area is free. The lowest 5% of the cells of 480 kHz and 67
+    microseconds decide, so the gaps of a carrier's time grid are enough. The outer 5% of the band on each side are left
+    out: receivers' filters fall off there. "even": nothing stands above the floor. "guessed": the lowest cells are not
+    spread as noise is, so a carrier fills the capture, and the floor is a guess GUESS_DB below the mean.
     """
-    size = 2 * max(8, int(sample_rate / 120e3))  # lines some 60 kHz apart
-    blocks = len(samples) // (4 * size) * 4
-    if blocks == 0:
-        return float(np.mean(np.abs(samples) ** 2)) / sample_rate
-    window = np.hanning(size + 1)[:-1].astype(np.float32)
-    windowed = torch.from_numpy(samples[: blocks * size].reshape(blocks, size) * window)
-    lines = torch.fft.fftshift(torch.fft.fft(windowed), 1)
-    power = torch.view_as_real(lines).square().sum(-1).numpy()  # (blocks, size)
-    keep = int(0.45 * size)
-    power = power[:, size // 2 - keep : size // 2 + keep]
-    groups = max(1, power.shape[1] // 8)
-    power = power[:, : groups * 8] if power.shape[1] >= 8 else power
-    cells = power.reshape(blocks // 4, 4, groups, -1).mean((1, 3))
-    cells = cells[cells > 0]  # a receiver that stopped for a while wrote zeros
+    cells = _cells(samples, sample_rate)  # (time, frequency)
+    cells = cells[(cells > 0).all(1)]  # a receiver that stopped for a while wrote zeros
     if cells.size == 0:
-        return 0.0
-    # Such a cell averages some 18 independent values; their 5% quantile lies at .64 of the mean, with half of the
-    # cells taken by carriers at .71.
-    return float(np.quantile(cells, 0.05)) / 0.68 / (sample_rate * float(np.sum(window**2)))
+        return 0.0, "measured"
+    mean = float(cells.mean())
+    lowest, lower, low = _low_quantiles(cells)
+    # A receiver's filter spreads the cells too, but not in time.
+    spread = min(low / lower, np.divide(*_low_quantiles(cells / cells.mean(0))[:0:-1]))
+    if spread > 1.19 and low > mean / 4:
+        if lower < 1.15 * lowest and lowest < mean / 4:  # less than a twentieth is free
+            return lowest, "measured"
+        return mean * 10 ** (-GUESS_DB / 10), "guessed"
+    # With half of the cells taken by carriers the 5% quantile lies at .71 of the mean, not at .64.
+    return low * 0.64 / 0.68, "even" if mean < 1.2 * low else "measured"
+
+
+def _low_quantiles(cells):
+    """Three estimates of the noise's mean from the lowest .2, .5 and 5% of the cells; the same if these are noise."""
+    quantiles = np.quantile(cells, (0.002, 0.005, 0.05))
+    return (quantiles / (0.44, 0.49, 0.64)).tolist()  # of the mean of some 18 independent values
+
+
+def _cells(samples, sample_rate):
+    """Mean power per Hz in cells of 480 kHz and 67 microseconds, of all of them or a part of the time: (any, any)."""
+    size = 2 * max(8, int(sample_rate / 120e3))  # lines some 60 kHz apart
+    blocks = samples[: len(samples) // (4 * size) * 4 * size].reshape(-1, 4, size)
+    if not len(blocks):
+        return np.full((1, 1), np.mean(np.abs(samples) ** 2) / sample_rate)
+    blocks = blocks[:: max(1, blocks.size // FLOOR_SAMPLES)]
+    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    lines = torch.view_as_real(torch.fft.fft(torch.from_numpy(blocks * window))).numpy()  # (blocks, 4, size, 2)
+    lines *= lines
+    power = lines.reshape(len(lines), 4, 2 * size).sum(1)  # two numbers a line
+    keep = int(0.45 * size)
+    wide = min(8, 2 * keep)
+    inner = np.concatenate([power[:, -2 * keep :], power[:, : 2 * keep]], 1)[:, : 2 * keep // wide * wide * 2]
+    cells = inner.reshape(len(power), -1, 2 * wide).sum(2)
+    return cells / (4 * wide * sample_rate * float(np.sum(window**2)))
 
 
 @dataclass(frozen=True)
@@ -148,48 +238,93 @@ class Recording:
     notes: tuple[str, ...] = ()  # what a reader of the results should know
 
     def __len__(self) -> int:
-        """Number of frames, the last of each capture cut short or not."""
+        """Number of frames."""
         return sum(self._frame_count(capture) for capture in self.captures)
 
     def _frame_count(self, capture):
-        """A rest shorter than one row of the picture, 156 microseconds, makes no frame of its own."""
-        length = self.sample_rate * FRAME_SECONDS
-        return max(1, math.ceil((capture.count - length / SIZE) / length))
+        return max(1, math.ceil((capture.count - 0.5) / (self.sample_rate * FRAME_SECONDS)))
 
     def frames(self) -> Iterator[Frame]:
         """The recording in steps of 40 ms; raises DataError when the file can't be read to its end."""
         numbers = _numbers(self.datatype)
         width = 2 * numbers.itemsize * self.channels  # bytes of one sample
+        length = self.sample_rate * FRAME_SECONDS
         try:
             with open(self.path, "rb") as file:
                 for capture in self.captures:
-                    for i in range(self._frame_count(capture)):
-                        first, end = (round(k * self.sample_rate * FRAME_SECONDS) for k in (i, i + 1))
-                        count = min(end, capture.count) - first
+                    last = self._frame_count(capture) - 1
+                    for i in range(last + 1):
+                        new, end = round(i * length), round((i + 1) * length)
+                        first = new
+                        if i == last:  # the capture's last 40 ms, or all of a shorter one
+                            end = capture.count
+                            first = max(0, min(new, end - round(length)))
+                        pairs = np.empty((end - first, self.channels, 2), numbers)
                         file.seek(capture.byte + first * width)
-                        data = file.read(count * width)
-                        if len(data) < count * width:
+                        if file.readinto(pairs.reshape(-1).view(np.uint8)) < pairs.nbytes:
                             raise DataError(f"{self.path}: became shorter while it was read; run again")
-                        samples = np.frombuffer(data, numbers).reshape(count, self.channels, 2)[:, self.channel]
-                        yield self._frame(samples, self.offset + capture.start + first, capture.center_hz)
+                        start = self.offset + capture.start + first
+                        yield self._frame(pairs[:, self.channel], start, new - first, capture.center_hz)
         except OSError as error:
             raise DataError(f"{self.path}: can't be read ({error.strerror}); check the disk and the rights") from error
 
-    def _frame(self, pairs, start, center_hz):
+    def _frame(self, pairs, start, overlap, center_hz):
         """Numbers (count, 2) as stored -> Frame."""
-        samples = pairs.astype(np.float32 if pairs.dtype.itemsize < 8 else np.float64)
-        if pairs.dtype.kind != "f":
-            half = 2.0 ** (8 * pairs.dtype.itemsize - 1)
-            samples = (samples - (half if pairs.dtype.kind == "u" else 0)) / half
-        damaged = ~np.isfinite(samples).all(1)
-        samples[damaged] = 0
-        level = math.sqrt(2 * np.mean(np.square(samples, dtype=np.float64)))
+        pairs, damaged = _to_floats(pairs)
+        level = _level(pairs)
         # The picture's logarithm has a floor at -156 dB per Hz, where the units of some recordings would end up. The
         # generator's frames have levels of .003 to 3.
-        if level > 0 and not 0.003 < level < 100:
-            samples /= level
-        iq = np.ascontiguousarray(samples, np.float32).view(np.complex64)[:, 0]
-        return Frame(start, iq, self.sample_rate, center_hz, noise_floor(iq, self.sample_rate), int(damaged.sum()))
+        if level > 0 and not LEVELS[0] < level < LEVELS[1]:
+            pairs /= level
+        samples = np.ascontiguousarray(pairs, np.float32).view(np.complex64)[:, 0]
+        events = find_events(samples, self.sample_rate)
+        mended = None
+        if any(event.kind in MENDED for event in events):
+            mended = mend(samples, events)
+            level = _level(without_gaps(mended, events).view(np.float32))
+            if level > 0 and not LEVELS[0] < level < LEVELS[1]:  # an outlier had set it
+                samples, mended = samples / np.float32(level), mended / np.float32(level)
+        kept = samples if mended is None else without_gaps(mended, events)
+        floor, floor_kind = noise_floor(kept, self.sample_rate)
+        if mended is not None:
+            fill_gaps(mended, events, floor * self.sample_rate, np.random.default_rng([start, 1]))
+        return Frame(
+            start,
+            samples,
+            self.sample_rate,
+            center_hz,
+            floor,
+            damaged=int(damaged[overlap:].sum()),
+            overlap=overlap,
+            mended=mended,
+            events=tuple(replace(event, start=start + event.start) for event in events),
+            floor_kind=floor_kind,
+        )
+
+
+def _to_floats(pairs):
+    """Numbers (count, 2) as stored -> float32 or float64 (count, 2) within -1 .. 1, and where they were none, bool."""
+    kind, size = pairs.dtype.kind, pairs.dtype.itemsize
+    floats = np.ascontiguousarray(pairs, np.float32 if size < 8 else np.float64)
+    if kind != "f":
+        half = 2.0 ** (8 * size - 1)
+        if kind == "u":
+            floats -= half
+        floats /= half
+    damaged = np.zeros(len(floats), bool)
+    if not math.isfinite(_level(floats)):
+        damaged = ~np.isfinite(floats).all(1)
+        floats[damaged] = 0
+    return floats, damaged
+
+
+def _level(floats):
+    """Root mean square of complex samples, given as floats (count, 2) or (2 count,)."""
+    flat = floats.reshape(-1)
+    total = float(np.dot(flat, flat))
+    if not 1e-30 < total < 1e30:  # beyond what float32 can add up
+        total = float(np.sum(np.square(flat, dtype=np.float64)))
+    return math.sqrt(2 * total / len(flat))
 
 
 def open_recording(
@@ -322,5 +457,6 @@ def _numbers(datatype, path=None):
 
 def _noise(rng, count):
     """complex64 (count,) white noise of power 1."""
-    pairs = rng.standard_normal((count, 2), np.float32) * np.float32(math.sqrt(0.5))
+    pairs = rng.standard_normal((count, 2), np.float32)
+    pairs *= np.float32(math.sqrt(0.5))
     return pairs.view(np.complex64)[:, 0]

@@ -49,6 +49,9 @@ _ROWS = np.floor((np.arange(SIZE) + 0.5) * SNAPSHOTS / SIZE).astype(int)
 _FIRST_HZ = (8 - NFFT / 2 + 1) * SAMPLE_RATE / NFFT
 _HANN = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))).astype(np.float32)
 _PSD = 1 / (SAMPLE_RATE * float(np.sum(_HANN.astype(np.float64) ** 2)))  # |X|^2 to power per Hz
+_PHASES = (  # window, and a shift by k / 16 of a bin of the 256-point FFT: (16, 256)
+    _HANN * np.exp(-2j * np.pi * np.arange(NFFT // WINDOW)[:, None] * np.arange(WINDOW) / NFFT)
+).astype(np.complex64)
 _TO_FIRST = np.exp(-2j * np.pi * _FIRST_HZ * np.arange(WINDOW) / SAMPLE_RATE).astype(np.complex64)
 
 
@@ -58,10 +61,14 @@ def _power(segments, nfft):
     return (spectrum.real * spectrum.real).addcmul_(spectrum.imag, spectrum.imag)
 
 
+def _every_snapshot(iq):
+    """Segments (9990, 256) of the samples, no copy."""
+    return np.lib.stride_tricks.sliding_window_view(iq, WINDOW)[::HOP]
+
+
 def _snapshots(iq, rows):
     """Windowed segments (len(rows), 256) complex64 of the chosen snapshots."""
-    every = np.lib.stride_tricks.sliding_window_view(iq, WINDOW)[::HOP]  # (9990, 256), no copy
-    return every[rows] * _HANN
+    return _every_snapshot(iq)[rows] * _HANN
 
 
 def shown_power(iq):
@@ -72,10 +79,38 @@ def shown_power(iq):
     return _power(_snapshots(iq, _ROWS) * _TO_FIRST, WINDOW).numpy() * np.float32(_PSD)
 
 
+def _extremes(snapshots, phases, pick):
+    """pick (np.min or np.max) of |FFT|^2 of each snapshot, at 256 frequencies for each row of `phases`.
+
+    Zero-padding 256 samples to 256 p and the p FFTs of 256 samples, each moved by another p-th of a bin, are the same
+    thing; the second is three times faster. Blocks stay in the processor's cache.
+    Args: snapshots complex64 (n, 256), not windowed; phases complex64 (p, 256), window included.
+    Returns: float32 (n,).
+    """
+    found = np.empty(len(snapshots), np.float32)
+    block = max(1, 128 // len(phases))
+    for i in range(0, len(snapshots), block):
+        spectrum = torch.fft.fft(torch.from_numpy(snapshots[i : i + block, None] * phases))  # (block, p, 256)
+        parts = torch.view_as_real(spectrum).numpy().reshape(len(spectrum), -1)  # (block, p * 256 * 2)
+        parts *= parts
+        found[i : i + block] = pick(parts[:, ::2] + parts[:, 1::2], axis=1)
+    return found
+
+
+def _snapshot_maxima(iq):
+    """The largest |FFT|^2 of each snapshot at 512 frequencies: float32 (9990,)."""
+    return _extremes(_every_snapshot(iq), _PHASES[:: len(_PHASES) // 2], np.max)
+
+
+def _snapshot_minima(iq):
+    """The smallest |FFT|^2 of every eighth snapshot at 4096 frequencies: float32 (1249,)."""
+    return _extremes(_every_snapshot(iq)[::MINIMUM_STRIDE], _PHASES, np.min)
+
+
 def level_range(iq, exact=False):
     """Smallest and largest 10 log10(P + eps) of the full spectrogram in dB.
 
-    exact=True computes all 9990 x 4096 values. The default is some eight times faster. Maximum: every snapshot at 512
+    exact=True computes all 9990 x 4096 values. The default is some twenty times faster. Maximum: every snapshot at 512
     frequencies finds the 64 strongest, which are then computed in full. Minimum: noise-like values P near zero have a
     constant density, so the smallest of N of them is distributed as an eighth of the smallest of N / 8.
     """
@@ -83,29 +118,44 @@ def level_range(iq, exact=False):
         blocks = [_power(_snapshots(iq, slice(i, i + 512)), NFFT) for i in range(0, SNAPSHOTS, 512)]
         low, high = min(float(b.min()) for b in blocks), max(float(b.max()) for b in blocks)
     else:
-        coarse = _power(_snapshots(iq, slice(None)), 2 * WINDOW).amax(1)
-        high = float(_power(_snapshots(iq, coarse.topk(64).indices.numpy()), NFFT).max())
-        low = float(_power(_snapshots(iq, slice(0, None, MINIMUM_STRIDE)), NFFT).min()) / MINIMUM_STRIDE
+        # The few that decide are computed again by one zero-padded FFT: values near zero depend on the rounding.
+        strongest = np.argpartition(_snapshot_maxima(iq), -64)[-64:]
+        weakest = MINIMUM_STRIDE * np.argpartition(_snapshot_minima(iq), 16)[:16]
+        high = float(_power(_snapshots(iq, strongest), NFFT).max())
+        low = float(_power(_snapshots(iq, weakest), NFFT).min()) / MINIMUM_STRIDE
     return 10 * np.log10(low * _PSD + EPS), 10 * np.log10(high * _PSD + EPS)
 
 
-def spectrogram_levels(iq, exact=False):
+def robust_level_range(iq):
+    """A range for frames with a receiver's faults, in dB: neither a few snapshots nor eps set it, as in `level_range`.
+
+    Maximum: the tenth strongest of the 9990 snapshots. Minimum: a tenth of what is the smallest value in the median
+    snapshot, 46 dB below the noise; hardly one of the 65,536 pixels lies lower. A frame whose median snapshot is silent
+    has the range of silence.
+    """
+    high = float(np.partition(_snapshot_maxima(iq), -10)[-10]) * _PSD
+    low = float(np.median(_snapshot_minima(iq))) / 10 * _PSD
+    return tuple(10 * np.log10(value) for value in ((low, high) if low > 0 else (EPS, EPS)))
+
+
+def spectrogram_levels(iq, exact=False, robust=False):
     """uint8 (256, 256) colour index of the picture: row 0 is the END of the frame, columns ascending frequency.
 
-    Args: iq complex64 (2457600,), one frame at 61.44 MS/s.
+    Args: iq complex64 (2457600,), one frame at 61.44 MS/s; exact, see `level_range`; robust, for a frame with a
+    receiver's faults, takes `robust_level_range` instead.
     Raises: ValueError when the number of samples is another.
     """
     if iq.shape != (FRAME_SAMPLES,):
         raise ValueError(f"a frame has {FRAME_SAMPLES} samples, this one has shape {iq.shape}")
     iq = np.ascontiguousarray(iq, np.complex64)
-    low, high = level_range(iq, exact)
+    low, high = robust_level_range(iq) if robust else level_range(iq, exact)
     level = (10 * np.log10(shown_power(iq) + EPS) - low) / max(high - low, 1e-9)
     return np.round(255 * np.clip(level, 0, 1)).astype(np.uint8)[::-1]
 
 
-def spectrogram_image(iq, exact=False):
+def spectrogram_image(iq, exact=False, robust=False):
     """uint8 (256, 256, 3) RGB picture of one frame; arguments as `spectrogram_levels`."""
-    return PARULA[spectrogram_levels(iq, exact)]
+    return PARULA[spectrogram_levels(iq, exact, robust)]
 
 
 def mask_columns(low_hz, high_hz):

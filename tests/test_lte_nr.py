@@ -12,14 +12,9 @@ from data.lte_nr import (
     NR_RB,
     LteConfig,
     NrConfig,
-    gold_sequence,
     lte_grid,
-    lte_pss,
-    lte_sss,
     lte_waveform,
     nr_grid,
-    nr_pss,
-    nr_sss,
     nr_waveform,
     pdcch_bundles,
     pdcch_first_cce,
@@ -27,6 +22,7 @@ from data.lte_nr import (
     random_qam,
 )
 from data.radio import Band, fading, multipath, snr_amplitude
+from data.sequences import gold_sequence, lte_pss, lte_sss, nr_pss, nr_sss
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, spectrogram_levels
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data import DataError
-from data.recording import Frame, columns, noise_floor, open_recording
+from data.lte_nr import LteConfig, lte_waveform
+from data.recording import Frame, FrameNotes, columns, noise_floor, open_recording
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, SIZE
 
 
@@ -72,9 +73,9 @@ def test_frames_follow_each_other_without_gap_at_any_rate(tmp_path):
     for rate in (1e6, 1234567.8, 5e6):
         frames = list(open_recording(file, "cu8", rate).frames())
         assert frames[0].start == 0 and len(frames) == len(open_recording(file, "cu8", rate))
-        assert all(a.start + len(a.samples) == b.start for a, b in zip(frames, frames[1:], strict=False))
-        assert 0 <= 111_111 - (frames[-1].start + len(frames[-1].samples)) < rate * 0.04 / SIZE
-        assert abs(len(frames[0].samples) - min(111_111, rate * 0.04)) <= 1
+        assert all(a.new_start + a.new_count == b.new_start for a, b in zip(frames, frames[1:], strict=False))
+        assert frames[-1].start + len(frames[-1].samples) == 111_111 == sum(frame.new_count for frame in frames)
+        assert all(abs(len(frame.samples) - min(111_111, rate * 0.04)) <= 1 for frame in frames)
 
 
 def test_channels_headers_offsets_and_captures_are_respected(tmp_path):
@@ -189,7 +190,7 @@ def test_a_tone_keeps_its_power_and_frequency_on_the_grid(rate, tone_hz):
 @pytest.mark.parametrize("rate", [1.92e6, 19.2e6])
 def test_missing_columns_hold_noise_at_the_captures_own_floor_without_a_step(rate):
     x = noise(round(rate * 0.04))
-    floor = noise_floor(x, rate)
+    floor, _ = noise_floor(x, rate)
     assert abs(10 * np.log10(floor * rate)) < 1
     ((_, iq),) = Frame(0, x, rate, None, 1 / rate).pieces()
     assert np.abs(10 * np.log10(levels(iq) * rate)).max() < 0.4
@@ -202,8 +203,9 @@ def test_the_floor_is_found_below_carriers_and_beside_a_filters_slope():
     spectrum = np.fft.fft(noise(count))
     spectrum[np.abs(hz) > 0.46 * rate] *= 0.01  # the receiver's filter
     spectrum[np.abs(hz) < 0.35 * rate] *= 30  # a carrier over 70% of the band
-    assert abs(10 * np.log10(noise_floor(np.fft.ifft(spectrum).astype(np.complex64), rate) * rate)) < 1
-    assert noise_floor(np.zeros(count, np.complex64), rate) == 0
+    floor, kind = noise_floor(np.fft.ifft(spectrum).astype(np.complex64), rate)
+    assert abs(10 * np.log10(floor * rate)) < 1 and kind == "measured"
+    assert noise_floor(np.zeros(count, np.complex64), rate)[0] == 0
 
 
 def test_a_wide_capture_comes_in_pieces_that_agree_on_every_frequency():
@@ -225,14 +227,91 @@ def test_a_wide_capture_comes_in_pieces_that_agree_on_every_frequency():
     assert (covered >= 2).mean() > 0.5
 
 
-def test_a_frame_cut_short_is_filled_with_noise_and_knows_its_rows():
+def test_a_frame_of_less_than_40_ms_is_repeated_and_knows_its_rows():
     rate = 5e6
     x = noise(50_000)  # 10 ms
-    frame = Frame(0, x * np.float32(10), rate, None, 1 / rate)
-    assert frame.rows == 64
+    frame = Frame(0, x, rate, None, 1 / rate)
+    assert frame.new_rows == slice(192, SIZE)
     ((_, iq),) = frame.pieces()
-    quarter = FRAME_SAMPLES // 4
-    inner = np.fft.ifft(np.fft.fft(iq) * (np.abs(np.fft.fftfreq(FRAME_SAMPLES, 1 / SAMPLE_RATE)) < rate / 2))
-    assert 10 * np.log10(np.mean(np.abs(inner[: quarter - 50]) ** 2)) == pytest.approx(20, abs=0.3)
-    assert 10 * np.log10(np.mean(np.abs(inner[quarter + 50 :]) ** 2)) == pytest.approx(0, abs=0.3)
-    assert Frame(0, noise(200_000), rate, None, 1.0).rows == SIZE
+    inner = np.fft.ifft(np.fft.fft(iq) * (np.abs(np.fft.fftfreq(FRAME_SAMPLES, 1 / SAMPLE_RATE)) < 0.45 * rate))
+    first, *others = inner.reshape(4, -1)
+    assert all(np.abs(first - other).max() < 1e-3 for other in others)
+    assert Frame(0, noise(200_000), rate, None, 1.0).new_rows == slice(0, SIZE)
+
+
+def test_the_last_frame_is_the_recordings_last_40_ms_and_counts_its_samples_once(tmp_path):
+    x = noise(130_000)  # 65 ms
+    meta = write_sigmf(tmp_path, x.tobytes(), core_datatype="cf32_le", core_offset=1000)
+    first, last = open_recording(meta).frames()
+    assert (first.start, first.new_start, first.new_count, first.new_rows) == (1000, 1000, 80_000, slice(0, SIZE))
+    assert np.array_equal(last.samples, x[50_000:])
+    assert (last.start, last.new_start, last.new_count, last.overlap) == (51_000, 81_000, 50_000, 30_000)
+    assert last.new_rows == slice(0, SIZE * 5 // 8)  # the first row is the frame's end
+    x[100] = x[70_000] = np.nan  # the second is in both frames
+    meta = write_sigmf(tmp_path, x.tobytes(), core_datatype="cf32_le")
+    assert [frame.damaged for frame in open_recording(meta).frames()] == [2, 0]
+
+
+def lte_capture(rate, load, snr_db=20):
+    """40 ms of a 10 MHz LTE carrier, captured at any rate: complex64, noise of power 1 / rate per Hz."""
+    rng = np.random.default_rng(1)
+    config = LteConfig(10e6, 7, (rng.random((40, 50)) < load).astype(np.float32))
+    spectrum = np.fft.fft(lte_waveform(config, rng).samples)  # lines of 25 Hz, as every 40 ms
+    line = np.round(np.fft.fftfreq(len(spectrum), 1 / len(spectrum))).astype(int)
+    count = round(rate * 0.04)
+    inside = np.abs(line) < min(count // 2, 201_000)
+    wide = np.zeros(count, complex)
+    wide[line[inside]] = spectrum[inside]
+    x = np.fft.ifft(wide)
+    level = 10 ** (snr_db / 10) * 9e6 / rate * min(1, rate / 9e6)
+    return (x * np.sqrt(level / np.mean(np.abs(x) ** 2)) + noise(count)).astype(np.complex64)
+
+
+@pytest.mark.parametrize(
+    ("rate", "load", "kind"),
+    [
+        (9e6, 0.7, "guessed"),  # the carrier fills the capture
+        (9e6, 1.0, "guessed"),
+        (10e6, 1.0, "guessed"),
+        (10e6, 0.1, "measured"),  # in what it does not send
+        (15.36e6, 1.0, "measured"),
+        (30.72e6, 0.7, "measured"),
+    ],
+)
+def test_a_floor_that_can_not_be_measured_is_said_to_be_a_guess_below_the_carrier(rate, load, kind):
+    x = lte_capture(rate, load)
+    floor, how = noise_floor(x, rate)
+    assert how == kind
+    if kind == "measured":
+        assert abs(10 * np.log10(floor * rate)) < 2
+    else:
+        assert 10 * np.log10(floor * rate / np.mean(np.abs(x) ** 2)) == pytest.approx(-15, abs=0.5)
+
+
+@pytest.mark.parametrize("rate", [1.92e6, 10e6, 61.44e6])
+def test_noise_alone_and_noise_behind_a_filter_are_no_carriers_that_fill_the_capture(rate):
+    count = round(rate * 0.04)
+    x = noise(count)
+    assert noise_floor(x, rate)[1] == "even"
+    share = np.abs(np.fft.fftfreq(count))
+    x = np.fft.ifft(np.fft.fft(x) * 10 ** (-0.3 * np.maximum(0, (share - 0.4) / 0.1))).astype(np.complex64)
+    assert noise_floor(x, rate)[1] != "guessed"
+
+
+def test_faults_are_mended_for_the_picture_and_the_samples_stay(tmp_path):
+    rate = 5e6
+    x = noise(200_000) * np.float32(10)
+    x[50_000:60_000], x[123_456] = 0, 1e7
+    meta = write_sigmf(tmp_path, x.tobytes(), core_datatype="cf32_le", core_sample_rate=rate)
+    frame = next(open_recording(meta).frames())
+    scale = np.median(np.abs(frame.samples)) / np.median(np.abs(x))
+    assert np.allclose(frame.samples, x * scale, rtol=1e-4)
+    assert [event.kind for event in frame.events] == ["dropped", "glitch"]
+    assert abs(10 * np.log10(frame.floor * rate / np.mean(np.abs(frame.mended) ** 2))) < 1
+    assert np.mean(np.abs(frame.mended[50_000:60_000]) ** 2) == pytest.approx(
+        np.mean(np.abs(frame.mended) ** 2), rel=0.2
+    )
+    assert 0.003 < np.sqrt(np.mean(np.abs(frame.mended) ** 2)) < 100  # the glitch does not set the scale either
+    told = FrameNotes()
+    told.add(frame)
+    assert [line.split(":")[0] for line in told.lines(open_recording(meta))][:2] == ["dropped samples", "glitches"]

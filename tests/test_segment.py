@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 import segment
-from data.recording import open_recording
+from data.recording import Frame, noise_floor, open_recording
 from data.spectrogram import FRAME_SAMPLES, PARULA, SAMPLE_RATE, SIZE, spectrogram_image
 from models import segmentation
 from models.rebuild import describe, rebuild
+from tests.test_recording import lte_capture
 from utils import checkpoint
 from utils.augment import colour_index
 from utils.carriers import Carrier, find_bands, join, merge, share_of_recording, table
@@ -70,12 +71,12 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def find(monkeypatch, tmp_path, weights):
-    """Run segment.py with the stand-in; returns result.json."""
+    """Run segment.py with the stand-in, which bands of noise satisfy but no evidence; returns result.json."""
     monkeypatch.setattr(segment, "predict", label_by_level)
 
     def call(*arguments):
         out = tmp_path / "out"
-        known = ["--checkpoint", str(weights), "--device", "cpu", "--out", str(out)]
+        known = ["--no-evidence", "--checkpoint", str(weights), "--device", "cpu", "--out", str(out)]
         assert segment.main([str(argument) for argument in [*arguments, *known]]) == 0
         return json.loads((out / "result.json").read_text())
 
@@ -132,6 +133,43 @@ def test_active_counts_the_time_in_which_the_band_is_above_the_noise(weights, mo
     meta = write_sigmf(tmp_path, iq, 10e6)
     (carrier,) = segment.find_carriers(segment.look_at(next(open_recording(meta).frames()), model))
     assert carrier.active == pytest.approx(0.3, abs=0.04)
+
+
+@pytest.mark.parametrize("rate", [9e6, 10e6, 23.04e6, 100e6])
+def test_the_shipped_network_finds_one_carrier_at_any_rate(rate):
+    model, _ = segment.load_network(None, "cpu")
+    iq = lte_capture(rate, 0.7)
+    floor, kind = noise_floor(iq, rate)
+    (row,) = segment.find_carriers(segment.look_at(Frame(0, iq, rate, CENTER, floor, floor_kind=kind), model))
+    assert row.technology == "LTE"
+    assert abs(row.lower_hz - CENTER + 5e6) <= 5e5 and abs(row.upper_hz - CENTER - 5e6) <= 5e5
+
+
+@pytest.mark.parametrize("milliseconds", [10, 41, 80])
+def test_recordings_of_any_length_give_the_same_row_and_count_each_sample_once(find, tmp_path, milliseconds):
+    iq = band(10e6, round(10e3 * milliseconds), [(-2e6, 2e6, 15)])
+    iq[: len(iq) // 4] = band(10e6, len(iq) // 4, [])
+    result = find(write_sigmf(tmp_path, iq, 10e6))
+    (row,) = result["carriers"]
+    assert row["samples"] == len(iq) and row["runs"] == [{"sample_start": 0, "sample_count": len(iq)}]
+    assert row["active"] == pytest.approx(0.75, abs=0.03)
+    assert abs(row["lower_hz"] - CENTER + 2e6) < 6e5 and abs(row["upper_hz"] - CENTER - 2e6) < 6e5  # a 5 MHz channel
+    assert any("repeated for the picture" in note for note in result["notes"]) == (milliseconds < 40)
+
+
+def test_a_receivers_faults_are_noted_and_change_no_row(find, tmp_path, capsys):
+    rate = 19.2e6
+    iq = band(rate, 768_000, [(-7e6, -2e6, 15), (1e6, 5e6, 30)])
+    wanted = edges(find(write_sigmf(tmp_path, iq, rate)))
+    iq[400_000:] *= 0.5
+    iq[100_000:104_000], iq[300_000] = 0, 1e6
+    result = find(write_sigmf(tmp_path, iq, rate))
+    got = edges(result)
+    assert [row[0] for row in got] == [row[0] for row in wanted]
+    assert np.allclose([row[1:] for row in got], [row[1:] for row in wanted], atol=0.25e6)
+    assert [note.split(":")[0] for note in result["notes"]] == ["dropped samples", "glitches", "gain steps"]
+    printed = capsys.readouterr().out
+    assert all(f"note: {note}" in printed for note in result["notes"])
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from data.spectrogram import (
     channel_mask,
     level_range,
     mask_columns,
+    robust_level_range,
+    shown_power,
     spectrogram_image,
     spectrogram_levels,
 )
@@ -62,6 +64,33 @@ def test_the_quick_level_range_agrees_with_the_full_one():
         assert quick[1] == pytest.approx(full[1], abs=0.05)
         # The minimum of 41 million noise values is itself random, with a spread of 5.6 dB where eps does not bound it.
         assert quick[0] == pytest.approx(full[0], abs=15)
+
+
+def test_the_quick_level_range_is_that_of_zero_padded_transforms():
+    iq, _ = make_frame("FIELD", 5, 0)
+    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 255)).astype(np.float32)
+    segments = np.lib.stride_tricks.sliding_window_view(iq, 256)[::246] * window
+    scale = 1 / (SAMPLE_RATE * np.sum(window.astype(float) ** 2))
+    coarse = (np.abs(np.fft.fft(segments, 512)) ** 2).max(1)
+    high = (np.abs(np.fft.fft(segments[np.argsort(coarse)[-64:]], 4096)) ** 2).max()
+    low = (np.abs(np.fft.fft(segments[::8].astype(complex), 4096)) ** 2).min() / 8
+    expected = 10 * np.log10(np.array([low, high]) * scale + 2.0**-52)
+    assert np.allclose(level_range(iq), expected, atol=0.01)
+
+
+def test_no_outlier_and_no_eps_sets_the_robust_range():
+    iq = tone_and_noise(7e6)
+    low, high = robust_level_range(iq)
+    shown = 10 * np.log10(shown_power(iq))
+    assert (shown < low).mean() < 1e-4 and (shown > high + 0.1).mean() < 1e-3
+    damaged = iq.copy()
+    damaged[1_234_567] = 1e6
+    damaged[500_000:900_000] = 0
+    assert np.allclose(robust_level_range(damaged), (low, high), atol=2)  # dB; a sixth of the snapshots votes for 0
+    assert level_range(damaged)[1] > high + 60  # what it is for
+    assert np.allclose(robust_level_range(iq * np.float32(1e-3)), np.array([low, high]) - 60, atol=0.01)
+    assert robust_level_range(np.zeros(FRAME_SAMPLES, np.complex64)) == robust_level_range(0 * iq)
+    assert (spectrogram_levels(0 * iq, robust=True) == 0).all()
 
 
 @pytest.mark.parametrize("hz", [-30.5e6, -12.36e6, 0.1e6, 25.1e6])

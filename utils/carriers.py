@@ -7,6 +7,7 @@
 Needs numpy only.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 MIN_COLUMNS = 4  # of 240 kHz: .96 MHz, the narrowest LTE channel has 1.4 MHz
 MAX_GAP = 2  # columns of noise inside one carrier; a wider gap parts two carriers
 SAME_HZ = 0.5e6  # edges that differ by no more from frame to frame are one carrier's
+GROUNDS = ("cell", "prefix", "refuted", "unproven")  # what a row's technology rests on; the first outweigh the others
 
 
 @dataclass
@@ -30,6 +32,16 @@ class Carrier:
     cut_above: bool = False
     weight: int = 1  # samples
     runs: list = field(default_factory=list)  # [first sample, samples] of each unbroken appearance
+    level_db: float | None = None  # mean power over the floor
+    seen: int = 1  # frames
+    ground: str = "unproven"  # one of GROUNDS
+    evidence: str = "-"  # in words
+    cells: dict = field(default_factory=dict)  # identity: plain values of what was found
+
+    @property
+    def calibration_ground(self) -> str:
+        """Ground, but "other" for a row that neither the network nor any evidence has named."""
+        return "other" if self.technology == "other" and self.ground == "unproven" else self.ground
 
     def plain(self) -> dict:
         """For result.json, in Hz and shares of 1."""
@@ -44,6 +56,11 @@ class Carrier:
             "confidence": self.confidence,
             "reaches_lower_edge": self.cut_below,
             "reaches_upper_edge": self.cut_above,
+            "level_db": self.level_db,
+            "frames_seen": self.seen,
+            "ground": self.ground,
+            "evidence": self.evidence,
+            "cells": list(self.cells.values()),
             "samples": self.weight,
             "runs": [{"sample_start": start, "sample_count": count} for start, count in self.runs],
         }
@@ -95,10 +112,13 @@ def merge(carriers: list[Carrier], found: list[Carrier]) -> None:
 
 
 def join(carriers: list[Carrier]) -> list[Carrier]:
-    """Rows that have become one carrier's, by the means of their edges, put together; at no time were both there."""
+    """Rows that have become one carrier's, by the means of their edges, put together; at no time were both there.
+
+    Where the evidence came late, a carrier had another name before: that row goes into the one with better ground.
+    """
     rows = []
-    for new in sorted(carriers, key=lambda carrier: -carrier.weight):
-        old = next((row for row in rows if _same(row, new) and not _meet(row.runs, new.runs)), None)
+    for new in sorted(carriers, key=lambda carrier: (GROUNDS.index(carrier.ground), -carrier.weight)):
+        old = next((row for row in rows if _joins(row, new) and not _meet(row.runs, new.runs)), None)
         if old is None:
             rows.append(new)
         else:
@@ -126,10 +146,19 @@ def _apart_hz(a: Carrier, b: Carrier) -> float:
     return max(abs(a.lower_hz - b.lower_hz), abs(a.upper_hz - b.upper_hz))
 
 
-def _same(a: Carrier, b: Carrier) -> bool:
-    """Edges that lie near each other, or more than half of what both cover in common."""
-    if (a.technology, a.absolute) != (b.technology, b.absolute):
+def _joins(old: Carrier, new: Carrier) -> bool:
+    """Whether both are one carrier's rows; with different technologies if the old one's has better ground."""
+    if old.technology != new.technology and GROUNDS.index(old.ground) >= GROUNDS.index(new.ground):
         return False
+    return old.absolute == new.absolute and _near(old, new)
+
+
+def _same(a: Carrier, b: Carrier) -> bool:
+    return (a.technology, a.absolute) == (b.technology, b.absolute) and _near(a, b)
+
+
+def _near(a: Carrier, b: Carrier) -> bool:
+    """Edges that lie near each other, or more than half of what both cover in common."""
     common = min(a.upper_hz, b.upper_hz) - max(a.lower_hz, b.lower_hz)
     whole = max(a.upper_hz, b.upper_hz) - min(a.lower_hz, b.lower_hz)
     return _apart_hz(a, b) <= SAME_HZ or common > whole / 2
@@ -153,7 +182,16 @@ def _absorb(old: Carrier, new: Carrier) -> None:
     for name in ("active", "confidence"):
         a, b = getattr(old, name), getattr(new, name)
         setattr(old, name, None if a is None or b is None else (old.weight * a + new.weight * b) / total)
-    old.weight = total
+    if old.level_db is not None and new.level_db is not None:  # of powers
+        power = old.weight * 10 ** (old.level_db / 10) + new.weight * 10 ** (new.level_db / 10)
+        old.level_db = 10 * math.log10(power / total)
+    if GROUNDS.index(new.ground) < GROUNDS.index(old.ground):
+        old.ground, old.evidence = new.ground, new.evidence
+    elif new.ground == old.ground == "cell":
+        more = [cell["words"] for identity, cell in new.cells.items() if identity not in old.cells]
+        old.evidence = ", ".join([old.evidence, *more])
+    old.cells = new.cells | old.cells
+    old.weight, old.seen = total, old.seen + new.seen
     runs = []
     for start, count in sorted(old.runs + new.runs):
         if runs and sum(runs[-1]) == start:
@@ -163,17 +201,30 @@ def _absorb(old: Carrier, new: Carrier) -> None:
     old.runs = runs
 
 
-def table(carriers: list[Carrier]) -> str:
-    """Lines for people."""
-    if not carriers:
-        return "no LTE or NR carrier found"
-    lines = [f"{'':4}  {'lower MHz':>12}  {'upper MHz':>12}  {'centre MHz':>12}  {'width MHz':>9}  active  confidence"]
+def table(carriers: list[Carrier], sample_rate: float | None = None, first_sample: int = 0) -> str:
+    """Lines for people; times need the sample rate in Hz and the number of the recording's first sample."""
+    if not any(c.technology != "other" for c in carriers):
+        nothing = "no LTE or NR carrier found"
+        if not carriers:
+            return nothing
+    else:
+        nothing = None
+    head = f"{'':5}  {'lower MHz':>12}  {'upper MHz':>12}  {'centre MHz':>12}  {'width MHz':>9}  level  seen  active"
+    lines = [head + f"  {'from s':>8}  {'to s':>8}  confidence  evidence"]
     for c in carriers:
         lower, upper, cut = c.lower_hz / 1e6, c.upper_hz / 1e6, c.cut_below or c.cut_above
-        line = f"{c.technology:4}  {'<=' * c.cut_below + f'{lower:.2f}':>12}  {'>=' * c.cut_above + f'{upper:.2f}':>12}"
+        line = f"{c.technology:5}  {'<=' * c.cut_below + f'{lower:.2f}':>12}  {'>=' * c.cut_above + f'{upper:.2f}':>12}"
         line += f"  {(lower + upper) / 2:12.2f}  {'>=' * cut + f'{upper - lower:.2f}':>9}"
-        line += f"  {'-' if c.active is None else f'{100 * c.active:.0f} %':>6}  {c.confidence:10.2f}"
-        lines.append(line + "  reaches the capture's edge" * cut)
+        line += f"  {'-' if c.level_db is None else f'{c.level_db:.0f} dB':>5}  {c.seen:4}"
+        line += f"  {'-' if c.active is None else f'{100 * c.active:.0f} %':>6}"
+        times = ["-", "-"]
+        if sample_rate and c.runs:
+            ends = c.runs[0][0] - first_sample, sum(c.runs[-1]) - first_sample
+            times = [f"{end / sample_rate:.3f}" for end in ends]
+        line += f"  {times[0]:>8}  {times[1]:>8}  {c.confidence:10.2f}  {c.evidence}"
+        lines.append(line + ", reaches the capture's edge" * cut)
+    if nothing:
+        lines.append(nothing)
     if not all(c.absolute for c in carriers):
         lines.append("frequencies are relative to the capture's centre; --center-frequency HZ makes them absolute")
     return "\n".join(lines)

@@ -1,0 +1,289 @@
+"""Is there an LTE or 5G NR cyclic prefix in a band? What the samples prove, whatever is sent. NumPy only.
+
+    spectrum = frame_spectrum(samples, sample_rate)              # once for 40 ms
+    band = band_samples(spectrum, low_hz=2.5e6, high_hz=12e6)    # once for each band
+    evidence = cyclic_prefix(band, floor=noise_power_per_hz)
+    evidence.outcome, evidence.spacing_hz                        # "prefix", 15000.0; or "none", None; "unknown", None
+
+Each OFDM symbol begins with a copy of its own end: 66.67 microseconds earlier at 15 kHz subcarrier spacing, 33.33 at
+30 kHz, 16.67 at 60 kHz (TS 36.211 clause 6.12, TS 38.211 clause 5.3.1). The product of the samples with those one lag
+later, summed over all half milliseconds (the symbols' pattern repeats with that period), shows boxes where the prefixes
+are. A filter with the shape of these boxes finds them; it has zero mean, so a signal that correlates all the time
+(a tone, a comb, pulses with that period) gives nothing. The same filter at lags nearby tells how much chance, or a
+signal that correlates at any lag, would give.
+
+Samples must be as they were received. Repeated samples correlate at lags of their own; a filled gap proves nothing.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+SPACINGS = (15e3, 30e3, 60e3)  # Hz
+GRID = 60e3  # Hz; rates that are multiples of it have all three lags, and half a millisecond, in whole samples
+BLOCK_SECONDS = 0.5e-3
+SEGMENT_BLOCKS = 20  # 10 ms are folded as if the receiver's clock were exact
+
+SUBBAND_HZ = 1.92e6
+MOST_SUBBANDS = 12
+NARROWEST_HZ = 480e3
+CELL_HZ, CELL_LIMIT = 20e3, 2.0  # a cell of the spectrum is limited to so many times its sub-band's median
+
+RANGE_DB = 25  # what is that far under the band's strongest moment counts as noise: a strong burst has skirts
+LEAST_WEIGHT = 0.02  # of what seems to be noise: the floor may be wrong
+COUNTED_SHARE = 0.5  # from this share of signal in the power on, time and bandwidth count as energy
+CLOCK_PPM, DRIFT_STEP_SECONDS = 60, 1.2e-6  # a receiver's clock may be off by so much; it is searched in such steps
+
+# Lags nearby, relative. Nearer ones would hurt: one resource block of 180 kHz has a peak 8% of the lag wide. Farther
+# ones too: reference signals on every sixth subcarrier have peaks a sixth of the lag away.
+CONTROLS = (-0.15, -0.13, -0.11, -0.09, 0.09, 0.11, 0.13, 0.15)
+CANDIDATE, CLEAR = 4.0, 25.0  # below, they need not be looked at; above, three sub-bands are enough for that
+CHANCE = 3.3  # deviations; the highest output over noise, all eight lags taken together
+
+# Chosen with experiments/prefix_trials.py, which tells how often these are wrong.
+THRESHOLD = 7.0  # deviations
+RARE_PENALTY = 1.5  # extended prefixes and 60 kHz are rare on the air: their peaks count so much less
+LEAST_SHARE = 0.75  # of the mean squared correlation inside and outside of the prefixes' time: the inside's
+MOST_OF_ONE = 0.8  # of the peak may come from one of the half millisecond's prefixes
+ENOUGH = 10_000.0
+
+
+class FrameSpectrum(NamedTuple):
+    """lines: complex64 (n,), numpy.fft.fft of n samples; sample_rate: Hz."""
+
+    lines: np.ndarray
+    sample_rate: float
+
+
+class Band(NamedTuple):
+    """samples: complex64 (sub-bands, samples); rate: samples a second of each sub-band, a multiple of 60 kHz."""
+
+    samples: np.ndarray
+    rate: float
+
+
+class PrefixEvidence(NamedTuple):
+    """What `cyclic_prefix` found.
+
+    outcome: "prefix"; "none", which proves that the band holds no LTE and no NR; "unknown", the band is too weak or too
+    short to tell. energy: (signal / (signal + noise))^2, integrated over time and bandwidth (seconds x Hz); 0 without a
+    noise floor. enough: the energy from which on no prefix means "none".
+    """
+
+    outcome: str
+    spacing_hz: float | None  # 15e3, 30e3 or 60e3
+    contrast: dict  # {spacing: height of the peak in deviations}, see `cyclic_prefix`; empty for too short a band
+    energy: float
+    enough: float
+    extended: bool | None = None  # the extended prefix, 1/4 of a symbol
+    offset_hz: float | None = None  # of the subcarriers against multiples of spacing_hz from the capture's centre
+    slot_start_s: float | None = None  # start of a half millisecond of the carrier after the first sample, 0 .. .0005
+
+
+class _Peak(NamedTuple):
+    height: float  # in deviations; 0 if the correlation is not in the time of prefixes alone
+    above_noise: float  # the same, whatever the lags nearby give
+    extended: bool
+    value: complex
+    start: int  # sample
+
+
+def frame_spectrum(samples: np.ndarray, sample_rate: float, fft=np.fft.fft) -> FrameSpectrum:
+    """Spectrum of samples, complex (n,), for all bands of a frame; `fft` may be a faster one than NumPy's.
+
+    Single glitches would fill the whole spectrum: samples above ten times the power that one in a thousand exceeds are
+    limited to it. Raises ValueError for no samples, or such that are no finite numbers.
+    """
+    samples = np.asarray(samples, np.complex64)
+    power = np.square(samples.real) + np.square(samples.imag)
+    if not len(power) or not np.isfinite(power.sum()):
+        raise ValueError("no samples, or NaN, infinite or huge values among them; replace these by 0 first")
+    limit = 10 * np.quantile(power[:: max(1, len(power) // 65536)], 0.999)
+    high = np.flatnonzero(power > limit)
+    if len(high) and limit > 0:
+        samples = samples.copy()
+        samples[high] *= np.sqrt(limit / power[high])
+    return FrameSpectrum(fft(samples), float(sample_rate))
+
+
+def band_samples(spectrum: FrameSpectrum, low_hz: float, high_hz: float) -> Band:
+    """Samples of low_hz .. high_hz (against the capture's centre) in sub-bands of about 1.92 MHz.
+
+    Filter and decimation are a cut through the spectrum; sub-bands start at multiples of 60 kHz and have rates on that
+    grid. In each, a cell of 20 kHz that rises more than 3 dB above the median cell is pressed down to that: the
+    receiver's DC, spurs, narrow interferers. Bands above 24 MHz are represented by their 12 strongest sub-bands.
+
+    Raises ValueError for a band of which the capture has less than 480 kHz.
+    """
+    lines, rate = spectrum
+    seconds = len(lines) / rate
+    first = int(np.ceil(max(low_hz, -rate / 2) / GRID))
+    width = int(np.floor(min(high_hz, rate / 2) / GRID)) - first  # both in steps of the grid
+    if width * GRID < NARROWEST_HZ:
+        raise ValueError(f"{low_hz:.0f} .. {high_hz:.0f} Hz: the capture has less than {NARROWEST_HZ:.0f} Hz of that")
+    count = max(1, round(width * GRID / SUBBAND_HZ))
+    step = width // count
+    first += (width - count * step) // 2
+    size = round(step * GRID * seconds)  # lines of a sub-band, and its samples
+    starts = [round((first + i * step) * GRID * seconds) for i in range(count)]
+    parts = np.stack([_cut(lines, start, size) for start in starts])  # (sub-bands, size)
+    if count > MOST_SUBBANDS:
+        strength = [np.vdot(part, part).real for part in parts]
+        parts = parts[np.sort(np.argsort(strength)[-MOST_SUBBANDS:])]
+    _limit_cells(parts, max(1, round(CELL_HZ * seconds)))
+    parts *= np.float32(size / len(lines))
+    return Band(np.fft.ifft(parts, axis=1), step * GRID)
+
+
+def _cut(lines, start, size):
+    """`size` lines from `start` on, which is negative for negative frequencies."""
+    start %= len(lines)
+    if start + size <= len(lines):
+        return lines[start : start + size]
+    return np.concatenate([lines[start:], lines[: start + size - len(lines)]])
+
+
+def _limit_cells(parts, width):
+    """Limit, in place, the power of the cells of `width` lines to CELL_LIMIT times the median of their sub-band."""
+    count = parts.shape[1] // width
+    cells = parts[:, : count * width].reshape(len(parts), count, width)
+    power = (np.square(cells.real) + np.square(cells.imag)).mean(2)  # (sub-bands, cells)
+    limit = CELL_LIMIT * np.median(power, axis=1, keepdims=True)
+    for i, j in np.argwhere(power > limit):
+        cells[i, j] *= np.sqrt(limit[i, 0] / power[i, j])
+
+
+def cyclic_prefix(band: Band, floor: float | None = None) -> PrefixEvidence:
+    """Decide on the cyclic prefix in a band.
+
+    Args: band, of `band_samples`, .6 milliseconds or more, better 10 to 40; floor, power per Hz of the noise, in the
+    samples' units. Without it a prefix is found as well, but its absence proves nothing.
+
+    A contrast is the filter's highest output at a lag in deviations: of noise, or of what the filter gives at lags
+    nearby where that is more. It is 0 where the rest of the time correlates like the time of the supposed prefixes, or
+    one prefix alone makes the output. From THRESHOLD on there is a prefix, and the highest contrast tells the spacing.
+
+    "none" supposes that the floor is right within 2 dB and that the band's energy is that of one emission: a carrier
+    under a stronger one's noise is not seen.
+    """
+    least = round(band.rate * (BLOCK_SECONDS + (1 + max(CONTROLS)) / min(SPACINGS) + 1 / GRID))
+    if band.samples.shape[1] < least:
+        return PrefixEvidence("unknown", None, {}, 0.0, ENOUGH)
+    weighted, energy = _equalise(band, floor)
+    peaks = {spacing: _peak(weighted, band.rate, spacing) for spacing in SPACINGS}
+    contrast = {spacing: peak.height for spacing, peak in peaks.items()}
+    spacing = max(contrast, key=contrast.get)
+    if contrast[spacing] < THRESHOLD:
+        doubtful = max(peak.above_noise for peak in peaks.values()) >= THRESHOLD
+        outcome = "none" if energy >= ENOUGH and not doubtful else "unknown"
+        return PrefixEvidence(outcome, None, contrast, energy, ENOUGH)
+    peak = peaks[spacing]
+    offset = -np.angle(peak.value) / (2 * np.pi) * spacing
+    start = peak.start / band.rate
+    return PrefixEvidence("prefix", spacing, contrast, energy, ENOUGH, peak.extended, float(offset), start)
+
+
+def _equalise(band, floor):
+    """(samples with their weight, complex64 (sub-bands, samples); energy as in PrefixEvidence).
+
+    Power is measured over 67 microseconds. Samples are divided by its root, and by their own magnitude if that is more:
+    bursts, gain steps and pulses count no more than the rest. A product of two has the square of the share of signal in
+    the power as its weight: the share itself would be best, but what is known of the share of noise is off by .1.
+    """
+    samples, rate = band
+    width = round(rate / GRID)  # a cell is 16.7 microseconds
+    count = samples.shape[1] // width
+    cells = samples[:, : count * width].reshape(len(samples), count, width)
+    magnitude = np.abs(cells)
+    power = np.einsum("ijk,ijk->ij", magnitude, magnitude) / width
+    padded = np.pad(power, ((0, 0), (1, 2)), mode="edge")
+    power = sum(padded[:, i : i + count] for i in range(4)) / 4  # (sub-bands, cells)
+    noise = np.float32(max((floor or 0) * rate, power.max() * 10 ** (-RANGE_DB / 10)))
+    share = np.maximum(power - noise, 0) / np.maximum(power, np.float32(1e-37))
+    energy = 0.0 if floor is None else float(np.square(share[share > COUNTED_SHARE], dtype=float).sum() * width)
+    scale = np.sqrt(np.maximum(share * share, np.float32(LEAST_WEIGHT)))[..., None]
+    root = np.maximum(np.sqrt(power), np.float32(1e-18))[..., None]  # zeros stay zeros
+    weighted = cells * (scale / np.maximum(magnitude, root))
+    return weighted.reshape(len(samples), -1), energy
+
+
+def _peak(weighted, rate, spacing):
+    """The filter's highest output at the lag of one subcarrier spacing, as a _Peak."""
+    lag = round(rate / spacing)
+    forms = _box_filters(rate, spacing)
+    folded, deviation = _fold(weighted, lag, rate)
+    height, extended, shifts, start, value = _highest(folded, forms, rate)
+    height /= max(deviation, 1e-30) * (RARE_PENALTY if spacing == 60e3 else 1)
+    # How the correlation is spread over the half millisecond that begins with the first prefix.
+    total = sum(np.roll(row, -move - start) for row, move in zip(folded, shifts, strict=True))
+    boxes = forms[extended][0]  # (prefixes, P)
+    inside = boxes.sum(0)
+    power = np.square(np.abs(total) / max(deviation, 1e-30)) - 1  # 0 in the mean for noise
+    within, beyond = (max(float((power * where).sum() / where.sum()), 0.0) for where in (inside, 1 - inside))
+    each = (boxes * (total * np.conj(value)).real).sum(1)
+    if within < LEAST_SHARE * (within + beyond) or each.max() > MOST_OF_ONE * each.sum():
+        return _Peak(0.0, 0.0, extended, value, start)
+    above_noise = height
+    if height >= CANDIDATE:  # chance, or does the signal give that at any lag?
+        some = weighted[:: -(-len(weighted) // 3)] if height >= CLEAR else weighted
+        heights = []
+        for away in {round(lag * part) for part in CONTROLS} - {-1, 0, 1}:
+            other, other_deviation = _fold(some, lag + away, rate)
+            heights.append(_highest(other, forms, rate)[0] / max(other_deviation, 1e-30))
+        excess = max(0.0, (max(heights) / CHANCE) ** 2 - 1)
+        height /= np.sqrt(1 + 2 * excess * len(weighted) / len(some))
+    return _Peak(float(height), float(above_noise), extended, value, start)
+
+
+@lru_cache(maxsize=32)
+def _box_filters(rate, spacing):
+    """{extended: (boxes, filter)} for half a millisecond, P samples: the part of each sample that each prefix covers,
+    float (prefixes, P); and the conjugate spectrum of their sum less its mean, with unit energy, complex (P,)."""
+    edges = np.arange(round(rate * BLOCK_SECONDS) + 1) / rate
+    symbol, forms = 1 / spacing, {}
+    for extended in (False, True):
+        count = round((6 if extended else 7) * spacing / 15e3)
+        prefix = np.full(count, symbol / 4 if extended else symbol * 144 / 2048)
+        prefix[0] += 0 if extended else 16 / 30.72e6
+        ends = (np.cumsum(prefix + symbol) - symbol)[:, None]
+        covered = np.minimum(edges[1:], ends) - np.maximum(edges[:-1], ends - prefix[:, None])
+        boxes = np.clip(covered * rate, 0, 1)
+        form = boxes.sum(0) - boxes.sum(0).mean()
+        forms[extended] = boxes, np.conj(np.fft.fft(form / np.sqrt(np.square(form).sum())))
+    return forms
+
+
+def _fold(weighted, lag, rate):
+    """Products with the samples one lag later, summed over half milliseconds and sub-bands: (complex (segments, P), a
+    segment up to 10 ms; deviation of one of the P sums over all segments if the samples were independent)."""
+    period = round(rate * BLOCK_SECONDS)
+    blocks = (weighted.shape[1] - lag) // period
+    starts = np.arange(0, max(1, blocks - SEGMENT_BLOCKS // 2), SEGMENT_BLOCKS)
+    count, folded, power = blocks * period, 0, 0.0
+    for row in weighted:  # one by one: they fit the processor's cache
+        product = row[:count] * np.conj(row[lag : lag + count])
+        power += np.vdot(product, product).real
+        folded = folded + np.add.reduceat(product.reshape(blocks, period), starts, axis=0)
+    return folded, float(np.sqrt(power / period))
+
+
+def _highest(folded, forms, rate):
+    """Highest output of the filters over all starts and clock errors: (height, extended, shifts, start, value)."""
+    segments = len(folded)
+    seconds = segments * SEGMENT_BLOCKS * BLOCK_SECONDS
+    steps = int(np.ceil(CLOCK_PPM * 1e-6 * seconds / DRIFT_STEP_SECONDS)) if segments > 1 else 0
+    spectrum = np.fft.fft(folded)  # (segments, P)
+    turn = np.exp(2j * np.pi * np.fft.fftfreq(folded.shape[1]))
+    best = (-1.0,)
+    for step in range(-steps, steps + 1):
+        drift = step * DRIFT_STEP_SECONDS * rate / max(1, segments - 1)  # samples a segment
+        shift = np.round(drift * np.arange(segments)).astype(int)
+        total = (spectrum * turn ** shift[:, None]).sum(0)
+        for extended, (_, form) in forms.items():
+            output = np.fft.ifft(total * form)
+            start = int(np.abs(output).argmax())
+            height = float(abs(output[start])) / (RARE_PENALTY if extended else 1)
+            if height > best[0]:
+                best = (height, extended, shift, start, complex(output[start]))
+    return best

@@ -1,0 +1,315 @@
+"""Bands, evidence, rows and their confidence: pytest tests/test_evidence.py
+
+The network is a stand-in that calls every strong column NR, as networks do that have seen LTE and NR alone.
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import segment
+from data.cell_search import LteCell, NrCell
+from data.cyclic_prefix import PrefixEvidence
+from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
+from data.spectrum_sensing import CLASSES
+from experiments import confidence
+from tests.test_segment import carrier, label_by_level, weights  # noqa: F401
+from utils.bands import gaps, lines, unclaimed, whole_bands
+from utils.carriers import join, table
+from utils.confidence import LEAST, Calibration
+from utils.evidence import Evidence, FrameEvidence, Proofs, apart, cells_plain, judge
+
+RATE, CENTER = 30.72e6, 2600e6
+COUNT = round(0.04 * RATE)
+COLUMN = 0.24e6
+
+
+def random(seed=0):
+    return np.random.default_rng(seed)
+
+
+def at(wave, hz, db=20.0, count=COUNT):
+    """A carrier at `hz` in 40 ms at RATE, its occupied band `db` above noise of power 1."""
+    spectrum, bins = np.zeros(count, complex), np.fft.fft(wave.samples)
+    half = min(len(bins), count) // 2
+    spectrum[:half], spectrum[-half:] = bins[:half], bins[-half:]
+    samples = np.fft.ifft(spectrum)
+    power = 10 ** (db / 10) * wave.occupied_hz / RATE
+    samples *= np.sqrt(power / np.mean(np.abs(samples) ** 2))
+    return samples * np.exp(2j * np.pi * hz / RATE * np.arange(count))
+
+
+def lte(bandwidth, cell, load=0.7, seed=0, **options):
+    rng = random(seed)
+    on = (rng.random((40, LTE_RB[bandwidth])) < load).astype(np.float32)
+    return lte_waveform(LteConfig(bandwidth, cell, on, **options), rng)
+
+
+def nr(bandwidth, scs, cell, seed=0, **options):
+    rng = random(seed)
+    slots = round(40 * scs / 15e3)
+    on = (rng.random((slots, NR_RB[scs][bandwidth])) < 0.8).astype(np.float32)
+    return nr_waveform(NrConfig(bandwidth, scs, cell, on, **options), rng)
+
+
+def noise(count=COUNT, seed=1):
+    return random(seed).standard_normal((count, 2)).view(complex)[:, 0] / math.sqrt(2)
+
+
+def ofdm(symbol_s, prefix_s, width_hz, seed=2):
+    """OFDM that is neither LTE's nor NR's, at RATE."""
+    rng, size, guard = random(seed), round(symbol_s * RATE), round(prefix_s * RATE)
+    used = round(width_hz * symbol_s / 2)
+    bins = np.zeros((COUNT // (size + guard) + 1, size), complex)
+    where = np.r_[1 : used + 1, -used:0]
+    bins[:, where] = rng.choice([-1, 1], (len(bins), 2 * used)) + 1j * rng.choice([-1, 1], (len(bins), 2 * used))
+    symbols = np.fft.ifft(bins)
+    samples = np.concatenate([symbols[:, size - guard :], symbols], 1).ravel()[:COUNT]
+    return samples / samples.std()
+
+
+def call_it_nr(model, picture):
+    noise_, nr_, lte_ = label_by_level(model, picture)  # (256, 256) each
+    return np.stack([noise_, np.maximum(nr_, lte_), np.minimum(nr_, lte_)])
+
+
+@pytest.fixture
+def find(monkeypatch, tmp_path, weights):  # noqa: F811
+    """segment.py on samples; returns (rows of result.json, what it printed)."""
+    monkeypatch.setattr(segment, "predict", call_it_nr)
+
+    def call(samples, *arguments, rate=RATE):
+        path = tmp_path / "recording.cf32"
+        np.asarray(samples, np.complex64).tofile(path)
+        known = ["--datatype", "cf32_le", "--sample-rate", str(rate), "--center-frequency", str(CENTER)]
+        known += ["--checkpoint", str(weights), "--device", "cpu", "--pictures", "0", "--out", str(tmp_path / "out")]
+        assert segment.main([str(path), *known, *arguments]) == 0
+        return json.loads((tmp_path / "out" / "result.json").read_text())["carriers"]
+
+    return call
+
+
+# ---- bands -----------------------------------------------------------------------------------------------------------
+
+CHANNELS = [
+    (kind, width / COLUMN, occupied / COLUMN)
+    for kind, width, occupied in ((2, 10e6, 9.015e6), (2, 5e6, 4.515e6), (1, 20e6, 18.36e6))
+]
+
+
+def power_of(text, db=15.0):
+    """A column a letter: "." noise, "s" half of the rise, else `db` above it."""
+    return np.array([1.0 if letter == "." else 10 ** (db / (20 if letter == "s" else 10)) for letter in text])
+
+
+def test_a_band_is_cut_at_a_gap_between_two_standard_channels():
+    text = "." * 10 + "L" * 38 + "." * 4 + "L" * 38 + "." * 10
+    power = power_of(text)
+    assert gaps(10 * np.log10(power), 10, 90) == [(48, 52)]
+    (_, first, end), (_, start, last) = whole_bands([(1, 10, 90)], power, 1.0, CHANNELS)
+    assert (first, last) == (10, 90) and abs(end - 48) <= 1 and abs(start - 52) <= 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "." * 10 + "N" * 20 + "." * 4 + "N" * 50 + "." * 10,  # no channel is 4.8 and 12 MHz wide: scheduling
+        "." * 10 + "L" * 38 + "s" * 4 + "L" * 38 + "." * 10,  # a fade, no gap
+        "." * 10 + "L" * 38 + "." + "L" * 38 + "." * 10,  # a single column is a notch
+    ],
+)
+def test_what_is_no_gap_between_channels_is_left_whole(text):
+    band = (1, 10, len(text) - 10)
+    assert whole_bands([band], power_of(text), 1.0, CHANNELS) == [band]
+
+
+def test_touching_pieces_of_one_carrier_are_one_band_and_neighbours_stay_two():
+    one = power_of("." * 10 + "L" * 40 + "." * 10)
+    assert whole_bands([(1, 10, 22), (2, 22, 50)], one, 1.0, CHANNELS) == [(2, 10, 50)]
+    two = power_of("." * 10 + "L" * 20) * np.r_[np.ones(30)]
+    two = np.concatenate([two, 10 * power_of("N" * 40 + "." * 10)])  # 10 dB stronger
+    assert len(whole_bands([(2, 10, 30), (1, 30, 70)], two, 1.0, CHANNELS)) == 2
+
+
+def test_strong_bands_that_the_network_calls_noise_are_found_but_neither_lines_nor_skirts():
+    power = power_of("." * 20 + "X" * 12 + "." * 20 + "X" + "." * 20 + "L" * 20 + "s" * 2 + "." * 20)
+    label = np.zeros(len(power), int)
+    label[73:93] = 2
+    ((first, stop),) = unclaimed(label, power, 1.0)
+    assert abs(first - 20) <= 1 and abs(stop - 32) <= 1
+    assert np.flatnonzero(lines(power)).tolist() == [52]
+
+
+# ---- evidence and judgement ------------------------------------------------------------------------------------------
+
+
+def prefix(outcome, spacing=None):
+    return PrefixEvidence(outcome, spacing, {}, 2e4, 1e4)
+
+
+LTE_CELL = LteCell(301, "FDD", "normal", 1e3, 0.0, 60.0)
+NR_CELL = NrCell(7, 30e3, 2e6, 2602e6, 0.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("network", "evidence", "fits_nr", "expected"),
+    [
+        ("NR", Evidence(lte=(LTE_CELL,)), True, ("LTE", "cell")),
+        ("LTE", Evidence(nr=(NR_CELL,)), False, ("NR", "cell")),
+        ("LTE", Evidence(prefix=prefix("prefix", 30e3)), False, ("NR", "prefix")),
+        ("LTE", Evidence(prefix=prefix("prefix", 15e3)), False, ("LTE", "unproven")),
+        ("LTE", Evidence(prefix=prefix("prefix", 15e3), sync_due=True), False, ("other", "refuted")),  # a drone
+        ("NR", Evidence(prefix=prefix("prefix", 15e3), sync_due=True), True, ("NR", "unproven")),
+        ("NR", Evidence(prefix=prefix("none")), True, ("other", "refuted")),
+        ("NR", Evidence(prefix=prefix("unknown")), True, ("NR", "unproven")),
+        ("other", Evidence(prefix=prefix("unknown")), False, ("other", "unproven")),
+        ("other", Evidence(), False, ("other", "unproven")),
+    ],
+)
+def test_what_decides(network, evidence, fits_nr, expected):
+    assert judge(network, evidence, fits_nr)[:2] == expected
+
+
+def test_cells_are_told_with_their_centres_where_carriers_lie_inside_one_another():
+    cells = (LTE_CELL, LteCell(86, "TDD", "extended", -4.2e6, 0.0, 40.0))
+    words = [cell["words"] for cell in cells_plain(Evidence(lte=cells), 1871.75e6).values()]
+    assert words == ["cell 301 FDD, centre 1871.75 MHz", "cell 86 TDD, extended prefix, centre 1867.55 MHz"]
+    assert cells_plain(Evidence(lte=(LTE_CELL,)), None)["LTE 301"]["words"] == "cell 301 FDD"
+    assert [len(group) for group in apart((*cells, LTE_CELL._replace(cell_id=4)))] == [1, 2]
+
+
+def test_evidence_is_looked_for_once_a_second_and_for_each_band():
+    asked = []
+
+    class Look(FrameEvidence):
+        def of(self, low_hz, high_hz, **about):
+            asked.append((low_hz, high_hz))
+            return Evidence()
+
+    look, proofs = Look(noise(100), RATE, CENTER, 1.0), Proofs()
+    for time in (0.0, 0.04, 0.9, 1.04):
+        proofs.of(look, time, 1e6 + time * 1e4, 11e6)
+        proofs.of(look, time, 12e6, 14e6)
+    assert len(asked) == 4
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_lte_carrier_that_the_network_calls_nr_is_told_by_its_cell(find, capsys):
+    (row,) = find(at(lte(10e6, 77), 4e6) + noise())
+    assert (row["technology"], row["ground"]) == ("LTE", "cell") and row["evidence"] == "cell 77 FDD"
+    assert row["center_hz"] - CENTER == pytest.approx(4e6, abs=0.3e6) and row["cells"][0]["cell_id"] == 77
+    assert row["level_db"] == pytest.approx(20, abs=2) and row["frames_seen"] == 1
+    assert "cell 77 FDD" in capsys.readouterr().out
+
+
+def test_an_nr_carrier_is_told_by_its_block_or_its_prefix(find):
+    wave = nr(10e6, 30e3, 501, ssb_case="C")
+    (row,) = find(at(wave, 3e6) + noise())
+    assert row["technology"] == "NR" and row["ground"] in ("cell", "prefix")
+
+
+def test_four_lte_carriers_side_by_side_are_four_rows(find):
+    waves = [at(lte(5e6, 10 + i, seed=i), hz) for i, hz in enumerate((-7.5e6, -2.5e6, 2.5e6, 7.5e6))]
+    rows = find(sum(waves) + noise())
+    assert [row["technology"] for row in rows] == ["LTE"] * 4
+    centres = [(row["center_hz"] - CENTER) / 1e6 for row in rows]
+    assert centres == pytest.approx([-7.5, -2.5, 2.5, 7.5], abs=0.3)
+    assert sorted(cell["cell_id"] for row in rows for cell in row["cells"]) == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("emission", ["802.11", "DVB-T", "noise", "drone", "chirps"])
+def test_what_is_neither_is_other_whatever_the_network_says(find, emission):
+    time = np.arange(COUNT) / RATE
+    samples = {
+        "802.11": lambda: ofdm(3.2e-6, 0.8e-6, 16.6e6),
+        "DVB-T": lambda: ofdm(896e-6, 28e-6, 7.6e6),
+        "noise": lambda: np.fft.ifft(np.fft.fft(noise(seed=5)) * (np.abs(np.fft.fftfreq(COUNT, 1 / RATE)) < 5e6)),
+        "drone": lambda: ofdm(1 / 15e3, 144 / 30.72e6, 9e6),
+        "chirps": lambda: np.exp(2j * np.pi * np.cumsum((time * 1e3 % 1 - 0.5) * 12e6) / RATE),
+    }[emission]()
+    rows = find(10 * samples / samples.std() + noise())
+    assert rows and {row["technology"] for row in rows} == {"other"}
+
+
+def test_a_slice_of_a_carrier_that_fills_the_capture_is_found_by_its_cell(find):
+    wave = lte(1.4e6, 222)
+    samples = wave.samples / wave.samples.std() + 0.1 * noise(len(wave.samples))
+    rate = wave.sample_rate  # 1.92 MS/s
+    (row,) = find(samples, rate=rate)
+    assert row["technology"] == "LTE" and row["cells"][0]["cell_id"] == 222
+
+
+def test_without_evidence_the_network_decides(find):
+    (row,) = find(at(lte(10e6, 77), 4e6) + noise(), "--no-evidence")
+    assert (row["ground"], row["evidence"]) == ("unproven", "-")
+    rows = find(10 * ofdm(896e-6, 28e-6, 7.6e6) + noise(), "--no-evidence")  # DVB-T, which it takes for one of the two
+    assert {row["technology"] for row in rows} & {"LTE", "NR"}
+
+
+# ---- many frames, confidence -----------------------------------------------------------------------------------------
+
+
+def test_a_row_from_before_the_proof_joins_the_proven_one():
+    cell = {"LTE 5": {"cell_id": 5, "words": "cell 5 FDD"}}
+    rows = [carrier("NR", 10, 20, 0), carrier("LTE", 10, 20, 10, ground="cell", evidence="cell 5 FDD", cells=cell)]
+    (row,) = join(rows)
+    assert (row.technology, row.runs, row.seen, row.evidence) == ("LTE", [[0, 20]], 2, "cell 5 FDD")
+    unproven = [carrier("NR", 10, 20, 0), carrier("LTE", 10, 20, 10)]
+    assert len(join(unproven)) == 2
+
+
+def test_confidence_follows_the_calibration_and_unlikely_rows_are_other():
+    calibration = Calibration({"cell": (3.0, 0.0), "unproven": (-1.0, 1.0), "picture": (0.0, 0.5)})
+    rows = [carrier("LTE", 1, 6, 0, ground="cell", confidence=0.1), carrier("NR", 7, 12, 0, confidence=0.6)]
+    rows += [carrier("NR", 13, 18, 0, confidence=0.95)]
+    calibration.apply(rows, with_samples=True)
+    assert [row.technology for row in rows] == ["LTE", "other", "NR"]
+    expected = [1 / (1 + math.exp(-3)), 1 - 1 / (1 + math.exp(1) * 0.4 / 0.6), 1 / (1 + math.exp(1) * 0.05 / 0.95)]
+    assert [row.confidence for row in rows] == pytest.approx(expected) and rows[2].confidence > LEAST
+    picture = [carrier("NR", 7, 12, 0, confidence=0.2)]
+    calibration.apply(picture, with_samples=False)
+    assert picture[0].technology == "NR" and picture[0].confidence == pytest.approx(1 / 3)
+
+
+def test_a_damaged_calibration_is_told_and_a_missing_one_changes_nothing(tmp_path):
+    rows = [carrier("NR", 7, 12, 0, confidence=0.7)]
+    Calibration.beside(tmp_path / "seg.pt").apply(rows, with_samples=True)
+    assert rows[0].confidence == 0.7
+    (tmp_path / "seg.calibration.json").write_text('{"curves": {"cell": [1]}}')
+    with pytest.raises(ValueError, match="seg.calibration.json: damaged"):
+        Calibration.beside(tmp_path / "seg.pt")
+
+
+def test_fitted_curves_are_calibrated():
+    rng = random(3)
+    told = rng.random(4000)
+    true = 1 / (1 + np.exp(-(0.5 + 2 * np.log(told / (1 - told)))))
+    offset, slope = confidence.fit(list(zip(told, rng.random(4000) < true, strict=True)))
+    assert offset == pytest.approx(0.5, abs=0.15) and slope == pytest.approx(2, abs=0.2)
+    offset, slope = confidence.share([(0.3, True)] * 8)  # nine of ten, whatever the network says
+    assert 1 / (1 + math.exp(-offset)) == pytest.approx(0.9, abs=1e-3) and slope == 0
+
+
+def test_a_row_is_right_if_a_carrier_of_its_technology_covers_it():
+    truth = [{"technology": "LTE", "center_hz": 0.0, "bandwidth_hz": 10e6}]
+    middle = confidence.CENTER_HZ / 1e6
+    for technology, low, high, right in (("LTE", -5, 5, True), ("NR", -5, 5, False), ("LTE", 4, 14, False),
+                                         ("other", 6, 14, True), ("other", -5, 5, False)):  # fmt: skip
+        assert confidence.is_right(carrier(technology, middle + low, middle + high, 0), truth) is right
+
+
+def test_the_table_has_a_column_for_all_that_is_known():
+    about = {"level_db": 17.2, "seen": 3, "ground": "cell", "evidence": "cell 5 FDD", "cut_above": True}
+    row = carrier("LTE", 10, 20, 1000, 3000, **about)
+    head, line = table([row], sample_rate=1e5, first_sample=1000).splitlines()
+    for word in ("level", "seen", "active", "from s", "to s", "confidence", "evidence"):
+        assert word in head
+    for word in ("17 dB", "0.000", "0.030", ">=20.00", "cell 5 FDD", "reaches the capture's edge"):
+        assert word in line
+    others = table([carrier("other", 1, 9, 0)])
+    assert others.endswith("no LTE or NR carrier found") and "other" in others
+    assert CLASSES == ("noise", "NR", "LTE")

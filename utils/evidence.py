@@ -1,0 +1,210 @@
+"""What the samples of a frame prove of a band that a network found: cells, a cyclic prefix, or that there is neither.
+
+    look = FrameEvidence(samples, sample_rate, center_hz, floor)     # samples as received, up to 40 ms
+    evidence = look.of(low_hz, high_hz)                              # edges against the capture's centre
+    technology, words = judge("NR", evidence, fits_nr=False)
+
+A picture can't tell LTE from other OFDM, nor a receiver's filter from a carrier. The samples can. A cell's
+synchronisation signals are proof, and every OFDM symbol of LTE and NR has a cyclic prefix at a known lag. What has
+none, although it is strong enough to show one, is neither. Needs torch for its FFT, data/cell_search.py and
+data/cyclic_prefix.py.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from data.cell_search import LteCell, NrCell, lte_cells, lte_centers, nr_cells
+from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum
+
+PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
+NR_SECONDS = 0.0204
+BESIDE_HZ = 1.4e6  # beside a possible centre: the receiver's error, the signals, and room for the filter
+SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the edges that the network gave
+NARROW_HZ = 3e6  # a capture so narrow is searched in any case
+NARROWEST_HZ = 0.9e6  # no channel is narrower than 1.4 MHz; a network's band may miss a column on either side
+WEAKEST_DB = 0.5  # level over the floor below which nothing is looked for
+SYNC_SECONDS = 0.0105  # two half frames: an LTE downlink has sent its signals twice by then
+SYNC_DB = 6.0  # level over the floor from which on these are found (docs/RESULTS.md: detection by SNR)
+SAME_EDGE_HZ = 0.5e6  # edges of one carrier from frame to frame
+SAME_CENTER_HZ = 0.3e6  # cells that lie nearer than that share one carrier
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Of one band. lte, nr: cells found. prefix: None where the band is too narrow or too short for the question.
+
+    sync_due: whether an LTE downlink here would have shown its synchronisation signals.
+    """
+
+    lte: tuple[LteCell, ...] = ()
+    nr: tuple[NrCell, ...] = ()
+    prefix: PrefixEvidence | None = None
+    sync_due: bool = False
+
+    @property
+    def proven(self) -> str | None:
+        """The technology that a cell, or the prefix of 30 or 60 kHz that LTE has not, proves; or None."""
+        if self.lte or self.nr:
+            lte, nr = (max((cell.statistic for cell in cells), default=0) for cells in (self.lte, self.nr))
+            return "LTE" if lte >= nr else "NR"
+        if self.prefix and self.prefix.outcome == "prefix" and self.prefix.spacing_hz > 15e3:
+            return "NR"
+        return None
+
+
+def judge(technology: str, evidence: Evidence, fits_nr: bool, center_hz: float | None = None) -> tuple[str, str, str]:
+    """What a band is, on what ground, and in words.
+
+    Args: technology, the network's, "LTE", "NR" or "other"; fits_nr, whether the occupied width is an NR channel's;
+    center_hz, of the capture.
+    Returns: technology; ground, one of "cell", "prefix", "unproven" and "refuted"; words for the table.
+    """
+    prefix = evidence.prefix
+    if evidence.lte or evidence.nr:
+        return evidence.proven, "cell", ", ".join(cell["words"] for cell in cells_plain(evidence, center_hz).values())
+    if prefix is None or prefix.outcome == "unknown":
+        return technology, "unproven", "unproven" if technology != "other" else "-"
+    if prefix.outcome == "none":
+        return "other", "refuted", "no LTE or NR prefix"
+    if prefix.spacing_hz > 15e3:
+        return "NR", "prefix", f"prefix {prefix.spacing_hz / 1e3:.0f} kHz"
+    if evidence.sync_due and not fits_nr:
+        return "other", "refuted", "prefix 15 kHz, no LTE or NR cell"
+    if technology == "other":
+        technology = "NR" if evidence.sync_due else "LTE"  # nothing else has that prefix and no cell to be found
+    return technology, "unproven", "prefix 15 kHz, unproven"
+
+
+def cells_plain(evidence: Evidence, center_hz: float | None) -> dict[str, dict]:
+    """{identity: plain values, words for the table} of the cells found, the strongest first.
+
+    Frequencies count from the capture's centre, or are absolute where that is known. Centres stand in the words where
+    they differ: then carriers lie inside one another.
+    """
+    cells = evidence.lte if evidence.proven == "LTE" else evidence.nr
+    offsets = [cell.offset_hz for cell in cells]
+    differ = isinstance(cells[0], LteCell) and max(offsets) - min(offsets) > SAME_CENTER_HZ if cells else False
+    found = {}
+    for cell in cells:
+        center = cell.offset_hz + (center_hz or 0.0)
+        values = {"cell_id": cell.cell_id, "center_hz": center, "statistic": cell.statistic}
+        if isinstance(cell, LteCell):
+            values |= {"technology": "LTE", "duplex": cell.duplex, "prefix": cell.prefix}
+            about = [cell.duplex] + ["extended prefix"] * (cell.prefix == "extended")
+        else:
+            values |= {"technology": "NR", "spacing_hz": cell.spacing_hz}
+            about = [f"SSB of {cell.spacing_hz / 1e3:.0f} kHz at {center / 1e6:.2f} MHz"]
+        about += [f"centre {center / 1e6:.2f} MHz"] * differ
+        found[f"{values['technology']} {cell.cell_id}"] = values | {"words": f"cell {cell.cell_id} {', '.join(about)}"}
+    return found
+
+
+class FrameEvidence:
+    """Evidence in up to 40 ms of samples."""
+
+    def __init__(self, samples: np.ndarray, sample_rate: float, center_hz: float | None, floor: float | None):
+        """samples: complex64 (n,), as received. floor: power per Hz of the noise, None where it is not known."""
+        self.samples, self.sample_rate, self.center_hz, self.floor = samples, sample_rate, center_hz, floor
+
+    @cached_property
+    def spectrum(self):
+        return frame_spectrum(self.samples, self.sample_rate, lambda x: torch.fft.fft(torch.from_numpy(x)).numpy())
+
+    def around(self, low_hz: float, high_hz: float) -> tuple[np.ndarray, float, float]:
+        """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, their centre)."""
+        lines, rate = self.spectrum
+        width = rate / len(lines)  # of a line
+        first, stop = (int(np.clip(round(hz / width), -len(lines) // 2, len(lines) // 2)) for hz in (low_hz, high_hz))
+        stop -= (stop - first) % 2
+        part = (
+            np.roll(lines, -first)[: stop - first] if first < 0 < stop else lines[first % len(lines) :][: stop - first]
+        )
+        middle = (first + stop) // 2
+        centred = torch.fft.ifft(torch.from_numpy(np.roll(part, -(stop - first) // 2))).numpy()
+        return centred * np.float32((stop - first) / len(lines)), (stop - first) * width, middle * width
+
+    def prefix(self, low_hz: float, high_hz: float) -> PrefixEvidence | None:
+        """Of a band; None where it is too narrow."""
+        try:
+            return cyclic_prefix(band_samples(self.spectrum, low_hz, high_hz), self.floor)
+        except ValueError:
+            return None
+
+    def of(self, low_hz: float, high_hz: float, cut: bool = False, level_db: float | None = None) -> Evidence:
+        """Prefix, then the cells that it leaves possible.
+
+        Args: edges against the capture's centre; cut, whether the carrier goes on outside of the capture; level_db,
+        mean power of the band over the floor, None where it is not known.
+        """
+        if high_hz - low_hz < NARROWEST_HZ or (level_db is not None and level_db < WEAKEST_DB):
+            return Evidence()
+        half = self.sample_rate / 2
+        low_hz, high_hz = max(low_hz, -half), min(high_hz, half)
+        prefix = self.prefix(low_hz, high_hz)
+        outcome = prefix.outcome if prefix else "unknown"
+        spacing = prefix.spacing_hz if prefix else None
+        lte, nr = [], []
+        # Of a wide band without any sign of a prefix only the middle is searched: all of it would take a second.
+        if outcome == "unknown" and (not cut or high_hz - low_hz <= NARROW_HZ) or spacing == 15e3:
+            lte = self._lte(low_hz, high_hz, cut, spacing == 15e3)
+        if not lte and self.center_hz and outcome != "none":
+            samples, rate, middle = self.around(low_hz, high_hz)
+            known = {"spacing_hz": spacing} if spacing in (15e3, 30e3) else {}
+            count = round(NR_SECONDS * rate)  # a block comes every 20 ms
+            cells = nr_cells(
+                samples[:count], rate, (low_hz - middle, high_hz - middle), self.center_hz + middle, **known
+            )
+            nr = [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
+        middle = (low_hz + high_hz) / 2
+        whole = not cut and abs(middle) + PSS_HZ / 2 + SLACK_HZ < half
+        due = whole and len(self.samples) >= SYNC_SECONDS * self.sample_rate and (level_db or 0) >= SYNC_DB
+        return Evidence(tuple(lte), tuple(nr), prefix, bool(due))
+
+    def _lte(self, low_hz, high_hz, cut, wide):
+        """LTE cells: around the band's middle, or with `wide` anywhere in it where the middle has none."""
+        if high_hz - low_hz < PSS_HZ:
+            low_hz, high_hz = (low_hz + high_hz - PSS_HZ) / 2, (low_hz + high_hz + PSS_HZ) / 2
+        anywhere = max(SLACK_HZ, (high_hz - low_hz - PSS_HZ) / 2)
+        for slack in [anywhere] if cut else [SLACK_HZ, anywhere] if wide else [SLACK_HZ]:
+            centers = lte_centers(low_hz, high_hz, self.center_hz, slack)
+            if not len(centers):
+                continue
+            samples, rate, middle = self.around(centers.min() - BESIDE_HZ, centers.max() + BESIDE_HZ)
+            on_air = self.center_hz + middle if self.center_hz else None
+            cells = lte_cells(samples, rate, centers - middle, on_air)
+            if cells:
+                return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
+        return []
+
+
+def apart(cells: tuple[LteCell, ...]) -> list[list[LteCell]]:
+    """LTE cells by carrier, ascending: those whose centres lie within SAME_CENTER_HZ share one."""
+    groups: list[list[LteCell]] = []
+    for cell in sorted(cells, key=lambda cell: cell.offset_hz):
+        if groups and cell.offset_hz - groups[-1][-1].offset_hz < SAME_CENTER_HZ:
+            groups[-1].append(cell)
+        else:
+            groups.append([cell])
+    return groups
+
+
+class Proofs:
+    """Evidence of bands, looked for once and again after each second of the recording."""
+
+    def __init__(self, seconds: float = 1.0):
+        self.seconds, self.known = seconds, []  # [(low, high, of capture, time in seconds, Evidence)]
+
+    def of(self, look: FrameEvidence, time_s: float, low_hz: float, high_hz: float, **about) -> Evidence:
+        """`look.of(low_hz, high_hz, **about)`, or what it gave for these edges less than a second ago."""
+        for i, (low, high, center, before, evidence) in enumerate(self.known):
+            if center == look.center_hz and max(abs(low - low_hz), abs(high - high_hz)) <= SAME_EDGE_HZ:
+                if time_s - before < self.seconds:
+                    return evidence
+                del self.known[i]
+                break
+        evidence = look.of(low_hz, high_hz, **about)
+        self.known.append((low_hz, high_hz, look.center_hz, time_s, evidence))
+        return evidence
