@@ -50,6 +50,7 @@ LTE_HZ = tuple(LTE_RB)  # channel widths
 SAME = 0.3e6  # Hz; edges that agree
 SIDE_BY_SIDE_HZ = 1.5e6  # a carrier: by how much edges and gaps of several in one band may miss
 WIDEST_HZ = {"LTE": 20.5e6, "NR": 101e6}  # no standard has wider channels; half a megahertz for the network's edges
+NARROWEST_HZ = {"LTE": 0.9e6, "NR": 2.5e6}  # 1.08 and 2.7 MHz are occupied at the least; edges may miss a column
 SILENT_COLUMNS = 6  # 1.44 MHz: more than the guard band of a 20 MHz LTE channel, or than a fade is wide
 
 
@@ -314,6 +315,8 @@ def carriers_of_band(
         about = {"cut": below or above, "level_db": level_db}
         evidence = proofs.of(view.look, time, lower - center, upper - center, **about)
         name, ground, words = judge(name, evidence, fits_nr, view.center_hz)
+        if ground == "unproven" and not (below or above) and upper - lower < NARROWEST_HZ.get(name, 0.0):
+            name, ground, words = "other", "refuted", f"narrower than any {name} channel"
     if ground != "cell" and upper - lower > WIDEST_HZ.get(name, math.inf):
         name = "NR" if name == "LTE" and upper - lower < WIDEST_HZ["NR"] and ground != "refuted" else "other"
     probability = float(view.probability[CLASSES.index(name), :, first:stop].mean()) if name != "other" else 0.0

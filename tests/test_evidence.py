@@ -139,6 +139,9 @@ def test_strong_bands_that_the_network_calls_noise_are_found_but_neither_lines_n
     label[73:93] = 2
     ((first, stop),) = unclaimed(label, power, 1.0)
     assert abs(first - 20) <= 1 and abs(stop - 32) <= 1
+    leaking = power_of("." * 20 + "L" * 40 + "." * 40, 60)
+    leaking[62:75] = 1e2  # 40 dB below the carrier, 20 dB above the noise
+    assert not unclaimed((leaking > 1e5).astype(int), leaking, 1.0)
     assert np.flatnonzero(lines(power)).tolist() == [52]
 
 
@@ -195,6 +198,14 @@ def test_evidence_is_looked_for_once_a_second_and_for_each_band():
     assert len(asked) == 4
 
 
+@pytest.mark.parametrize("width", [0.3e6, 1e6, 1.7e6, 2.1e6, 5e6, 30.72e6])
+@pytest.mark.parametrize("samples", [100, 20_000, COUNT])
+def test_noise_of_any_width_and_length_proves_nothing_and_raises_nothing(width, samples):
+    look = FrameEvidence(noise(samples).astype(np.complex64), RATE, CENTER, 1 / RATE)
+    evidence = look.of(-width / 2, width / 2, cut=width > 30e6)
+    assert evidence.proven is None and not evidence.lte and not evidence.nr
+
+
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +230,13 @@ def test_four_lte_carriers_side_by_side_are_four_rows(find):
     centres = [(row["center_hz"] - CENTER) / 1e6 for row in rows]
     assert centres == pytest.approx([-7.5, -2.5, 2.5, 7.5], abs=0.3)
     assert sorted(cell["cell_id"] for row in rows for cell in row["cells"]) == [10, 11, 12, 13]
+
+
+def test_a_band_narrower_than_any_channel_is_other(find):
+    time = np.arange(COUNT) / RATE
+    remote = np.exp(2j * np.pi * np.cumsum(3e6 + 0.4e6 * np.sign(np.sin(2 * np.pi * 5e3 * time))) / RATE)
+    rows = find(3 * remote * (time < 0.004) + noise())
+    assert {row["technology"] for row in rows} <= {"other"}
 
 
 @pytest.mark.parametrize("emission", ["802.11", "DVB-T", "noise", "drone", "chirps"])

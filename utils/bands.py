@@ -21,6 +21,7 @@ SIDE = 10  # columns to either side of a gap that tell their level
 WIDEST_GAP = 25  # columns, 6 MHz: the guard bands of two channels of 100 MHz
 FITS = 1.6  # columns of 240 kHz by which a piece's width may miss a standard channel's
 STRONG_DB = 5.0  # over the floor in the mean over time; what is weaker proves nothing
+SKIRT, SKIRT_DB = 20, 25.0  # what lies so far below a column so near is that one's skirt: transmitters leak
 LINE_DB = 6.0  # a column so far above its neighbours is a line: DC, a spur, a tone
 
 Channels = Sequence[tuple[int, float, float]]  # class, width, occupied width; both in columns
@@ -123,9 +124,11 @@ def unclaimed(label: np.ndarray, power: np.ndarray, floor: float) -> list[tuple[
     if not floor > 0:
         return []
     free = label == 0
-    for side in (-2, -1, 1, 2):  # a carrier's own skirts are no band
+    for side in (-2, -1, 1, 2):  # a carrier's own edges are no band
         free &= np.roll(label == 0, side)
-    strong = free & (rise_db(power, floor) > STRONG_DB)
+    padded = np.pad(power, SKIRT, mode="edge")
+    nearby = np.lib.stride_tricks.sliding_window_view(padded, 2 * SKIRT + 1).max(1)
+    strong = free & (rise_db(power, floor) > STRONG_DB) & (power > nearby * 10 ** (-SKIRT_DB / 10))
     closed = strong.copy()
     for gap in range(1, MAX_GAP + 1):  # grow together over narrow gaps
         closed[gap:-gap] |= strong[: -2 * gap] & strong[2 * gap :]

@@ -20,7 +20,8 @@ from data.cell_search import LteCell, NrCell, lte_cells, lte_centers, nr_cells
 from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
-NR_SECONDS = 0.0204
+NR_SECONDS = 0.0204  # one period of SS/PBCH blocks
+BLOCK_HZ = 2e6  # their narrowest PSS has 1.905 MHz
 BESIDE_HZ = 1.4e6  # beside a possible centre: the receiver's error, the signals, and room for the filter
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the edges that the network gave
 NARROW_HZ = 3e6  # a capture so narrow is searched in any case
@@ -151,17 +152,21 @@ class FrameEvidence:
         if outcome == "unknown" and (not cut or high_hz - low_hz <= NARROW_HZ) or spacing == 15e3:
             lte = self._lte(low_hz, high_hz, cut, spacing == 15e3)
         if not lte and self.center_hz and outcome != "none":
-            samples, rate, middle = self.around(low_hz, high_hz)
-            known = {"spacing_hz": spacing} if spacing in (15e3, 30e3) else {}
-            count = round(NR_SECONDS * rate)  # a block comes every 20 ms
-            cells = nr_cells(
-                samples[:count], rate, (low_hz - middle, high_hz - middle), self.center_hz + middle, **known
-            )
-            nr = [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
+            nr = self._nr(low_hz, high_hz, spacing)
         middle = (low_hz + high_hz) / 2
         whole = not cut and abs(middle) + PSS_HZ / 2 + SLACK_HZ < half
         due = whole and len(self.samples) >= SYNC_SECONDS * self.sample_rate and (level_db or 0) >= SYNC_DB
         return Evidence(tuple(lte), tuple(nr), prefix, bool(due))
+
+    def _nr(self, low_hz, high_hz, spacing):
+        """NR cells at the raster points of a band, with blocks of the prefix's spacing where that is known."""
+        samples, rate, middle = self.around(low_hz, high_hz)
+        if rate < BLOCK_HZ:
+            return []
+        known = {"spacing_hz": spacing} if spacing in (15e3, 30e3) else {}
+        part, band = samples[: round(NR_SECONDS * rate)], (low_hz - middle, high_hz - middle)
+        cells = nr_cells(part, rate, band, self.center_hz + middle, **known)
+        return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
 
     def _lte(self, low_hz, high_hz, cut, wide):
         """LTE cells: around the band's middle, or with `wide` anywhere in it where the middle has none."""
