@@ -236,5 +236,5 @@ def test_captures_of_other_receivers(name, rate, kind, band, outcome):
 
     numbers = np.fromfile(CAPTURES / name, kind, count=round(0.08 * rate)).astype(np.float32)
     samples = (numbers - (127.5 if kind == "u1" else 0)).view(np.complex64)
-    found = cyclic_prefix(band_samples(frame_spectrum(samples, rate), *band), noise_floor(samples, rate))
+    found = cyclic_prefix(band_samples(frame_spectrum(samples, rate), *band), noise_floor(samples, rate)[0])
     assert (found.outcome, found.spacing_hz) == (outcome, 15e3 if outcome == "prefix" else None)

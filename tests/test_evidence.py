@@ -206,6 +206,14 @@ def test_noise_of_any_width_and_length_proves_nothing_and_raises_nothing(width, 
     assert evidence.proven is None and not evidence.lte and not evidence.nr
 
 
+def test_carriers_whose_subcarriers_lie_differently_do_not_cancel_in_one_band():
+    """5 MHz apart is no multiple of 15 kHz: the three prefixes' phases are a third of a circle apart."""
+    waves = [at(lte(5e6, i, load=1.0, seed=i), hz) for i, hz in enumerate((-5e6, 0.0, 5e6))]
+    samples = (sum(waves) + noise()).astype(np.complex64)
+    evidence = FrameEvidence(samples, RATE, CENTER, 1 / RATE).prefix(-7.5e6, 7.5e6)
+    assert evidence.outcome == "prefix" and evidence.spacing_hz == 15e3
+
+
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ GAP_LEAST_DB = 3.0  # that it lies below both sides
 CLEAR_DB = 6.0  # rise from which on a guard band could not be overlooked
 SIDE = 10  # columns to either side of a gap that tell their level
 WIDEST_GAP = 25  # columns, 6 MHz: the guard bands of two channels of 100 MHz
+EDGE_DB = 4.0  # below the middle of a piece: its edges; the smoothing over three columns takes 4.8 from an outer one
 FITS = 1.6  # columns of 240 kHz by which a piece's width may miss a standard channel's
 STRONG_DB = 5.0  # over the floor in the mean over time; what is weaker proves nothing
 SKIRT, SKIRT_DB = 20, 25.0  # what lies so far below a column so near is that one's skirt: transmitters leak
@@ -108,7 +109,7 @@ def _pieces(rise, kind, first, stop, channels):
     last = len(rise)
     for start, end in pieces:
         middle = np.median(rise[start:end])
-        inside = np.flatnonzero(rise[start:end] > middle / 2)  # in dB, half-way up
+        inside = np.flatnonzero(rise[start:end] > middle - EDGE_DB)
         width = inside[-1] - inside[0] + 1
         reaches_edge = start <= 1 or end >= last - 1
         if not reaches_edge and not any(abs(width - occupied) <= FITS for _, _, occupied in channels):

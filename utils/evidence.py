@@ -22,6 +22,7 @@ from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, fram
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
 NR_SECONDS = 0.0204  # one period of SS/PBCH blocks
 BLOCK_HZ = 2e6  # their narrowest PSS has 1.905 MHz
+PIECE_HZ = 5e6  # of a band that seems to have no prefix
 BESIDE_HZ = 1.4e6  # beside a possible centre: the receiver's error, the signals, and room for the filter
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the edges that the network gave
 NARROW_HZ = 3e6  # a capture so narrow is searched in any case
@@ -128,11 +129,22 @@ class FrameEvidence:
         return centred * np.float32((stop - first) / len(lines)), (stop - first) * width, middle * width
 
     def prefix(self, low_hz: float, high_hz: float) -> PrefixEvidence | None:
-        """Of a band; None where it is too narrow."""
+        """Of a band; None where it is too narrow.
+
+        The correlation's phase tells how a carrier's subcarriers lie against the capture's centre. Carriers of several
+        centres in one band may cancel each other, so where the whole band shows no prefix, its pieces are asked.
+        """
         try:
-            return cyclic_prefix(band_samples(self.spectrum, low_hz, high_hz), self.floor)
+            whole = cyclic_prefix(band_samples(self.spectrum, low_hz, high_hz), self.floor)
         except ValueError:
             return None
+        count = int((high_hz - low_hz) // PIECE_HZ)
+        if whole.outcome == "prefix" or count < 2:
+            return whole
+        edges = np.linspace(low_hz, high_hz, count + 1)
+        pieces = [band_samples(self.spectrum, low, high) for low, high in zip(edges, edges[1:], strict=False)]
+        found = [evidence for piece in pieces if (evidence := cyclic_prefix(piece, self.floor)).outcome == "prefix"]
+        return max(found, key=lambda evidence: max(evidence.contrast.values()), default=whole)
 
     def of(self, low_hz: float, high_hz: float, cut: bool = False, level_db: float | None = None) -> Evidence:
         """Prefix, then the cells that it leaves possible.
