@@ -81,12 +81,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help=f"default {WEIGHTS[0]} or else {WEIGHTS[1]}")
     parser.add_argument("--out", type=Path, default=Path("runs/segment"))
     parser.add_argument("--annotate", action="store_true", help="write the carriers into the SigMF metadata")
+    parser.add_argument(
+        "--blind-search", type=float, metavar="SECONDS", help="look for NR cells though no centre frequency is known"
+    )
     parser.add_argument("--no-evidence", action="store_true", help="let the network decide alone")
     parser.add_argument("--pictures", type=int, metavar="N", help="at most so many, of the first frames; default all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.sample_rate is not None and not 0 < args.sample_rate < math.inf:
         parser.error(f"--sample-rate {args.sample_rate:g} is no rate")
+    if args.blind_search is not None and not 0 < args.blind_search < math.inf:
+        parser.error(f"--blind-search {args.blind_search:g} is no time in seconds")
     if args.center_frequency is not None and not math.isfinite(args.center_frequency):
         parser.error(f"--center-frequency {args.center_frequency:g} is no frequency")
     return args
@@ -120,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     carriers, seen, frames = [], Counter(), 0
     remove_pictures(args.out)
     for view in tqdm(views, total=len(recording) if recording else 1, unit="frame", file=sys.stderr):
+        if view.look:
+            view.look.blind_seconds = args.blind_search
         found = find_carriers(view, None if args.no_evidence else proofs)
         merge(carriers, found)
         seen[view.center_hz, view.span_hz] += view.count

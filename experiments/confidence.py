@@ -30,6 +30,7 @@ from utils.runs import RunError, command, hardware, run, write_json
 
 RATES = (15.36e6, 20e6, 30.72e6)  # of the emissions
 CENTER_HZ = 2.6e9
+PRIOR = 0.1
 BINS = np.linspace(0, 1, 6)
 
 
@@ -80,15 +81,29 @@ def is_right(row, carriers):
 
 
 def fit(points):
-    """(offset, slope) of a logistic curve through (probability, right) points, by Newton's method with a weak prior."""
+    """(offset, slope) of a logistic curve through (probability, right) points.
+
+    Newton's method on the likelihood with a weak prior around the network's own probability, (0, 1); a step that does
+    not raise it is halved, since few or separable points make whole steps diverge.
+    """
     x = np.array([[1.0, logit(p)] for p, _ in points])
     y = np.array([float(right) for _, right in points])
-    curve, prior = np.array([0.0, 1.0]), np.diag([0.1, 0.1])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-x @ curve))
-        gradient = x.T @ (y - p) - prior @ (curve - [0, 1])
-        curve = curve + np.linalg.solve((x.T * (p * (1 - p))) @ x + prior, gradient)
-    return [round(float(value), 4) for value in curve]
+    curve, centre = np.array([0.0, 1.0]), np.array([0.0, 1.0])
+
+    def value(at):
+        z = x @ at
+        return float(y @ z - np.logaddexp(0, z).sum() - 0.5 * PRIOR * np.square(at - centre).sum())
+
+    for _ in range(100):
+        p = 0.5 * (1 + np.tanh(x @ curve / 2))  # the logistic function, without overflow
+        gradient = x.T @ (y - p) - PRIOR * (curve - centre)
+        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + PRIOR * np.eye(2), gradient)
+        while value(curve + step) < value(curve) and np.abs(step).max() > 1e-9:
+            step = step / 2
+        curve = curve + step
+        if np.abs(step).max() < 1e-6:
+            break
+    return [round(float(number), 4) for number in curve]
 
 
 def share(points):
@@ -121,6 +136,8 @@ def main():
             points[row.calibration_ground].append((row.confidence, is_right(row, carriers)))
         for row in rows_of(samples, rate, logits_of, None):
             points["picture"].append((row.confidence, is_right(row, carriers)))
+    points = [{ground: [(round(p, 4), bool(r)) for p, r in found] for ground, found in h.items()} for h in halves]
+    write_json(args.out / f"points_{weights.stem}.json", {"even": points[0], "odd": points[1]})
     if not halves[0]["picture"]:
         raise RunError("the network found no carrier at all: name another --checkpoint, or more --draws")
     curves = {g: (fit if g in ("unproven", "picture") else share)(points) for g, points in halves[0].items() if points}

@@ -188,14 +188,14 @@ def test_evidence_is_looked_for_once_a_second_and_for_each_band():
 
     class Look(FrameEvidence):
         def of(self, low_hz, high_hz, **about):
-            asked.append((low_hz, high_hz))
-            return Evidence()
+            asked.append(low_hz)
+            return Evidence(lte=(LTE_CELL,)) if low_hz < 10e6 else Evidence()
 
     look, proofs = Look(noise(100), RATE, CENTER, 1.0), Proofs()
     for time in (0.0, 0.04, 0.9, 1.04):
-        proofs.of(look, time, 1e6 + time * 1e4, 11e6)
-        proofs.of(look, time, 12e6, 14e6)
-    assert len(asked) == 4
+        proofs.of(look, time, 1e6 + time * 1e4, 11e6)  # a cell is there
+        proofs.of(look, time, 12e6, 14e6)  # nothing was told: asked again after .2 seconds
+    assert [sum(low < 10e6 for low in asked), sum(low > 10e6 for low in asked)] == [2, 2]
 
 
 @pytest.mark.parametrize("width", [0.3e6, 1e6, 1.7e6, 2.1e6, 5e6, 30.72e6])
@@ -229,6 +229,14 @@ def test_an_nr_carrier_is_told_by_its_block_or_its_prefix(find):
     wave = nr(10e6, 30e3, 501, ssb_case="C")
     (row,) = find(at(wave, 3e6) + noise())
     assert row["technology"] == "NR" and row["ground"] in ("cell", "prefix")
+
+
+def test_an_nr_cell_without_a_centre_frequency_takes_a_blind_search():
+    samples = (at(nr(10e6, 30e3, 501, ssb_case="C"), 3e6) + noise()).astype(np.complex64)
+    look = FrameEvidence(samples, RATE, None, 1 / RATE)
+    assert not look.of(-2e6, 8e6).nr
+    look.blind_seconds = 5.0
+    assert [cell.cell_id for cell in look.of(-2e6, 8e6).nr] == [501]
 
 
 def test_four_lte_carriers_side_by_side_are_four_rows(find):
@@ -316,6 +324,9 @@ def test_fitted_curves_are_calibrated():
     true = 1 / (1 + np.exp(-(0.5 + 2 * np.log(told / (1 - told)))))
     offset, slope = confidence.fit(list(zip(told, rng.random(4000) < true, strict=True)))
     assert offset == pytest.approx(0.5, abs=0.15) and slope == pytest.approx(2, abs=0.2)
+    for points in ([(0.99, True)] * 30 + [(0.01, False)] * 30, [(0.9, False)] * 40, [(0.3, True)]):  # separable, or few
+        curve = confidence.fit(points)
+        assert np.isfinite(curve).all() and 0 <= Calibration({"picture": curve}).confidence("picture", 0.999) <= 1
     offset, slope = confidence.share([(0.3, True)] * 8)  # nine of ten, whatever the network says
     assert 1 / (1 + math.exp(-offset)) == pytest.approx(0.9, abs=1e-3) and slope == 0
 

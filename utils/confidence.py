@@ -45,7 +45,7 @@ class Calibration:
         if ground not in self.curves:
             return probability
         offset, slope = self.curves[ground]
-        return 1 / (1 + math.exp(-(offset + slope * logit(probability))))
+        return 0.5 * (1 + math.tanh((offset + slope * logit(probability)) / 2))  # the logistic function
 
     def apply(self, carriers: list[Carrier], with_samples: bool) -> None:
         """Set each row's confidence, and call unproven rows below LEAST "other"; in place.

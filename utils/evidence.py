@@ -108,8 +108,13 @@ class FrameEvidence:
     """Evidence in up to 40 ms of samples."""
 
     def __init__(self, samples: np.ndarray, sample_rate: float, center_hz: float | None, floor: float | None):
-        """samples: complex64 (n,), as received. floor: power per Hz of the noise, None where it is not known."""
+        """samples: complex64 (n,), as received. floor: power per Hz of the noise, None where it is not known.
+
+        The synchronisation raster needs center_hz. Without it NR cells are looked for only if `blind_seconds` is set, for
+        so long in each band.
+        """
         self.samples, self.sample_rate, self.center_hz, self.floor = samples, sample_rate, center_hz, floor
+        self.blind_seconds: float | None = None
 
     @cached_property
     def spectrum(self):
@@ -163,7 +168,7 @@ class FrameEvidence:
         # Of a wide band without any sign of a prefix only the middle is searched: all of it would take a second.
         if outcome == "unknown" and (not cut or high_hz - low_hz <= NARROW_HZ) or spacing == 15e3:
             lte = self._lte(low_hz, high_hz, cut, spacing == 15e3)
-        if not lte and self.center_hz and outcome != "none":
+        if not lte and (self.center_hz or self.blind_seconds) and outcome != "none":
             nr = self._nr(low_hz, high_hz, spacing)
         middle = (low_hz + high_hz) / 2
         whole = not cut and abs(middle) + PSS_HZ / 2 + SLACK_HZ < half
@@ -176,8 +181,10 @@ class FrameEvidence:
         if rate < BLOCK_HZ:
             return []
         known = {"spacing_hz": spacing} if spacing in (15e3, 30e3) else {}
+        if not self.center_hz:
+            known["blind_seconds"] = self.blind_seconds
         part, band = samples[: round(NR_SECONDS * rate)], (low_hz - middle, high_hz - middle)
-        cells = nr_cells(part, rate, band, self.center_hz + middle, **known)
+        cells = nr_cells(part, rate, band, self.center_hz and self.center_hz + middle, **known)
         return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
 
     def _lte(self, low_hz, high_hz, cut, wide):
@@ -209,16 +216,18 @@ def apart(cells: tuple[LteCell, ...]) -> list[list[LteCell]]:
 
 
 class Proofs:
-    """Evidence of bands, looked for once and again after each second of the recording."""
+    """Evidence of bands, looked for once and again after each second of the recording; sooner if nothing was told."""
 
-    def __init__(self, seconds: float = 1.0):
-        self.seconds, self.known = seconds, []  # [(low, high, of capture, time in seconds, Evidence)]
+    def __init__(self, seconds: float = 1.0, untold_seconds: float = 0.2):
+        self.seconds, self.untold_seconds = seconds, untold_seconds
+        self.known: list[tuple[float, float, float | None, float, Evidence]] = []  # edges, capture, time
 
     def of(self, look: FrameEvidence, time_s: float, low_hz: float, high_hz: float, **about) -> Evidence:
-        """`look.of(low_hz, high_hz, **about)`, or what it gave for these edges less than a second ago."""
+        """`look.of(low_hz, high_hz, **about)`, or what it gave for these edges a short time ago."""
         for i, (low, high, center, before, evidence) in enumerate(self.known):
             if center == look.center_hz and max(abs(low - low_hz), abs(high - high_hz)) <= SAME_EDGE_HZ:
-                if time_s - before < self.seconds:
+                told = evidence.proven or (evidence.prefix and evidence.prefix.outcome == "none")
+                if time_s - before < (self.seconds if told else self.untold_seconds):
                     return evidence
                 del self.known[i]
                 break
