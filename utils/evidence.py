@@ -110,8 +110,8 @@ class FrameEvidence:
     def __init__(self, samples: np.ndarray, sample_rate: float, center_hz: float | None, floor: float | None):
         """samples: complex64 (n,), as received. floor: power per Hz of the noise, None where it is not known.
 
-        The synchronisation raster needs center_hz. Without it NR cells are looked for only if `blind_seconds` is set, for
-        so long in each band.
+        The synchronisation raster needs center_hz. Without it NR cells are looked for only if `blind_seconds` is set,
+        for so long in each band.
         """
         self.samples, self.sample_rate, self.center_hz, self.floor = samples, sample_rate, center_hz, floor
         self.blind_seconds: float | None = None
