@@ -180,11 +180,13 @@ def first_network(args, parts: dict, device: torch.device) -> tuple[VGG10, dict,
     """The network of a new run, masks that keep everything, and where the run is."""
     torch.manual_seed(args.seed)
     at = {"step": 0, "epoch": 0, "used": 0, "method": 0, "p": None, "prunes": {}, "rows": [], "lines": 0}
-    at |= {"goal": math.inf, "stale": False, "finished": False, **BEGINNING}
+    at |= {"goal": math.inf, "stale": False, "finished": False, "history": [], **BEGINNING}
     if args.checkpoint is None:
         network = VGG10(args.bits, filters=args.filters, dense=args.dense, learned_steps=args.learned_steps)
     else:
-        before = from_checkpoint(checkpoint.load(args.checkpoint), CHALLENGE_BITS)
+        data = checkpoint.load(args.checkpoint)
+        at["history"] = data.get("history", [data["command"]] if "command" in data else [])
+        before = from_checkpoint(data, CHALLENGE_BITS)
         frames = open_cache(open_frames(args.data_file), before.activation_bits)
         reference = validate(before.to(device), frames, parts["validation"], device)
         network = before.cpu().requantised(args.bits)
@@ -386,6 +388,7 @@ def save_last(args, network: VGG10, masks: dict, optimizer: torch.optim.Optimize
 
 def save_network(args, path: Path, network: VGG10, masks: dict, at: dict) -> None:
     place = {"masks": masks, "validation": at["accuracy"], "step": at["step"], "epoch": at["epoch"]}
+    place["history"] = [*at["history"], command()]
     checkpoint.save(path, saved(network, args) | place)
 
 
@@ -418,7 +421,8 @@ def report_run(args, frames: Frames, rows: np.ndarray, at: dict, device: torch.d
     if args.save_weights:  # what is reported is then what that file holds
         data["state_dict"] = checkpoint.halve(data["state_dict"])
     networks = {"test": rebuild(data).to(device)}
-    facts = {"trained_by": data["command"], "method": args.method, "bits": args.bits, "seed": args.seed}
+    facts = {"trained_by": data["command"], "commands": data["history"]}
+    facts |= {"method": args.method, "bits": args.bits, "seed": args.seed}
     facts |= {"goal": at["goal"], "validation": data["validation"], "epochs": at["epoch"], "pruning_epochs": at["used"]}
     if at["step"]:
         networks["unpruned"] = rebuild(checkpoint.load(args.out / "unpruned.pt")).to(device)
