@@ -162,6 +162,7 @@ NR_CELL = NrCell(7, 30e3, 2e6, 2602e6, 0.0, 60.0)
         ("NR", Evidence(lte=(LTE_CELL,)), True, ("LTE", "cell")),
         ("LTE", Evidence(nr=(NR_CELL,)), False, ("NR", "cell")),
         ("LTE", Evidence(prefix=prefix("prefix", 30e3)), False, ("NR", "prefix")),
+        ("NR", Evidence(prefix=prefix("prefix", 60e3)), False, ("NR", "unproven")),
         ("LTE", Evidence(prefix=prefix("prefix", 15e3)), False, ("LTE", "unproven")),
         ("LTE", Evidence(prefix=prefix("prefix", 15e3), sync_due=True), False, ("other", "refuted")),  # a drone
         ("NR", Evidence(prefix=prefix("prefix", 15e3), sync_due=True), True, ("NR", "unproven")),
