@@ -1,14 +1,17 @@
 """How often are rows of segment.py right? Calibrates their confidence on generated I/Q. 15 minutes on one core.
 
     OMP_NUM_THREADS=1 python -m experiments.confidence                     # writes weights/seg_student.calibration.json
+    python -m experiments.confidence --points experiments/results/confidence/points_seg_student.json       # fits anew
 
 Half of the recordings are field frames (data/frames.py): LTE and NR of any load and level, imperfect radios, empty
 bands. The other half hold one emission or receiver event of experiments/prefix_emissions.py, which is neither. A row is
-right if a carrier of its technology covers most of it; a row "other" is right if no carrier does. Even recordings fit
-the curves, odd ones show how well they hold: reliability.png and the printed table. See utils/confidence.py.
+right if a carrier of its technology covers most of it; a row "other" is right if no carrier does. Curves of the even
+recordings are tried on the odd ones and the other way round: reliability.png and the printed table. The curves that are
+written come from both. See utils/confidence.py.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from collections import defaultdict
@@ -39,6 +42,7 @@ def parse_args():
     parser.add_argument("--checkpoint", type=Path, help="the network, default the shipped student")
     parser.add_argument("--draws", type=int, default=200, help="recordings of each half")
     parser.add_argument("--seed", type=int, default=60)
+    parser.add_argument("--points", type=Path, metavar="FILE", help="fit to an earlier call's rows, make no recordings")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/confidence"))
     args = parser.parse_args()
     if args.draws < 4 or args.seed < 0:
@@ -112,55 +116,69 @@ def share(points):
     return [round(logit((right + 1) / (len(points) + 2)), 4), 0.0]
 
 
-def reliability(points, curves):
-    """[(mean confidence, share right, rows)] of bins of confidence; points: {ground: [(probability, right)]}."""
-    calibration = Calibration({ground: tuple(curve) for ground, curve in curves.items()})
-    told = np.array([(calibration.confidence(g, p), right) for g, found in points.items() for p, right in found])
+def reliability(told):
+    """[(mean confidence, share right, rows)] by bins of confidence; told (n, 2): confidence, right."""
     rows = []
     for low, high in zip(BINS, BINS[1:], strict=False):
-        inside = told[(told[:, 0] >= low) & (told[:, 0] < high + (high == 1))] if len(told) else told
+        inside = told[(told[:, 0] >= low) & (told[:, 0] < high + (high == 1))]
         if len(inside):
             rows.append((float(inside[:, 0].mean()), float(inside[:, 1].mean()), len(inside)))
     return rows
+
+
+def collect(args, logits_of):
+    """{"even": {ground: [(probability, right)]}, "odd": ...} of recordings that are made on the way."""
+    halves = {"even": defaultdict(list), "odd": defaultdict(list)}
+    found = draws(args.draws, args.seed)
+    for number, (samples, rate, carriers) in enumerate(tqdm(found, total=2 * args.draws, unit="recording")):
+        points = halves["odd" if number // 2 % 2 else "even"]
+        for row in rows_of(samples, rate, logits_of, Proofs()):
+            points[row.calibration_ground].append((round(row.confidence, 4), is_right(row, carriers)))
+        for row in rows_of(samples, rate, logits_of, None):
+            points["picture"].append((round(row.confidence, 4), is_right(row, carriers)))
+    return halves
+
+
+def curves_of(points):
+    return {g: (fit if g in ("unproven", "picture") else share)(found) for g, found in points.items() if found}
 
 
 def main():
     args = parse_args()
     torch.set_num_threads(1)
     logits_of, weights = segment.load_network(args.checkpoint, "cpu")
-    halves = defaultdict(list), defaultdict(list)  # {ground: [(probability, right)]} of even and of odd recordings
-    found = draws(args.draws, args.seed)
-    for number, (samples, rate, carriers) in enumerate(tqdm(found, total=2 * args.draws, unit="recording")):
-        points = halves[number // 2 % 2]
-        for row in rows_of(samples, rate, logits_of, Proofs()):
-            points[row.calibration_ground].append((row.confidence, is_right(row, carriers)))
-        for row in rows_of(samples, rate, logits_of, None):
-            points["picture"].append((row.confidence, is_right(row, carriers)))
-    points = [{ground: [(round(p, 4), bool(r)) for p, r in found] for ground, found in h.items()} for h in halves]
-    write_json(args.out / f"points_{weights.stem}.json", {"even": points[0], "odd": points[1]})
-    if not halves[0]["picture"]:
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.points:
+        facts = json.loads(args.points.read_text())
+        halves = facts["points"]
+    else:
+        halves = collect(args, logits_of)
+        facts = {"command": command(), "hardware": hardware(), "seed": args.seed, "draws": args.draws, "points": halves}
+        write_json(args.out / f"points_{weights.stem}.json", facts)
+    both = {g: halves["even"].get(g, []) + halves["odd"].get(g, []) for g in {**halves["even"], **halves["odd"]}}
+    if not both.get("picture"):
         raise RunError("the network found no carrier at all: name another --checkpoint, or more --draws")
-    curves = {g: (fit if g in ("unproven", "picture") else share)(points) for g, points in halves[0].items() if points}
-    with_samples = {ground: points for ground, points in halves[1].items() if ground != "picture"}
-    tables = {"samples": reliability(with_samples, curves)}
-    tables["picture"] = reliability({"picture": halves[1]["picture"]}, curves)
-    counts = {g: [len(points), sum(r for _, r in points)] for g, points in halves[1].items()}
 
-    print("odd recordings: rows and right ones by ground")
-    for ground, (rows, right) in counts.items():
-        print(f"  {ground:10s} {rows:5d} {right:5d}")
+    # Each half is told its confidence by the other half's curves
+    told = {"samples": [], "picture": []}
+    for half, other in (("even", "odd"), ("odd", "even")):
+        calibration = Calibration({g: tuple(curve) for g, curve in curves_of(halves[other]).items()})
+        for ground, found in halves[half].items():
+            kind = "picture" if ground == "picture" else "samples"
+            told[kind] += [(calibration.confidence(ground, p), right) for p, right in found]
+    tables = {name: reliability(np.array(found)) for name, found in told.items() if found}
+    counts = {g: [len(found), sum(right for _, right in found)] for g, found in both.items()}
+    print("rows and right ones by ground: " + ", ".join(f"{g} {n}, {r}" for g, (n, r) in counts.items()))
     for name, table in tables.items():
         print(f"{name}: confidence, share right, rows")
-        for told, true, rows in table:
-            print(f"  {told:.2f}  {true:.2f}  {rows}")
-    facts = {"command": command(), "hardware": hardware(), "seed": args.seed, "draws": args.draws}
-    facts |= {"curves": curves, "rows_and_right": counts, "reliability": tables}
-    write_json(weights.with_suffix(".calibration.json"), facts)
-    series = {name: [(told, true) for told, true, _ in table] for name, table in tables.items()}
-    args.out.mkdir(parents=True, exist_ok=True)
-    charts.lines(series | {"ideal": [(0.0, 0.0), (1.0, 1.0)]}, "confidence", "share right").save(
-        args.out / f"reliability_{weights.stem}.png"
-    )
+        for confidence, true, rows in table:
+            print(f"  {confidence:.2f}  {true:.2f}  {rows}")
+    origin = {name: facts[name] for name in ("command", "hardware", "seed", "draws")}
+    result = origin | {"curves": curves_of(both), "rows_and_right": counts, "reliability": tables}
+    write_json(weights.with_suffix(".calibration.json"), result)
+    series = {name: [(confidence, true) for confidence, true, _ in table] for name, table in tables.items()}
+    picture = charts.lines(series | {"ideal": [(0.0, 0.0), (1.0, 1.0)]}, "confidence", "share right")
+    picture.save(args.out / f"reliability_{weights.stem}.png")
     return 0
 
 
