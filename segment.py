@@ -277,7 +277,7 @@ def find_carriers(view: View, proofs: Proofs | None = None) -> list[Carrier]:
         for first, stop in unclaimed(label, power, floor):
             rows += carriers_of_band(view, (0, first, stop), None, floor, False, proofs)
     if proofs and view.look and not rows:  # a carrier that fills the capture leaves no noise to stand out from
-        found = carriers_of_band(view, (0, 0, len(label)), None, floor, False, proofs)
+        found = carriers_of_band(view, (0, 0, len(label)), None, math.nan, False, proofs)
         rows += [row for row in found if row.ground in ("cell", "prefix")]
     rows.sort(key=lambda row: (row.lower_hz, row.upper_hz))
     for below, above in zip(rows, rows[1:], strict=False):  # rows of one frame do not overlap

@@ -278,6 +278,19 @@ def test_a_slice_of_a_carrier_that_fills_the_capture_is_found_by_its_cell(find):
     assert row["technology"] == "LTE" and row["cells"][0]["cell_id"] == 222
 
 
+def test_the_middle_of_a_wide_idle_carrier_is_found_in_a_narrow_capture_that_the_network_calls_noise(find, monkeypatch):
+    nothing = np.repeat(np.float32([0.9, 0.05, 0.05])[:, None, None], 256, 1).repeat(256, 2)
+    monkeypatch.setattr(segment, "predict", lambda model, picture: nothing)
+    wave = lte(10e6, 86, load=0.0)
+    spectrum, keep = np.fft.fft(wave.samples), round(1.92e6 * 0.04 / 2)
+    samples = np.fft.ifft(np.r_[spectrum[:keep], spectrum[-keep:]])
+    samples = samples / samples.std() + 0.3 * noise(len(samples)) + 2.0  # the receiver's DC
+    samples = samples * np.exp(-2j * np.pi * 42e3 / 1.92e6 * np.arange(len(samples)))
+    (row,) = find(samples, rate=1.92e6)
+    assert row["technology"] == "LTE" and row["cells"][0]["cell_id"] == 86 and row["reaches_lower_edge"]
+    assert row["level_db"] is None and row["active"] is None  # there is no floor to tell them
+
+
 def test_without_evidence_the_network_decides(find):
     (row,) = find(at(lte(10e6, 77), 4e6) + noise(), "--no-evidence")
     assert (row["ground"], row["evidence"]) == ("unproven", "-")
