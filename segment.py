@@ -332,10 +332,8 @@ def carriers_of_band(
                 name, words = "other", "no more than the noise floor"
     if ground != "cell" and upper - lower > WIDEST_HZ.get(name, math.inf):
         name = "NR" if name == "LTE" and upper - lower < WIDEST_HZ["NR"] and ground != "refuted" else "other"
-    probability = float(view.probability[CLASSES.index(name), :, first:stop].mean()) if name != "other" else 0.0
-    if name == "other":
-        probability = float(view.probability[0, :, first:stop].mean())
-    elif ground == "unproven" and evidence.prefix and evidence.prefix.outcome == "prefix":  # one of the two it is
+    probability = float(view.probability[CLASSES.index(name) if name != "other" else 0, :, first:stop].mean())
+    if name != "other" and ground == "unproven" and evidence.prefix and evidence.prefix.outcome == "prefix":
         probability = float(1 - view.probability[0, :, first:stop].mean())
     row = partial(
         Carrier,
