@@ -35,11 +35,11 @@ from models.rebuild import rebuild
 from models.segmentation import logits
 from utils import checkpoint, pictures
 from utils.augment import colour_index
-from utils.bands import lines, unclaimed, whole_bands
+from utils.bands import STRONG_DB, lines, narrow_peaks, unclaimed, whole_bands
 from utils.carriers import MIN_COLUMNS, Carrier, find_bands, join, merge, share_of_recording, table
 from utils.channel_fit import fit_bands
 from utils.confidence import Calibration
-from utils.evidence import Evidence, FrameEvidence, Proofs, apart, cells_plain, judge
+from utils.evidence import WEAKEST_DB, Evidence, FrameEvidence, Proofs, apart, cells_plain, judge, nothing_there
 from utils.runs import RunError, command, run, write_json
 
 GENERATOR = "spectrum sensing, segment.py"  # core:generator of our annotations
@@ -219,6 +219,7 @@ def look_at(frame: Frame, logits_of: Callable) -> View:
             frame.sample_rate,
             frame.center_hz,
             frame.floor if frame.floor_kind != "guessed" and frame.floor > 0 else None,
+            frame.floor if frame.floor > 0 else None,
         ),
         frame.new_rows,
     )
@@ -319,16 +320,20 @@ def carriers_of_band(
     name, evidence, words, ground = CLASSES[kind] if kind else "other", Evidence(), "-", "unproven"
     if proofs and view.look:
         time = view.start / view.look.sample_rate
-        about = {"cut": below or above, "level_db": level_db}
+        # Bursts may leave the mean at the floor; `of` looks at them where no level is given.
+        about = {"cut": below or above, "level_db": None if active and level_db < WEAKEST_DB else level_db}
         evidence = proofs.of(view.look, time, lower - center, upper - center, **about)
         name, ground, words = judge(name, evidence, fits_nr, view.center_hz)
-        if ground == "unproven" and not (below or above) and upper - lower < NARROWEST_HZ.get(name, 0.0):
-            name, ground, words = "other", "refuted", f"narrower than any {name} channel"
+        if ground == "unproven" and name != "other":
+            if too_narrow(view, band, floor, NARROWEST_HZ[name], upper - lower):
+                name, ground, words = "other", "refuted", f"narrower than any {name} channel"
+            elif level_db is not None and level_db < WEAKEST_DB and nothing_there(evidence):
+                name, words = "other", "no more than the noise floor"
     if ground != "cell" and upper - lower > WIDEST_HZ.get(name, math.inf):
         name = "NR" if name == "LTE" and upper - lower < WIDEST_HZ["NR"] and ground != "refuted" else "other"
-    probability = float(view.probability[CLASSES.index(name), :, first:stop].mean()) if name != "other" else 0.0
-    if name == "other":
-        probability = float(view.probability[0, :, first:stop].mean())
+    probability = float(view.probability[CLASSES.index(name) if name != "other" else 0, :, first:stop].mean())
+    if name != "other" and ground == "unproven" and evidence.prefix and evidence.prefix.outcome == "prefix":
+        probability = float(1 - view.probability[0, :, first:stop].mean())
     row = partial(
         Carrier,
         name,
@@ -352,6 +357,20 @@ def carriers_of_band(
         edge = {"lower_hz": max(low, center - view.span_hz / 2), "upper_hz": min(high, center + view.span_hz / 2)}
         rows.append(row(**edge, **cut, evidence=said, cells=own, runs=[[view.start, view.count]]))
     return rows
+
+
+def too_narrow(view: View, band: tuple[int, int, int], floor: float, least_hz: float, width_hz: float) -> bool:
+    """Whether a band, or all that stands out in it, is narrower than `least_hz`, as no channel is."""
+    _, first, stop = band
+    columns = view.probability.shape[2]
+    if width_hz < least_hz and first > 1 and stop < columns - 1:
+        return True
+    if view.power is None or not floor > 0:
+        return False
+    widest = narrow_peaks(view.power[:, first:stop].mean(0), floor)
+    edges = view.power[:, [0, -1]].mean(0) > floor * 10 ** (STRONG_DB / 10)  # what reaches the capture's edge goes on
+    reaches = (first <= 1 and edges[0]) or (stop >= columns - 1 and edges[1])
+    return widest is not None and not reaches and (widest - 1) * view.column_hz < least_hz
 
 
 def lte_carriers(

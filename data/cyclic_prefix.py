@@ -175,7 +175,8 @@ def cyclic_prefix(band: Band, floor: float | None = None) -> PrefixEvidence:
     contrast = {spacing: peak.height for spacing, peak in peaks.items()}
     spacing = max(contrast, key=contrast.get)
     if contrast[spacing] < THRESHOLD:
-        doubtful = max(peak.above_noise for peak in peaks.values()) >= THRESHOLD
+        # A peak in doubt: high over noise, and not explained by what the lags nearby give.
+        doubtful = any(p.above_noise >= THRESHOLD and p.height >= CANDIDATE for p in peaks.values())
         outcome = "none" if energy >= ENOUGH and not doubtful else "unknown"
         return PrefixEvidence(outcome, None, contrast, energy, ENOUGH)
     peak = peaks[spacing]

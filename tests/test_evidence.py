@@ -16,7 +16,7 @@ from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_wav
 from data.spectrum_sensing import CLASSES
 from experiments import confidence
 from tests.test_segment import carrier, label_by_level, weights  # noqa: F401
-from utils.bands import gaps, lines, unclaimed, whole_bands
+from utils.bands import gaps, lines, narrow_peaks, unclaimed, whole_bands
 from utils.carriers import join, table
 from utils.confidence import LEAST, Calibration
 from utils.evidence import Evidence, FrameEvidence, Proofs, apart, cells_plain, judge
@@ -110,6 +110,21 @@ def test_a_band_is_cut_at_a_gap_between_two_standard_channels():
     assert gaps(10 * np.log10(power), 10, 90) == [(48, 52)]
     (_, first, end), (_, start, last) = whole_bands([(1, 10, 90)], power, 1.0, CHANNELS)
     assert (first, last) == (10, 90) and abs(end - 48) <= 1 and abs(start - 52) <= 1
+
+
+def test_a_selective_fade_is_no_gap_although_it_reaches_the_floor():
+    fall = np.array([20, 19, 17, 15, 12, 9, 6, 3, 1, 0])
+    rise = np.concatenate([np.full(28, 20), fall, fall[::-1], np.full(28, 20)]).astype(float)
+    assert gaps(rise, 0, len(rise)) == []
+    guard = np.concatenate([np.full(38, 20), [13, 0, 0, 13], np.full(38, 20)]).astype(float)
+    assert len(gaps(guard, 0, len(guard))) == 1
+
+
+def test_carriers_of_200_khz_are_told_from_a_wide_one_with_a_fade():
+    narrow = power_of("." * 4 + "LL" + "." * 3 + "LLL" + "." * 2 + "L" + ".." + "LLL" + "." * 4, 25.0)
+    assert narrow_peaks(narrow, 1.0) == 3
+    assert narrow_peaks(power_of("." + "L" * 10 + "ssss" + "L" * 10 + ".", 25.0), 1.0) == 24
+    assert narrow_peaks(power_of("." + "L" * 3 + ".", 8.0), 1.0) is None  # too weak to tell its edges
 
 
 @pytest.mark.parametrize(
@@ -364,3 +379,47 @@ def test_the_table_has_a_column_for_all_that_is_known():
     others = table([carrier("other", 1, 9, 0)])
     assert others.endswith("no LTE or NR carrier found") and "other" in others
     assert CLASSES == ("noise", "NR", "LTE")
+
+
+# ---- where the floor is no measure, and names without a cell ---------------------------------------------------------
+
+
+def test_a_guessed_floor_refutes_only_with_much_energy():
+    def outcome(samples, **floor):
+        look = FrameEvidence(samples.astype(np.complex64), RATE, None, **floor)
+        return look.prefix(-0.45 * RATE, 0.45 * RATE).outcome
+
+    air = noise()
+    assert outcome(air, floor=None, guess=None) == "unknown"
+    assert outcome(air, floor=None, guess=0.03 / RATE) == "none"
+    short = air[: round(0.001 * RATE)]  # 28,000 Hz s
+    assert outcome(short, floor=0.03 / RATE) == "none"
+    assert outcome(short, floor=None, guess=0.03 / RATE) == "unknown"
+
+
+def test_a_prefix_of_15_khz_without_a_cell_in_no_width_of_nr_is_called_lte():
+    prefix = PrefixEvidence("prefix", 15e3, {15e3: 20.0}, 1e5, 1e4)
+    assert judge("NR", Evidence(prefix=prefix, whole=True), fits_nr=False)[:2] == ("LTE", "unproven")
+    assert judge("NR", Evidence(prefix=prefix, whole=True), fits_nr=True)[:2] == ("NR", "unproven")
+    assert judge("NR", Evidence(prefix=prefix), fits_nr=False)[:2] == ("NR", "unproven")  # its edges are unknown
+
+
+def test_a_carrier_that_leaves_no_floor_is_found_by_its_cell(monkeypatch, tmp_path, weights):  # noqa: F811
+    def nearly_all_noise(model, picture):
+        label = np.zeros((3, 256, 256))
+        label[0], label[2, :, :126] = 0.6, 0.9  # one column of the capture: the others tell a wrong floor
+        return label / label.sum(0)
+
+    monkeypatch.setattr(segment, "predict", nearly_all_noise)
+    wave = lte(10e6, 30, load=0.8)
+    spectrum = np.fft.fft(at(wave, 0.0, 25.0) + 0 * noise())
+    middle = round(0.96e6 * 0.04)
+    samples = np.fft.ifft(np.r_[spectrum[:middle], spectrum[-middle:]])
+    samples = samples / samples.std() + 0.1 * noise(len(samples))
+    path = tmp_path / "recording.cf32"
+    samples.astype(np.complex64).tofile(path)
+    known = ["--datatype", "cf32_le", "--sample-rate", "1.92e6", "--center-frequency", str(CENTER), "--pictures", "0"]
+    known += ["--checkpoint", str(weights), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert segment.main([str(path), *known]) == 0
+    (row,) = json.loads((tmp_path / "out" / "result.json").read_text())["carriers"]
+    assert row["technology"] == "LTE" and row["cells"][0]["cell_id"] == 30

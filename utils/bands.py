@@ -17,12 +17,14 @@ from utils.carriers import MAX_GAP, MIN_COLUMNS
 GAP_SHARE = 0.4  # of the rise in dB over the floor: what a gap keeps at most
 GAP_LEAST_DB = 3.0  # that it lies below both sides
 CLEAR_DB = 6.0  # rise from which on a guard band could not be overlooked
+STEEP = 0.45  # of the rise, within two columns on both sides of a gap; a fade falls slowly
 SIDE = 10  # columns to either side of a gap that tell their level
 WIDEST_GAP = 25  # columns, 6 MHz: the guard bands of two channels of 100 MHz
 EDGE_DB = 4.0  # below the middle of a piece: its edges; the smoothing over three columns takes 4.8 from an outer one
 FITS = 1.6  # columns of 240 kHz by which a piece's width may miss a standard channel's
 STRONG_DB = 5.0  # over the floor in the mean over time; what is weaker proves nothing
 SKIRT, SKIRT_DB = 20, 25.0  # what lies so far below a column so near is that one's skirt: transmitters leak
+PEAK_DB, PEAK_RANGE_DB = 15.0, 20.0  # a clearly strong column, and how far below it the same emission may fade
 LINE_DB = 6.0  # a column so far above its neighbours is a line: DC, a spur, a tone
 
 Channels = Sequence[tuple[int, float, float]]  # class, width, occupied width; both in columns
@@ -48,7 +50,10 @@ def rise_db(power: np.ndarray, floor: float) -> np.ndarray:
 
 
 def gaps(rise: np.ndarray, first: int, stop: int) -> list[tuple[int, int]]:
-    """Gaps inside a band, [(first column, behind the last)]: stretches near the floor between two risen sides."""
+    """Gaps inside a band, [(first column, behind the last)]: stretches near the floor between two risen sides.
+
+    A channel ends within a column or two, a frequency-selective fade falls over many: a gap has steep sides.
+    """
     found = []
     low = rise[first:stop] < np.maximum(GAP_SHARE * np.median(rise[first:stop]), 0.5)
     cuts = np.flatnonzero(np.diff(np.pad(low.astype(int), 1)))
@@ -58,7 +63,9 @@ def gaps(rise: np.ndarray, first: int, stop: int) -> list[tuple[int, int]]:
         if min(len(before), len(after)) < MIN_COLUMNS or end - start > WIDEST_GAP:
             continue
         bottom, side = rise[first + start : first + end].min(), min(np.median(before), np.median(after))
-        if bottom < side - GAP_LEAST_DB and bottom < GAP_SHARE * side:
+        steps = before[-2:].max() - rise[first + start], after[:2].max() - rise[first + end - 1]
+        steep = min(steps) >= STEEP * (side - bottom)
+        if steep and bottom < side - GAP_LEAST_DB and bottom < GAP_SHARE * side:
             found.append((first + int(start), first + int(end)))
     return found
 
@@ -115,6 +122,19 @@ def _pieces(rise, kind, first, stop, channels):
         if not reaches_edge and not any(abs(width - occupied) <= FITS for _, _, occupied in channels):
             return [(kind, first, stop)]
     return [(kind, start, end) for start, end in pieces]
+
+
+def narrow_peaks(power: np.ndarray, floor: float) -> int | None:
+    """Columns of the widest stretch that rises near a band's peak, power (C,); None where no column is clearly strong.
+
+    A network joins hops, carriers of 200 kHz or a keyed tone and its skirts to one wide band.
+    """
+    rise = 10 * np.log10(np.maximum(power, 1e-3 * floor) / floor)
+    if rise.max() < PEAK_DB:
+        return None
+    high = rise > max(STRONG_DB, rise.max() - PEAK_RANGE_DB)
+    cuts = np.flatnonzero(np.diff(np.pad(high.astype(int), 1)))
+    return int((cuts[1::2] - cuts[::2]).max())
 
 
 def unclaimed(label: np.ndarray, power: np.ndarray, floor: float) -> list[tuple[int, int]]:

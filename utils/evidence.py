@@ -25,9 +25,12 @@ BLOCK_HZ = 2e6  # their narrowest PSS has 1.905 MHz
 PIECE_HZ = 5e6  # of a band that seems to have no prefix
 BESIDE_HZ = 1.4e6  # beside a possible centre: the receiver's error, the signals, and room for the filter
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the edges that the network gave
+WIDEST_HZ = 21e6  # of a band, around its middle, that is searched for LTE's centres: a second for each 15 MHz
 NARROW_HZ = 3e6  # a capture so narrow is searched in any case
 NARROWEST_HZ = 0.9e6  # no channel is narrower than 1.4 MHz; a network's band may miss a column on either side
 WEAKEST_DB = 0.5  # level over the floor below which nothing is looked for
+GUESS_MARGIN = 4.0  # as much energy as a carrier at 0 dB lacks, whose share of the power is taken for 1
+LEAST_ENERGY = 100.0  # Hz s; a block of 3.6 MHz and .29 ms at 0 dB has 250
 SYNC_SECONDS = 0.0105  # two half frames: an LTE downlink has sent its signals twice by then
 SYNC_DB = 6.0  # level over the floor from which on these are found (docs/RESULTS.md: detection by SNR)
 SAME_EDGE_HZ = 0.5e6  # edges of one carrier from frame to frame
@@ -38,13 +41,15 @@ SAME_CENTER_HZ = 0.3e6  # cells that lie nearer than that share one carrier
 class Evidence:
     """Of one band. lte, nr: cells found. prefix: None where the band is too narrow or too short for the question.
 
-    sync_due: whether an LTE downlink here would have shown its synchronisation signals.
+    sync_due: whether an LTE downlink here would have shown its synchronisation signals. whole: both edges lie in the
+    capture.
     """
 
     lte: tuple[LteCell, ...] = ()
     nr: tuple[NrCell, ...] = ()
     prefix: PrefixEvidence | None = None
     sync_due: bool = False
+    whole: bool = False
 
     @property
     def proven(self) -> str | None:
@@ -82,7 +87,14 @@ def judge(technology: str, evidence: Evidence, fits_nr: bool, center_hz: float |
         return "other", "refuted", "prefix 15 kHz, no LTE or NR cell"
     if technology == "other":
         technology = "NR" if evidence.sync_due else "LTE"  # nothing else has that prefix and no cell to be found
+    elif evidence.whole and not fits_nr:
+        technology = "LTE"  # no NR channel is as wide
     return technology, "unproven", "prefix 15 kHz, unproven"
+
+
+def nothing_there(evidence: Evidence) -> bool:
+    """Whether a band whose mean power is the floor's holds no burst either, not even one SS/PBCH block."""
+    return evidence.prefix is None or evidence.prefix.energy < LEAST_ENERGY
 
 
 def cells_plain(evidence: Evidence, center_hz: float | None) -> dict[str, dict]:
@@ -112,13 +124,22 @@ def cells_plain(evidence: Evidence, center_hz: float | None) -> dict[str, dict]:
 class FrameEvidence:
     """Evidence in up to 40 ms of samples."""
 
-    def __init__(self, samples: np.ndarray, sample_rate: float, center_hz: float | None, floor: float | None):
+    def __init__(
+        self,
+        samples: np.ndarray,
+        sample_rate: float,
+        center_hz: float | None,
+        floor: float | None,
+        guess: float | None = None,
+    ):
         """samples: complex64 (n,), as received. floor: power per Hz of the noise, None where it is not known.
+        guess: what it may be then; the absence of a prefix needs GUESS_MARGIN times the energy.
 
         The synchronisation raster needs center_hz. Without it NR cells are looked for only if `blind_seconds` is set,
         for so long in each band.
         """
         self.samples, self.sample_rate, self.center_hz, self.floor = samples, sample_rate, center_hz, floor
+        self.guess = guess if floor is None else None
         self.blind_seconds: float | None = None
 
     @cached_property
@@ -145,16 +166,23 @@ class FrameEvidence:
         centres in one band may cancel each other, so where the whole band shows no prefix, its pieces are asked.
         """
         try:
-            whole = cyclic_prefix(band_samples(self.spectrum, low_hz, high_hz), self.floor)
+            whole = self._prefix(low_hz, high_hz)
         except ValueError:
             return None
         count = int((high_hz - low_hz) // PIECE_HZ)
         if whole.outcome == "prefix" or count < 2:
             return whole
         edges = np.linspace(low_hz, high_hz, count + 1)
-        pieces = [band_samples(self.spectrum, low, high) for low, high in zip(edges, edges[1:], strict=False)]
-        found = [evidence for piece in pieces if (evidence := cyclic_prefix(piece, self.floor)).outcome == "prefix"]
+        pieces = [self._prefix(low, high) for low, high in zip(edges, edges[1:], strict=False)]
+        found = [evidence for evidence in pieces if evidence.outcome == "prefix"]
         return max(found, key=lambda evidence: max(evidence.contrast.values()), default=whole)
+
+    def _prefix(self, low_hz, high_hz):
+        floor = self.floor if self.floor is not None else self.guess
+        evidence = cyclic_prefix(band_samples(self.spectrum, low_hz, high_hz), floor)
+        if self.floor is None and evidence.outcome == "none" and evidence.energy < GUESS_MARGIN * evidence.enough:
+            return evidence._replace(outcome="unknown")
+        return evidence
 
     def of(self, low_hz: float, high_hz: float, cut: bool = False, level_db: float | None = None) -> Evidence:
         """Prefix, then the cells that it leaves possible.
@@ -178,7 +206,7 @@ class FrameEvidence:
         middle = (low_hz + high_hz) / 2
         whole = not cut and abs(middle) + PSS_HZ / 2 + SLACK_HZ < half
         due = whole and len(self.samples) >= SYNC_SECONDS * self.sample_rate and (level_db or 0) >= SYNC_DB
-        return Evidence(tuple(lte), tuple(nr), prefix, bool(due))
+        return Evidence(tuple(lte), tuple(nr), prefix, bool(due), not cut)
 
     def _nr(self, low_hz, high_hz, spacing):
         """NR cells at the raster points of a band, with blocks of the prefix's spacing where that is known."""
@@ -196,7 +224,7 @@ class FrameEvidence:
         """LTE cells: around the band's middle, or with `wide` anywhere in it where the middle has none."""
         if high_hz - low_hz < PSS_HZ:
             low_hz, high_hz = (low_hz + high_hz - PSS_HZ) / 2, (low_hz + high_hz + PSS_HZ) / 2
-        anywhere = max(SLACK_HZ, (high_hz - low_hz - PSS_HZ) / 2)
+        anywhere = max(SLACK_HZ, (min(high_hz - low_hz, WIDEST_HZ) - PSS_HZ) / 2)
         for slack in [anywhere] if cut else [SLACK_HZ, anywhere] if wide else [SLACK_HZ]:
             centers = lte_centers(low_hz, high_hz, self.center_hz, slack)
             if not len(centers):
@@ -231,7 +259,7 @@ class Proofs:
         """`look.of(low_hz, high_hz, **about)`, or what it gave for these edges a short time ago."""
         for i, (low, high, center, before, evidence) in enumerate(self.known):
             if center == look.center_hz and max(abs(low - low_hz), abs(high - high_hz)) <= SAME_EDGE_HZ:
-                told = evidence.proven or (evidence.prefix and evidence.prefix.outcome == "none")
+                told = evidence.proven or (evidence.prefix and evidence.prefix.outcome != "unknown")
                 if time_s - before < (self.seconds if told else self.untold_seconds):
                     return evidence
                 del self.known[i]
