@@ -271,6 +271,17 @@ def test_a_band_narrower_than_any_channel_is_other(find):
     assert {row["technology"] for row in rows} <= {"other"}
 
 
+def test_strong_carriers_whose_skirts_fill_the_gaps_are_parted_by_their_cells(find):
+    rng = random(3)
+    waves = [at(lte(10e6, 100 + i, load=load, seed=i), hz, 28)
+             for i, (hz, load) in enumerate(((-10e6, 1.0), (0.0, 0.2), (10e6, 0.7)))]  # fmt: skip
+    samples = sum(waves)
+    samples = samples + 0.03 * np.abs(samples) ** 2 * samples / np.mean(np.abs(samples) ** 2)  # an amplifier's skirts
+    rows = find(samples + rng.standard_normal((COUNT, 2)).view(complex)[:, 0] / math.sqrt(2))
+    assert [row["technology"] for row in rows] == ["LTE"] * 3
+    assert [cell["cell_id"] for row in rows for cell in row["cells"]] == [100, 101, 102]
+
+
 @pytest.mark.parametrize("emission", ["802.11", "DVB-T", "noise", "drone", "chirps"])
 def test_what_is_neither_is_other_whatever_the_network_says(find, emission):
     time = np.arange(COUNT) / RATE

@@ -25,7 +25,7 @@ BLOCK_HZ = 2e6  # their narrowest PSS has 1.905 MHz
 PIECE_HZ = 5e6  # of a band that seems to have no prefix
 BESIDE_HZ = 1.4e6  # beside a possible centre: the receiver's error, the signals, and room for the filter
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the edges that the network gave
-WIDEST_HZ = 21e6  # of a band, around its middle, that is searched for LTE's centres: a second for each 15 MHz
+LTE_WIDEST_HZ = 20.5e6  # a channel of 20 MHz as a network sees it
 NARROW_HZ = 3e6  # a capture so narrow is searched in any case
 NARROWEST_HZ = 0.9e6  # no channel is narrower than 1.4 MHz; a network's band may miss a column on either side
 WEAKEST_DB = 0.5  # level over the floor below which nothing is looked for
@@ -224,8 +224,9 @@ class FrameEvidence:
         """LTE cells: around the band's middle, or with `wide` anywhere in it where the middle has none."""
         if high_hz - low_hz < PSS_HZ:
             low_hz, high_hz = (low_hz + high_hz - PSS_HZ) / 2, (low_hz + high_hz + PSS_HZ) / 2
-        anywhere = max(SLACK_HZ, (min(high_hz - low_hz, WIDEST_HZ) - PSS_HZ) / 2)
-        for slack in [anywhere] if cut else [SLACK_HZ, anywhere] if wide else [SLACK_HZ]:
+        anywhere = max(SLACK_HZ, (high_hz - low_hz - PSS_HZ) / 2)
+        several = high_hz - low_hz > LTE_WIDEST_HZ  # then a cell in the middle is not all
+        for slack in [anywhere] if cut or wide and several else [SLACK_HZ, anywhere] if wide else [SLACK_HZ]:
             centers = lte_centers(low_hz, high_hz, self.center_hz, slack)
             if not len(centers):
                 continue
