@@ -95,9 +95,9 @@ def whole_bands(bands: Sequence[Band], power: np.ndarray, floor: float, channels
 def _one_carrier(rise, group, band, channels):
     """Whether a band belongs to the touching ones before it: one level, and no gap where they meet."""
     first, seam, stop = group[0][1], group[-1][2], band[2]
-    sides = [np.median(rise[first:seam]), np.median(rise[band[1] : stop])]
-    lowest = rise[max(first, seam - SIDE) : min(stop, band[1] + SIDE)]
-    lowest = lowest[2:-2].min() if len(lowest) > 2 * MIN_COLUMNS else lowest.min()  # not the carrier's own edge
+    sides = [np.quantile(rise[part], 0.75) for part in (slice(first, seam), slice(band[1], stop))]
+    low, high = max(first + 3, seam - SIDE), min(stop - 3, band[1] + SIDE)  # without the carrier's own edges
+    lowest = rise[low:high].min() if low < high else min(sides)
     if abs(sides[0] - sides[1]) >= GAP_LEAST_DB or lowest < min(sides) - max(GAP_LEAST_DB, 0.5 * min(sides)):
         return False
     # Two carriers side by side have guard bands between them, which show where both are strong.
