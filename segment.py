@@ -347,9 +347,11 @@ def carriers_of_band(
     whole = {"lower_hz": lower, "upper_hz": upper, "cut_below": below, "cut_above": above}
     cells = cells_plain(evidence, view.center_hz) if ground == "cell" else {}
     parts = lte_carriers(evidence, lower, upper, center, (below, above)) if name == "LTE" and ground == "cell" else []
-    if len(parts) < 2:
+    if len(parts) < 2 and name == "LTE" and ground == "cell" and upper - lower > WIDEST_HZ["LTE"]:
+        parts = lte_channels(evidence, lower, upper, center)
+    elif len(parts) < 2:
         return [row(**whole, evidence=words, cells=cells, runs=[[view.start, view.count]])]
-    rows = []
+    rows = beside(view, band, parts, floor, proofs) if upper - lower > WIDEST_HZ["LTE"] else []
     for low, high, inside in parts:
         own = cells_plain(Evidence(lte=tuple(inside)), view.center_hz)
         cut = {"cut_below": below and low <= lower + SAME, "cut_above": above and high >= upper - SAME}
@@ -397,6 +399,37 @@ def lte_carriers(
         if missed < best:
             best, found = missed, edges
     return [(*edge, group) for edge, group in zip(found, groups, strict=True)] if found else []
+
+
+def lte_channels(evidence: Evidence, lower: float, upper: float, center: float) -> list[tuple[float, float, list]]:
+    """The channels of the cells found in a band that is wider than any LTE channel, as `lte_carriers` gives them.
+
+    Other carriers lie in such a band whose cells were not found. A channel is the widest of the standard that stays in
+    the band and leaves the next centre its own half; at least the narrowest.
+    """
+    groups = apart(evidence.lte)
+    middles = [center + float(np.mean([cell.offset_hz for cell in group])) for group in groups]
+    ends = [lower - SAME, *middles, upper + SAME]
+    channels = []
+    for i, (middle, group) in enumerate(zip(middles, groups, strict=True), 1):
+        below = middle - ends[i - 1] if i == 1 else (middle - ends[i - 1]) / 2
+        above = ends[i + 1] - middle if i == len(groups) else (ends[i + 1] - middle) / 2
+        fitting = [width for width in LTE_HZ if width / 2 <= min(below, above) + SAME]
+        half = max(fitting, default=min(LTE_HZ)) / 2
+        channels.append((middle - half, middle + half, group))
+    return channels
+
+
+def beside(
+    view: View, band: tuple[int, int, int], channels: list[tuple[float, float, list]], floor: float, proofs: Proofs
+) -> list[Carrier]:
+    """Rows of what a band holds outside the channels of its LTE cells."""
+    kind, first, stop = band
+    zero = view.probability.shape[2] / 2 - (view.center_hz or 0.0) / view.column_hz
+    edges = [zero + hz / view.column_hz for low, high, _ in channels for hz in (low, high)]  # in columns
+    ends = [first, *(min(max(round(edge), first), stop) for edge in edges), stop]
+    free = [(a, b) for a, b in zip(ends[::2], ends[1::2], strict=True) if b - a >= MIN_COLUMNS]
+    return [row for a, b in free for row in carriers_of_band(view, (kind, a, b), None, floor, False, proofs)]
 
 
 def without_silence(label: np.ndarray, power: np.ndarray | None, floor: float) -> np.ndarray:

@@ -282,6 +282,15 @@ def test_strong_carriers_whose_skirts_fill_the_gaps_are_parted_by_their_cells(fi
     assert [cell["cell_id"] for row in rows for cell in row["cells"]] == [100, 101, 102]
 
 
+def test_a_cell_in_a_band_wider_than_any_lte_channel_gets_its_own_channel_and_the_rest_another_row(find):
+    beside = ofdm(1 / 15e3, 144 / 30.72e6, 13e6) * np.exp(2j * np.pi * 6.2e6 / RATE * np.arange(COUNT))
+    rows = find(at(lte(10e6, 55), -5e6) + 8 * beside / beside.std() + noise())  # no gap between the two
+    (row,) = [row for row in rows if row["technology"] == "LTE"]
+    assert row["cells"][0]["cell_id"] == 55 and row["bandwidth_hz"] == pytest.approx(10e6, abs=0.5e6)
+    assert row["center_hz"] - CENTER == pytest.approx(-5e6, abs=0.3e6)
+    assert any(other["technology"] == "other" and other["upper_hz"] - CENTER > 10e6 for other in rows)
+
+
 @pytest.mark.parametrize("emission", ["802.11", "DVB-T", "noise", "drone", "chirps"])
 def test_what_is_neither_is_other_whatever_the_network_says(find, emission):
     time = np.arange(COUNT) / RATE
