@@ -21,7 +21,6 @@ import hashlib
 import math
 import sys
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -30,24 +29,34 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, augment
 from data.lte_nr import standard_channels
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
 from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, frame_snr, read_tensors, split
 from data.synthetic import FEW_COUNTS, default_set
 from data.unlabelled import find_pictures, read_pictures, with_release
 from models import ModelError, segmentation
-from models.fast_layers import cut_dead_taps, native_bf16, speed_up
+from models.fast_layers import cut_dead_taps, speed_up
 from models.rebuild import build, describe, rebuild
-from utils import augment, channel_fit, checkpoint, importance, kd_losses, metrics, pictures, prior
+from utils import bands, checkpoint, kd_losses, metrics, pictures, release
 from utils.dependency_graph import PruneError
-from utils.even_cut import cut_evenly, parameters
+from utils.evaluation import keep_logits
 from utils.export import Deployed, ExportError, export_and_compare, fold_batch_norm, streamline
-from utils.processes import join_processes
-from utils.recipe import epoch_order, make_optimizer
-from utils.runs import RunError, StopSignal, command, cut_log, hardware, log, provenance, run, start, write_json
-from utils.teacher_logits import keep_logits
-from utils.widen import widen
+from utils.runs import (
+    RunError,
+    StopSignal,
+    command,
+    cut_log,
+    hardware,
+    join_processes,
+    log,
+    provenance,
+    run,
+    start,
+    write_json,
+)
+from utils.training import bf16_autocast, epoch_order, make_optimizer, recalibrate_batch_norm
+from utils.widths import cut_evenly, parameters, zero_pad_channels
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError, PruneError, kd_losses.DistillationError, ExportError)
 PRESETS = {
@@ -220,7 +229,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
         if average:
             average.load_state_dict(state["average"])
         checkpoint.set_rng_state(state["rng"])
-    autocast = torch.autocast(device.type, torch.bfloat16) if augmented and native_bf16(device) else nullcontext()
+    autocast = bf16_autocast(device, wanted=augmented)
     cut_log(args.out, first_epoch)
 
     def save_last(epoch: int, step: int, sums: list[float]) -> None:
@@ -268,7 +277,7 @@ def train(args, generation, student, teacher, state, training, validation, devic
         # Choose on the validation part
         if augmented:  # as train_seg.py: batch norm's own statistics remember the last ten batches
             shown = (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
-            importance.recalibrate(student, shown)
+            recalibrate_batch_norm(student, shown)
         predict = partial(segmentation.predict, student.eval())
         result = metrics.scores(metrics.frame_matrices(predict, *validation).sum(0), CLASSES)
         if result["mean_iou"] > best:
@@ -435,7 +444,7 @@ def report(args, data: dict, sets: dict, device: torch.device, training=None) ->
             images, masks, palette = training
             judged = rebuild(data).eval().to(device, memory_format=torch.channels_last)
             looked_at = partial(segmentation.logits, judged, palette=palette)
-            undone, shift = prior.best_shift(looked_at, images, masks, class_weights(masks))
+            undone, shift = release.best_shift(looked_at, images, masks, class_weights(masks))
             segmentation.add_to_logits(network, shift)
         cut_dead_taps(network, tuple(data.get("frame_size", (SIZE, SIZE))))
         kept = {key: data[key] for key in HANDED_ON if key in data}
@@ -446,7 +455,7 @@ def report(args, data: dict, sets: dict, device: torch.device, training=None) ->
     alone = partial(segmentation.predict, network, size=size)
     levels_of = partial(augment.as_levels, palette=torch.from_numpy(PARULA))
     looked_at = partial(segmentation.logits, network)
-    fitted = channel_fit.predictor(looked_at, levels_of, standard_channels(CLASSES, HZ_PER_PIXEL))
+    fitted = bands.predictor(looked_at, levels_of, standard_channels(CLASSES, HZ_PER_PIXEL))
     scored, without_fit = {}, {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames)
@@ -483,7 +492,8 @@ def export_student(args) -> int:
     torch.set_num_threads(1)
     networks = build(data["factory"], data["arguments"]), rebuild(data)  # the dense one's weights don't matter
     dense, student = (Deployed(network, segmentation.MEAN, segmentation.STD).eval() for network in networks)
-    wide = Deployed(widen(student.network, torch.zeros(1, 3, 64, 64)), segmentation.MEAN, segmentation.STD).eval()
+    padded = zero_pad_channels(student.network, torch.zeros(1, 3, 64, 64))
+    wide = Deployed(padded, segmentation.MEAN, segmentation.STD).eval()
     light = fold_batch_norm(streamline(wide, images[:2]), images[:2])
     facts = export_and_compare(student, light, images, args.export, {"dense, eager": dense})
     pixels, wrong, ties = (facts[key] for key in ("pixels", "different", "different_ties"))

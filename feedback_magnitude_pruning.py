@@ -20,7 +20,6 @@ import copy
 import math
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -33,20 +32,18 @@ from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
 from data.radioml import MODULATIONS, SNRS, Frames, batches, fingerprint, open_cache, open_frames, split
 from models import ModelError
 from models.rebuild import describe, rebuild
-from models.vgg10 import VGG10, fast_bfloat16, from_checkpoint
-from utils import charts, checkpoint, integer_onnx, pruning_masks, recipe, snr_scores
+from models.vgg10 import VGG10, from_checkpoint
+from utils import checkpoint, evaluation, export, metrics, pictures, pruning_masks, training
 from utils.cost import challenge_score, cost_table, inference_cost, weight_costs
 from utils.dependency_graph import DependencyGraph, PruneError, prune
-from utils.processes import join_processes
-from utils.runs import RunError, StopSignal, command, hardware, log, run, start, write_json
+from utils.runs import RunError, StopSignal, command, hardware, join_processes, log, run, start, write_json
 
 # what a user can mend: exit code 2
-ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError, integer_onnx.ExportError)
+ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError, export.ExportError)
 PRESETS = {"baseline": {"method": "baseline", "bits": 8}, "imp-4bit": {"method": "imp", "bits": 4}}
 PRESETS |= {f"fmp-{bits}bit": {"method": "fmp", "bits": bits} for bits in range(4, 9)}
 PRESET_OF = {"baseline": "baseline", "imp": "imp-4bit", "fmp": "fmp-4bit"}
 EPOCHS, SMALL_EPOCHS, SMALL_BUDGET = 20, 8, 12  # of training, and with the small file of training and of pruning
-EVAL_BATCH = 128
 CHALLENGE_BITS = 8  # of the challenge's baseline, whose file doesn't hold it
 DROP_AFTER = 5  # epochs without improvement after which the learning rate falls to a tenth
 # Of every step: epochs and batches done, falls of the learning rate, epochs without improvement, validation accuracy
@@ -125,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         network = from_checkpoint(checkpoint.load(args.checkpoint), args.bits).eval()
         print(cost_table(cost_of(network)))
         if args.export:
-            integer_onnx.export(network, args.export)
+            export.export_integer_onnx(network, args.export)
             print(f"{args.export} written, {args.export.stat().st_size / 1e3:.0f} kB")
             compare_export(args, network)
         return 0
@@ -188,7 +185,7 @@ def first_network(args, parts: dict, device: torch.device) -> tuple[VGG10, dict,
         at["history"] = data.get("history", [data["command"]] if "command" in data else [])
         before = from_checkpoint(data, CHALLENGE_BITS)
         frames = open_cache(open_frames(args.data_file), before.activation_bits)
-        reference = validate(before.to(device), frames, parts["validation"], device)
+        reference = evaluation.amc_accuracy(before.to(device), frames, parts["validation"], device)
         network = before.cpu().requantised(args.bits)
         if args.learned_steps:
             network.learn_weight_steps()
@@ -196,7 +193,7 @@ def first_network(args, parts: dict, device: torch.device) -> tuple[VGG10, dict,
             at["goal"] = args.threshold or args.keep * reference
             print(f"{args.checkpoint}: {reference:.4f} on validation, to be held: {at['goal']:.4f}", flush=True)
     at["weights"] = sum(layer.weight.numel() for layer in network.layers().values())
-    return network, pruning_masks.nonzero(network.weights()), at  # a network that was pruned before stays pruned
+    return network, pruning_masks.nonzero_masks(network.weights()), at  # a network that was pruned before stays pruned
 
 
 def retrain(args, network, masks, optimizer, at, frames, parts, device: torch.device, stop: StopSignal) -> bool:
@@ -207,10 +204,12 @@ def retrain(args, network, masks, optimizer, at, frames, parts, device: torch.de
     limit = args.epochs if at["goal"] == math.inf else args.step_epochs
     batch_size = min(args.batch_size, len(parts["train"]))
     steps = max(1, min(args.epoch_frames or len(parts["train"]), len(parts["train"])) // batch_size)
-    autocast = torch.autocast(device.type, torch.bfloat16) if fast_bfloat16(device) else nullcontext()
+    autocast = training.bf16_autocast(device)
     weights, rate = network.weights(), learning_rate(args, at, limit * steps)
     if at["accuracy"] is None:
-        at["accuracy"] = 0.0 if at["goal"] == math.inf else validate(network, frames, parts["validation"], device)
+        at["accuracy"] = 0.0
+        if at["goal"] < math.inf:
+            at["accuracy"] = evaluation.amc_accuracy(network, frames, parts["validation"], device)
     while at["accuracy"] < at["goal"] and at["spent"] < limit and hopeful(args, at):
         order = epoch_order(parts["train"], steps, batch_size, args.seed, at["epoch"])
         network.train()
@@ -227,7 +226,7 @@ def retrain(args, network, masks, optimizer, at, frames, parts, device: torch.de
                 raise RunError(f"the loss is {value} in epoch {at['epoch'] + 1}: try a smaller --lr")
             optimizer.param_groups[0]["lr"] = rate(at["spent"] * steps + at["batch"])
             optimizer.step()
-            pruning_masks.hold(weights, masks)
+            pruning_masks.apply_masks(weights, masks)
             at["batch"] += 1
             at["loss_sum"] += value
             if stop.requested or at["batch"] % args.save_every == 0:
@@ -235,7 +234,7 @@ def retrain(args, network, masks, optimizer, at, frames, parts, device: torch.de
             if stop.requested:
                 return False
         speed = (steps - first) * batch_size / (time.perf_counter() - began)
-        at["accuracy"] = validate(network, frames, parts["validation"], device)
+        at["accuracy"] = evaluation.amc_accuracy(network, frames, parts["validation"], device)
         line = {"loss": at["loss_sum"] / steps, "lr": optimizer.param_groups[0]["lr"]}
         at.update(epoch=at["epoch"] + 1, spent=at["spent"] + 1, batch=0, loss_sum=0.0)
         at["used"] += at["goal"] < math.inf
@@ -274,7 +273,7 @@ def new_optimizer(args, network: VGG10, at: dict) -> torch.optim.Optimizer:
 
 def epoch_order(rows: np.ndarray, steps: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """The rows of an epoch batch after batch, a function of seed and epoch; ascending in a batch, as disks like it."""
-    order = recipe.epoch_order(len(rows), steps * batch_size, seed, epoch).numpy()
+    order = training.epoch_order(len(rows), steps * batch_size, seed, epoch).numpy()
     return np.sort(rows[order].reshape(steps, batch_size), axis=1).ravel()
 
 
@@ -330,7 +329,7 @@ def cut_weights(args, network: VGG10, masks: dict, p: float) -> tuple[VGG10, dic
     masks = pruning_masks.remove(scored, kept, p)
     if all(torch.equal(masks[name], kept[name]) for name in masks):
         return None
-    pruning_masks.hold(weights, masks)
+    pruning_masks.apply_masks(weights, masks)
     return network, masks
 
 
@@ -404,17 +403,6 @@ def good_network(args) -> tuple[VGG10, dict]:
     return rebuild(data).to(args.device), data["masks"]
 
 
-def evaluate(network: VGG10, frames: Frames, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Counts int64 (SNRs, classes, classes) of frames by SNR, true and predicted class; exact float32."""
-    place = torch.from_numpy(np.searchsorted(SNRS, frames.snrs[rows]))
-    todo = batches(frames, rows, EVAL_BATCH, device=device)
-    return snr_scores.evaluate(network, todo, place, len(MODULATIONS), len(SNRS))
-
-
-def validate(network: VGG10, frames: Frames, rows: np.ndarray, device: torch.device) -> float:
-    return snr_scores.accuracy(evaluate(network, frames, rows, device))
-
-
 def report_run(args, frames: Frames, rows: np.ndarray, at: dict, device: torch.device) -> None:
     """Score the result, and what it was pruned from, on the test part; --save-weights."""
     data = checkpoint.load(args.out / "best.pt")
@@ -432,7 +420,7 @@ def report_run(args, frames: Frames, rows: np.ndarray, at: dict, device: torch.d
     facts = report(args, networks, frames, rows, device, facts | {"steps": at["rows"]})
     if at["step"]:
         print(f"true compression {true:.2f}x (the paper's formula, 1 / (1 - p) of each good step: {formula:.2f}x)")
-        charts.draw_steps(args.out / "pictures" / "score_and_accuracy.png", at["rows"])
+        pictures.draw_steps(args.out / "pictures" / "score_and_accuracy.png", at["rows"])
     if args.save_weights:
         kept = {key: value for key, value in data.items() if key != "masks"}
         checkpoint.save_weights(args.save_weights, kept, facts)
@@ -441,18 +429,18 @@ def report_run(args, frames: Frames, rows: np.ndarray, at: dict, device: torch.d
 
 def report(args, networks: dict, frames: Frames, rows: np.ndarray, device: torch.device, facts: dict) -> dict:
     """Score networks on some rows: tables of the first on stdout, result.json and pictures in --out; all facts."""
-    counts = {name: evaluate(network, frames, rows, device) for name, network in networks.items()}
-    sets = {name: snr_scores.scores(values, MODULATIONS, SNRS) for name, values in counts.items()}
+    counts = {name: evaluation.evaluate_amc(network, frames, rows, device) for name, network in networks.items()}
+    sets = {name: metrics.snr_scores(values, MODULATIONS, SNRS) for name, values in counts.items()}
     first = next(iter(networks))
     layers = cost_of(networks[first])
     print(cost_table(layers))
-    print(snr_scores.table(sets[first], SNRS))
+    print(metrics.snr_table(sets[first], SNRS))
     print(", ".join(f"accuracy of {name} {values['accuracy']:.4f}" for name, values in sets.items()))
     facts |= {"data": frames.path.name, "scored_by": command(), "hardware": hardware(device)}
     facts |= {"torch": torch.__version__, "cost": challenge_score(layers), "sets": sets}
     facts |= {"layers": {name: layer._asdict() for name, layer in layers.items()}}
     if args.out:
-        charts.draw_scores(args.out / "pictures", sets, counts[first], MODULATIONS, SNRS)
+        pictures.draw_snr_scores(args.out / "pictures", sets, counts[first], MODULATIONS, SNRS)
         write_json(args.out / "result.json", facts)
         print(f"{args.out}/result.json has all of it, {args.out}/pictures the curves")
     return facts
@@ -475,8 +463,8 @@ def compare_export(args, network: VGG10) -> None:
     rows = split(frames)["test"]
     x = frames.samples(rows[:: -(-len(rows) // 500)])
     try:
-        wrong = integer_onnx.different_labels(network, args.export, x)
-    except integer_onnx.ExportError as error:
+        wrong = export.different_answers(network, args.export, x)
+    except export.ExportError as error:
         print(f"not compared with the network: {error}")
     else:
         print(f"{wrong} of {len(x)} frames are named otherwise than by the network")

@@ -43,8 +43,8 @@ from models.fast_layers import cut_dead_taps, speed_up
 from models.rebuild import build, describe, rebuild
 from utils import checkpoint, cost, importance, metrics, pictures
 from utils.dependency_graph import DependencyGraph, Group, PruneError, prune, verify
-from utils.processes import join_processes
-from utils.runs import RunError, command, hardware, log, run, start, write_json
+from utils.runs import RunError, command, hardware, join_processes, log, run, start, write_json
+from utils.training import recalibrate_batch_norm
 
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # one sentence, exit code 2
 PRESETS = {
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         pruned = prune(network, plan)
         error = max(error, verify(network, pruned, plan, x.to(args.device)))
         raw = judge(pruned, *validation, weights)
-        network = importance.recalibrate(pruned, batches_of(scoring[0], args.device))
+        network = recalibrate_batch_norm(pruned, batches_of(scoring[0], args.device))
         plans.append(plan)
         if step < args.steps:
             recover(args, network, read_tensors(frames), weights, step)
@@ -248,7 +248,7 @@ def probe(args, network: nn.Module, whole: cost.Cost, scoring, probing, weights)
         plan = graph.plan(0, scores, {group.name: ratio for group in entry.groups}, multiple, args.floor)
         pruned = prune(network, plan)
         if args.preset == "default":
-            importance.recalibrate(pruned, batches_of(scoring[0], args.device))
+            recalibrate_batch_norm(pruned, batches_of(scoring[0], args.device))
         now = judge(pruned, *probing, weights)
         entry.loss, entry.miou, entry.f1 = (now[key] - base[key] for key in ("loss", "miou", "f1"))
         left = cost.after(plan, network, whole)

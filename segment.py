@@ -26,6 +26,8 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from data import DataError
+from data.augment import colour_index
+from data.evidence import WEAKEST_DB, Evidence, FrameEvidence, Proofs, apart, cells_plain, judge, nothing_there
 from data.lte_nr import LTE_RB, standard_channels
 from data.recording import Frame, FrameNotes, Recording, columns, open_recording, read_meta
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, SIZE, shown_power, spectrogram_image
@@ -34,12 +36,8 @@ from models import ModelError
 from models.rebuild import rebuild
 from models.segmentation import logits
 from utils import checkpoint, pictures
-from utils.augment import colour_index
-from utils.bands import STRONG_DB, lines, narrow_peaks, unclaimed, whole_bands
-from utils.carriers import MIN_COLUMNS, Carrier, find_bands, join, merge, share_of_recording, table
-from utils.channel_fit import fit_bands
-from utils.confidence import Calibration
-from utils.evidence import WEAKEST_DB, Evidence, FrameEvidence, Proofs, apart, cells_plain, judge, nothing_there
+from utils.bands import MIN_COLUMNS, STRONG_DB, find_bands, fit_bands, lines, narrow_peaks, unclaimed, whole_bands
+from utils.carriers import Calibration, Carrier, join, merge, share_of_recording, table
 from utils.runs import RunError, command, run, write_json
 
 GENERATOR = "spectrum sensing, segment.py"  # core:generator of our annotations

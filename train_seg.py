@@ -9,7 +9,7 @@
 
 DeepLabV3 on MobileNetV3-Large (Chen 2017, Howard 2019) as torchvision has it, 11.02 M parameters, from scratch. The
 best epoch is chosen on the validation part; test, combined and other frames are scored once, at the end, with standard
-channels fitted to the network's bands (utils/channel_fit.py) and without. The run's folder (runs/seg unless --out names
+channels fitted to the network's bands (utils/bands.py) and without. The run's folder (runs/seg unless --out names
 another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
 """
 
@@ -18,7 +18,6 @@ import hashlib
 import math
 import sys
 import time
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,18 +27,32 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, augment
 from data.lte_nr import standard_channels
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
 from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, frame_snr, read_tensors, split
 from data.synthetic import default_set
 from models import ModelError, segmentation
-from models.fast_layers import cut_dead_taps, native_bf16, speed_up
+from models.fast_layers import cut_dead_taps, speed_up
 from models.rebuild import describe, rebuild
-from utils import augment, channel_fit, checkpoint, importance, metrics, pictures, prior
-from utils.processes import first_process, gather, join_processes, mean_over_processes, sum_over_processes
-from utils.recipe import epoch_order, make_optimizer
-from utils.runs import RunError, StopSignal, command, cut_log, log, provenance, run, start, write_json
+from utils import bands, checkpoint, metrics, pictures, release
+from utils.runs import (
+    RunError,
+    StopSignal,
+    command,
+    cut_log,
+    first_process,
+    gather,
+    join_processes,
+    log,
+    mean_over_processes,
+    provenance,
+    run,
+    start,
+    sum_over_processes,
+    write_json,
+)
+from utils.training import bf16_autocast, epoch_order, make_optimizer, recalibrate_batch_norm
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
 PRESETS = {
@@ -165,8 +178,7 @@ def train(args, network, state, training, validation, device, rank: int, world: 
         first_epoch, first_step, loss_sum, best = (state[key] for key in ("epoch", "step", "loss_sum", "best"))
         checkpoint.set_rng_state(state["rng"][rank])
     model = DistributedDataParallel(network) if world > 1 else network  # batch norm sees each process's batch only
-    half = augmented and native_bf16(device)
-    autocast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
+    autocast = bf16_autocast(device, wanted=augmented)
     if rank == 0:
         cut_log(args.out, first_epoch)
 
@@ -216,7 +228,7 @@ def train(args, network, state, training, validation, device, rank: int, world: 
         # Choose on the validation part
         if augmented:  # batch norm's own statistics remember the last ten batches, of shifted and jittered frames
             shown = (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
-            importance.recalibrate(network, shown)
+            recalibrate_batch_norm(network, shown)
         predict = partial(segmentation.predict, network.eval())
         result = metrics.scores(frame_matrices(predict, *validation, rank, world).sum(0), CLASSES)
         if result["mean_iou"] > best:
@@ -284,7 +296,7 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
             images, masks, palette = training
             judged = rebuild(data).eval().to(device, memory_format=torch.channels_last)
             looked_at = partial(segmentation.logits, judged, palette=palette)
-            undone, shift = prior.best_shift(looked_at, images, masks, class_weights(masks))
+            undone, shift = release.best_shift(looked_at, images, masks, class_weights(masks))
             segmentation.add_to_logits(network, shift)
         cut_dead_taps(network, tuple(data.get("frame_size", (SIZE, SIZE))))
         kept = {key: data[key] for key in HANDED_ON if key in data}
@@ -295,7 +307,7 @@ def report(args, data: dict, sets: dict, device: torch.device, rank: int, world:
     alone = partial(segmentation.predict, network, size=size)
     levels_of = partial(augment.as_levels, palette=torch.from_numpy(PARULA))
     looked_at = partial(segmentation.logits, network)
-    fitted = channel_fit.predictor(looked_at, levels_of, standard_channels(CLASSES, HZ_PER_PIXEL))
+    fitted = bands.predictor(looked_at, levels_of, standard_channels(CLASSES, HZ_PER_PIXEL))
     scored, without_fit = {}, {}
     for title, frames in sets.items():
         images, masks = read_tensors(frames, progress=rank == 0)

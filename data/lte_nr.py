@@ -35,7 +35,7 @@ SSB_SYMBOLS = {
 
 
 def standard_channels(classes, column_hz):
-    """[(class number, channel width, occupied width)], widths in columns of a spectrogram, for utils.channel_fit.
+    """[(class number, channel width, occupied width)], widths in columns of a spectrogram, for utils.bands.
 
     Args: classes, names with "LTE" and "NR" among them; column_hz, width of a column.
     """

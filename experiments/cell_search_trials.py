@@ -24,7 +24,7 @@ import torch
 from data.cell_search import THRESHOLD, lte_cells, nr_cells, nr_raster
 from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
 from data.radio import multipath
-from utils.charts import lines
+from utils.pictures import line_chart
 
 RATE = 3.84e6
 NR_CASE = {15e3: "A", 30e3: "C"}
@@ -405,7 +405,7 @@ def draw(shares, folder):
     """detection_lte.png and detection_nr.png of {name: [(SNR, share)]}."""
     for technology in ("LTE", "NR"):
         series = {name: points for name, points in shares.items() if name.startswith(technology)}
-        picture = lines(series, "SNR of a resource element (dB)", "share found", f"{technology} cells found")
+        picture = line_chart(series, "SNR of a resource element (dB)", "share found", f"{technology} cells found")
         picture.save(folder / f"detection_{technology.lower()}.png")
 
 

@@ -7,7 +7,7 @@ Half of the recordings are field frames (data/frames.py): LTE and NR of any load
 bands. The other half hold one emission or receiver event of experiments/prefix_emissions.py, which is neither. A row is
 right if a carrier of its technology covers most of it; a row "other" is right if no carrier does. Curves of the even
 recordings are tried on the odd ones and the other way round: reliability.png and the printed table. The curves that are
-written come from both. See utils/confidence.py.
+written come from both. See utils/carriers.py.
 """
 
 import argparse
@@ -22,13 +22,13 @@ import torch
 from tqdm import tqdm
 
 import segment
+from data.evidence import Proofs
 from data.frames import make_frame
 from data.recording import open_recording
 from data.spectrogram import SAMPLE_RATE
 from experiments.prefix_emissions import EMISSIONS, white
-from utils import charts
-from utils.confidence import Calibration, logit
-from utils.evidence import Proofs
+from utils import pictures
+from utils.carriers import Calibration, logit
 from utils.runs import RunError, command, hardware, run, write_json
 
 RATES = (15.36e6, 20e6, 30.72e6)  # of the emissions
@@ -177,7 +177,7 @@ def main():
     result = origin | {"curves": curves_of(both), "rows_and_right": counts, "reliability": tables}
     write_json(weights.with_suffix(".calibration.json"), result)
     series = {name: [(confidence, true) for confidence, true, _ in table] for name, table in tables.items()}
-    picture = charts.lines(series | {"ideal": [(0.0, 0.0), (1.0, 1.0)]}, "confidence", "share right")
+    picture = pictures.line_chart(series | {"ideal": [(0.0, 0.0), (1.0, 1.0)]}, "confidence", "share right")
     picture.save(args.out / f"reliability_{weights.stem}.png")
     return 0
 

@@ -30,7 +30,7 @@ from data.radioml import MODULATIONS, SNRS
 from models import ModelError
 from models.rebuild import rebuild
 from models.vgg10 import from_brevitas
-from utils import charts, checkpoint
+from utils import checkpoint, pictures
 from utils.metrics import confusion_matrix
 from utils.runs import RunError, command, hardware, run, write_json
 
@@ -198,9 +198,9 @@ def main() -> None:
     curves = {name: accuracy(count).tolist() for name, count in counts.items()}
     curves |= {f"{name}, genuine": (v.mean(0) if v.ndim == 2 else v).tolist() for name, v in known.items()}
     series = {name: list(zip(SNRS, values, strict=True)) for name, values in curves.items()}
-    charts.lines(series, "SNR (dB)", "accuracy").save(args.out / "accuracy_by_snr.png")
+    pictures.line_chart(series, "SNR (dB)", "accuracy").save(args.out / "accuracy_by_snr.png")
     for name, count in counts.items():
-        picture = charts.matrix(count[-1], MODULATIONS, f"{name}, generated frames at +30 dB")
+        picture = pictures.percent_matrix(count[-1], MODULATIONS, f"{name}, generated frames at +30 dB")
         picture.save(args.out / f"confusion_{name}.png")
 
 

@@ -19,8 +19,7 @@ from data.spectrum_sensing import CLASSES, find_frames, read_tensors, split
 from models import ModelError, segmentation
 from models.rebuild import rebuild
 from utils import checkpoint, cost, metrics
-from utils.processes import join_processes
-from utils.runs import RunError, run
+from utils.runs import RunError, join_processes, run
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -25,14 +25,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, augment
 from data.hdf4 import write_raster
 from data.spectrogram import PARULA
 from data.spectrum_sensing import SpectrumSensing, find_frames, read_tensors
 from models import segmentation
-from models.fast_layers import DepthwiseConv2d, DilatedConv2d, native_bf16, speed_up
-from utils import augment
+from models.fast_layers import DepthwiseConv2d, DilatedConv2d, speed_up
 from utils.runs import RunError, hardware, run
+from utils.training import native_bf16
 
 # Each row adds one means to the row before it.
 MEANS = {

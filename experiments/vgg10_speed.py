@@ -29,8 +29,9 @@ from tqdm import tqdm
 from data import DataError
 from data.radioml import SNRS, Frames, batches, open_frames, select, split
 from models import ModelError
-from models.vgg10 import VGG10, fast_bfloat16, from_brevitas, to_brevitas
+from models.vgg10 import VGG10, from_brevitas, to_brevitas
 from utils.checkpoint import CheckpointError, load
+from utils.training import native_bf16
 
 GOOD_SNRS = [snr for snr in SNRS if snr >= 0]  # dB; below, a short training learns nothing
 
@@ -60,7 +61,7 @@ def main() -> None:
         "Brevitas 0.6.0": (brevitas_vgg10(start), False),
         "models.vgg10": (copy.deepcopy(start), False),
         "  + pool first": (with_pool_first(start), False),
-        "  + bfloat16": (with_pool_first(start) if fast_bfloat16() else None, True),
+        "  + bfloat16": (with_pool_first(start) if native_bf16("cpu") else None, True),
     }
     print(f"torch {torch.__version__}, one thread, {args.bits} bits, batch {args.batch_size}")
     speeds = measure(rows, args)

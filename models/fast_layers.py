@@ -136,15 +136,6 @@ def cut_dead_taps(model: nn.Module, size: tuple[int, int] = (256, 256)) -> list[
     return cut
 
 
-def native_bf16(device: str | torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there: CUDA of compute capability 8, or a CPU with AMX or AVX512-BF16."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    if torch.device(device).type == "cpu":
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return False
-
-
 def _is_dilated(layer: nn.Conv2d) -> bool:
     shape = layer.kernel_size, layer.stride, layer.padding
     return shape == ((3, 3), (1, 1), layer.dilation) and layer.padding_mode == "zeros" and min(layer.dilation) > 1

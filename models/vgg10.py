@@ -152,14 +152,6 @@ class VGG10(nn.Module):
         }
 
 
-def fast_bfloat16(device: str | torch.device = "cpu") -> bool:
-    """Whether the processor multiplies bfloat16 in hardware (AMX, AVX-512 BF16, or a GPU that has it)."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.device(device).type == "cpu" and any(capabilities.get(key) for key in ("amx_bf16", "avx512_bf16"))
-
-
 def key_map() -> dict[str, str]:
     """Name in the challenge's checkpoint: name here; 65 of each, so the map can be turned round.
 

@@ -269,21 +269,21 @@ def real(name, kind):
 @pytest.mark.skipif(not CAPTURES.exists(), reason="captures of other people are not part of the repository")
 class TestRealCaptures:
     def test_lte_fdd(self):
-        cells = lte_cells(real("lte_fdd_1860MHz", "cu8")[: 76800], 1.92e6, 0.0, 1860e6)
+        cells = lte_cells(real("lte_fdd_1860MHz", "cu8")[:76800], 1.92e6, 0.0, 1860e6)
         assert cells[0].cell_id == 86 and cells[0].duplex == "FDD" and abs(cells[0].offset_hz + 42e3) < 5e3
         assert {cell.cell_id for cell in cells} <= {86, 142}
 
     def test_lte_tdd(self):
-        cells = lte_cells(real("lte_tdd_2565MHz", "cu8")[: 76800], 1.92e6, 0.0, 2565e6)
+        cells = lte_cells(real("lte_tdd_2565MHz", "cu8")[:76800], 1.92e6, 0.0, 2565e6)
         assert cells[0].cell_id == 29 and cells[0].duplex == "TDD" and abs(cells[0].offset_hz + 135e3) < 2e3
         assert {cell.cell_id for cell in cells} <= {27, 28, 29}
 
     def test_lte_20_mhz(self):
-        cells = lte_cells(real("lte_1815", "ci8")[: 768000], 19.2e6, 0.0, 1815.3e6)
+        cells = lte_cells(real("lte_1815", "ci8")[:768000], 19.2e6, 0.0, 1815.3e6)
         assert [cell.cell_id for cell in cells] == [301]
 
     def test_lte_5_mhz_inside_15_mhz(self):
-        samples = real("lte_1871", "ci8")[: 768000]
+        samples = real("lte_1871", "ci8")[:768000]
         cells = lte_cells(samples, 19.2e6, [-4.25e6, -0.05e6], 1871.75e6)
         found = {cell.cell_id: cell.offset_hz for cell in cells}
         assert found.keys() == {86, 271}

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from data import augment
 from data.lte_nr import standard_channels
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, channel_mask, spectrogram_levels
-from utils import augment, channel_fit
+from utils.bands import fit_channels, predictor
 
 CLASSES = ("noise", "NR", "LTE")
 CHANNELS = standard_channels(CLASSES, HZ_PER_PIXEL)
@@ -67,19 +68,19 @@ def test_the_width_tells_technology_and_edges_where_the_network_is_unsure(techno
     wrong = 3 - CLASSES.index(technology)
     guess = network((wrong, int(columns[0]) + 2, int(columns[-1]) + 3, 0.4))  # two columns too high, a little wrong
     assert (guess.argmax(0) == truth).float().mean() < 0.95
-    assert (channel_fit.fit_channels(guess, levels, CHANNELS) == truth).float().mean() > 0.99
+    assert (fit_channels(guess, levels, CHANNELS) == truth).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("snr_db", [3, 10, 30])
 def test_edges_hold_for_weak_and_strong_carriers(snr_db):
     levels = frame([(-9e6, 9.015e6)], snr_db)
-    labels = channel_fit.fit_channels(network((2, 84, 172, 1.0)), levels, CHANNELS)
+    labels = fit_channels(network((2, 84, 172, 1.0)), levels, CHANNELS)
     assert (labels == mask("LTE", 0, 20e6)).float().mean() > 0.99
 
 
 def test_a_sure_network_keeps_its_technology():
     levels = frame([(-9.54e6, 9.54e6)])  # as wide as NR
-    labels = channel_fit.fit_channels(network((2, 86, 170, 12.0)), levels, CHANNELS)
+    labels = fit_channels(network((2, 86, 170, 12.0)), levels, CHANNELS)
     assert set(labels.unique().tolist()) == {0, 2}
 
 
@@ -88,14 +89,14 @@ def test_a_carrier_wider_than_its_technology_can_be_is_the_other_one():
     for half, width in ((9.54e6, 20e6), (11.97e6, 25e6)):
         columns = mask("NR", 0, width)[0].nonzero().flatten()
         guess = network((2, int(columns[0]), int(columns[-1]) + 1, 3.0))
-        labels = channel_fit.fit_channels(guess, frame([(-half, half)]), CHANNELS)
+        labels = fit_channels(guess, frame([(-half, half)]), CHANNELS)
         assert (labels == mask("NR", 0, width)).float().mean() > 0.99
 
 
 def test_a_carrier_that_fading_has_narrowed_is_not_taken_for_a_narrower_one():
     levels = frame([(-9e6, 8e6)])  # LTE of 20 MHz without its uppermost MHz; NR of 20 MHz lacks more, of 15 MHz is less
     guess = network((2, 86, 170, 0.4))
-    assert torch.equal(channel_fit.fit_channels(guess, levels, CHANNELS), guess.argmax(0))
+    assert torch.equal(fit_channels(guess, levels, CHANNELS), guess.argmax(0))
 
 
 @pytest.mark.parametrize(
@@ -111,13 +112,13 @@ def test_a_carrier_that_fading_has_narrowed_is_not_taken_for_a_narrower_one():
 )
 def test_what_is_no_single_whole_channel_stays_as_it_was(bands, guess):
     logits = network(guess)
-    assert torch.equal(channel_fit.fit_channels(logits, frame(bands), CHANNELS), logits.argmax(0))
+    assert torch.equal(fit_channels(logits, frame(bands), CHANNELS), logits.argmax(0))
 
 
 def test_pixels_that_the_network_calls_noise_inside_a_band_stay_noise_where_no_channel_fits():
     logits = network((1, 86, 170, 1.0))
     logits[0, :40] += 20  # the carrier came late
-    labels = channel_fit.fit_channels(logits, frame([(-4e6, 2.5e6)]), CHANNELS)
+    labels = fit_channels(logits, frame([(-4e6, 2.5e6)]), CHANNELS)
     assert not labels[:40].any() and labels[40:, 100].eq(1).all()
 
 
@@ -127,7 +128,7 @@ def test_a_neighbour_keeps_its_columns(mirrored):
     sign = -1 if mirrored else 1
     levels = frame([(-9.0075e6, 9.0075e6), (sign * 12e6 - 2e6, sign * 12e6 + 2e6)])
     guess = [(1, 42, 91, 12.0), (2, 91, 172, 3.0)] if mirrored else [(2, 84, 165, 3.0), (1, 165, 214, 12.0)]
-    labels = channel_fit.fit_channels(network(*guess), levels, CHANNELS)
+    labels = fit_channels(network(*guess), levels, CHANNELS)
     (_, low, high, _) = next(band for band in guess if band[0] == 1)
     assert labels[:, low:high].eq(1).all() and labels[0, 92:164].eq(2).all()
 
@@ -136,7 +137,7 @@ def test_channels_side_by_side_each_get_their_edges():
     levels = frame([(-9e6, 9.015e6), (11e6, 20.015e6)])
     logits = network((2, 83, 172, 1.0), (2, 172, 214, 1.0))
     logits[0, :, 170:173] += 20  # the network parts them by a few columns of noise
-    labels = channel_fit.fit_channels(logits, levels, CHANNELS)
+    labels = fit_channels(logits, levels, CHANNELS)
     truth = mask("LTE", 0, 20e6) + mask("LTE", 15.5e6, 10e6)
     assert (labels == truth.clamp(max=2)).float().mean() > 0.98
 
@@ -149,12 +150,12 @@ def test_a_batch_is_fitted_frame_by_frame_and_only_in_known_colours():
     def levels_of(images):
         return augment.as_levels(images, torch.from_numpy(PARULA))
 
-    predict = channel_fit.predictor(lambda images: logits, levels_of, CHANNELS)
+    predict = predictor(lambda images: logits, levels_of, CHANNELS)
     labels = predict(pictures)
     assert labels.dtype == torch.int64
     assert [int(labels[i, 0, 128]) for i in range(2)] == [2, 1]
     for i in range(2):
-        assert torch.equal(labels[i], channel_fit.fit_channels(logits[i], levels[i], CHANNELS))
+        assert torch.equal(labels[i], fit_channels(logits[i], levels[i], CHANNELS))
     assert torch.equal(predict(255 - pictures), logits.argmax(1))
     mixed = predict(torch.stack([pictures[0], 255 - pictures[1]]))  # one in other colours does not decide for the other
     assert torch.equal(mixed, torch.stack([labels[0], logits[1].argmax(0)]))

@@ -152,7 +152,7 @@ def test_holding_masks_zeroes_what_they_hide_and_nothing_else():
     weights = random_weights()
     masks = {name: weight > 0 for name, weight in weights.items()}
     expected = {name: weight.clamp(min=0) for name, weight in weights.items()}
-    pruning_masks.hold(weights, masks)
+    pruning_masks.apply_masks(weights, masks)
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
 
 

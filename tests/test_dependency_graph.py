@@ -16,7 +16,7 @@ from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10
 from utils import checkpoint, dependency_graph
 from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify
-from utils.widen import widen
+from utils.widths import zero_pad_channels
 
 MODELS = ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet", "mnasnet1_0",
           "regnet_y_400mf", "deeplabv3_mobilenet_v3_large"]  # fmt: skip
@@ -259,7 +259,7 @@ def test_verify_finds_a_wrong_network(chain, graph):
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "resnet18"])
 def test_channels_of_zeros_change_widths_and_nothing_else(name):
     model, images = build(name)
-    wide = widen(model.eval(), images, 24)
+    wide = zero_pad_channels(model.eval(), images, 24)
     assert parameters(model) < parameters(wide)
     sizes = {group.size % 24 for group in DependencyGraph(wide, images).groups}
     assert sizes == {0} or name.startswith("shuffle")  # there channels are concatenated

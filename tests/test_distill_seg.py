@@ -23,6 +23,7 @@ from models import segmentation
 from models.rebuild import describe, rebuild
 from tests.test_train_seg import assert_equal, write_levels
 from utils import checkpoint, kd_losses, runs
+from utils.evaluation import keep_logits
 from utils.export import (
     Deployed,
     ExportError,
@@ -33,8 +34,7 @@ from utils.export import (
     load_exported,
     streamline,
 )
-from utils.importance import recalibrate
-from utils.teacher_logits import keep_logits
+from utils.training import recalibrate_batch_norm
 
 MODEL = "lraspp_mobilenet_v3_large"
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def normal_frames(folder: Path) -> torch.Tensor:
 def teacher(frames, tmp_path_factory) -> Path:
     """A network that was never trained; with statistics of real frames it has an opinion all the same."""
     torch.manual_seed(0)
-    network = recalibrate(segmentation.build(MODEL), [normal_frames(frames)])
+    network = recalibrate_batch_norm(segmentation.build(MODEL), [normal_frames(frames)])
     data = describe(network, *segmentation.factory(MODEL))
     path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
     checkpoint.save(path, data | {"kind": "segmentation", "classes": ["noise", "NR", "LTE"]})
@@ -67,7 +67,7 @@ def student(frames, teacher, tmp_path_factory) -> Path:
     """The teacher cut to an eightieth."""
     args = distill_seg.parse_args(["--teacher", str(teacher), "--target-params", "40000"])
     data = distill_seg.cut_teacher(checkpoint.load(teacher), args)
-    network = recalibrate(rebuild(data), [normal_frames(frames)])
+    network = recalibrate_batch_norm(rebuild(data), [normal_frames(frames)])
     data = describe(network, data["factory"], data["arguments"]) | {"kind": "segmentation"}
     path = tmp_path_factory.mktemp("student") / "pruned.pt"
     checkpoint.save(path, data)

@@ -12,14 +12,13 @@ import pytest
 import segment
 from data.cell_search import LteCell, NrCell
 from data.cyclic_prefix import PrefixEvidence
+from data.evidence import Evidence, FrameEvidence, Proofs, apart, cells_plain, judge
 from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
 from data.spectrum_sensing import CLASSES
 from experiments import confidence
 from tests.test_segment import carrier, label_by_level, weights  # noqa: F401
 from utils.bands import gaps, lines, narrow_peaks, unclaimed, whole_bands
-from utils.carriers import join, table
-from utils.confidence import LEAST, Calibration
-from utils.evidence import Evidence, FrameEvidence, Proofs, apart, cells_plain, judge
+from utils.carriers import LEAST, Calibration, join, table
 
 RATE, CENTER = 30.72e6, 2600e6
 COUNT = round(0.04 * RATE)

@@ -18,7 +18,7 @@ import torch
 import feedback_magnitude_pruning as fmp
 from data.radioml import MODULATIONS, SNRS, create_file, open_frames, split
 from models.rebuild import rebuild
-from utils import checkpoint, integer_onnx, pruning_masks, runs
+from utils import checkpoint, export, pruning_masks, runs
 from utils.cost import challenge_score
 
 SMALL = ["--filters", "8", "--dense", "16", "--batch-size", "16", "--lr", ".01", "--seed", "1"]
@@ -182,7 +182,7 @@ def test_fmp_in_series_goes_back_and_divides_p_and_ends_the_same_after_kills(opt
 
 
 def test_masks_hold_after_every_optimizer_step(options, tmp_path, monkeypatch):
-    inner, checked = pruning_masks.hold, []
+    inner, checked = pruning_masks.apply_masks, []
 
     def checking(weights, masks):
         inner(weights, masks)
@@ -304,7 +304,7 @@ def test_onnx_runtime_gives_the_same_answers_from_integer_weights(data_file, bas
     network, x = rebuild(checkpoint.load(baseline / "best.pt")).eval(), frames.samples(split(frames)["test"][::7])
     with torch.no_grad():
         expected = network(x)
-    found = integer_onnx.run(file, x)
+    found = export.run_integer_onnx(file, x)
     assert (found.argmax(1) == expected.argmax(1)).float().mean() > 0.95  # a value between two codes may go either way
     assert ((found - expected).abs().max(1).values < 1e-4).float().mean() > 0.8
     types = [constant.data_type for constant in onnx.load(file).graph.initializer if len(constant.dims) in (2, 4)]
@@ -312,7 +312,7 @@ def test_onnx_runtime_gives_the_same_answers_from_integer_weights(data_file, bas
 
 
 def test_a_missing_onnx_is_named(baseline, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(integer_onnx.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     argv = ["--export", str(tmp_path / "network.onnx"), "--checkpoint", str(baseline / "best.pt")]
     assert runs.run(lambda: fmp.main(argv), *fmp.ERRORS) == 2
     assert "pip install onnx" in capsys.readouterr().err

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from utils.dependency_graph import DependencyGraph
-from utils.importance import CRITERIA, group_scores, recalibrate
+from utils.importance import CRITERIA, group_scores
+from utils.training import recalibrate_batch_norm
 
 
 class Residual(nn.Module):
@@ -125,7 +126,7 @@ def test_wrong_requests_are_named(network, batches):
 
 def test_recalibrated_statistics_are_plain_means_over_the_batches(batches):
     network = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, momentum=0.01), nn.Dropout(0.5)).train()
-    recalibrate(network, batches)
+    recalibrate_batch_norm(network, batches)
     maps = [network[0](x).detach() for x in batches]
     assert torch.allclose(network[1].running_mean, torch.stack([m.mean((0, 2, 3)) for m in maps]).mean(0), atol=1e-6)
     variances = torch.stack([m.transpose(0, 1).flatten(1).var(1) for m in maps])

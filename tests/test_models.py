@@ -10,9 +10,10 @@ from torchvision import models as torchvision_models
 from torchvision.transforms.functional import normalize
 
 from models import ModelError, segmentation
-from models.fast_layers import DepthwiseConv2d, DilatedConv2d, cut_dead_taps, native_bf16, slow_down, speed_up
+from models.fast_layers import DepthwiseConv2d, DilatedConv2d, cut_dead_taps, slow_down, speed_up
 from models.rebuild import FACTORIES, build, describe, find_factory, rebuild, register
 from utils import checkpoint
+from utils.training import native_bf16
 
 MOBILENET = "deeplabv3_mobilenet_v3_large"
 

@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 
 import segment
+from data.augment import colour_index
 from data.recording import Frame, noise_floor, open_recording
 from data.spectrogram import FRAME_SAMPLES, PARULA, SAMPLE_RATE, SIZE, spectrogram_image
 from models import segmentation
 from models.rebuild import describe, rebuild
 from tests.test_recording import lte_capture
 from utils import checkpoint
-from utils.augment import colour_index
-from utils.carriers import Carrier, find_bands, join, merge, share_of_recording, table
+from utils.bands import find_bands
+from utils.carriers import Carrier, join, merge, share_of_recording, table
 from utils.runs import run
 
 CENTER = 1.8e9

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import nn
 
 import train_seg
+from data import augment
 from data.hdf4 import read_raster, write_raster
 from data.spectrogram import PARULA
 from data.spectrum_sensing import class_weights, find_frames, read_tensors, split
 from models import segmentation
 from models.rebuild import rebuild
-from utils import augment, checkpoint, prior, runs
-from utils.recipe import epoch_order, make_optimizer
+from utils import checkpoint, release, runs
+from utils.training import epoch_order, make_optimizer
 
 REPOSITORY = Path(__file__).parents[1]
 FAST = ["--model", "lraspp_mobilenet_v3_large", "--batch-size", "4"]
@@ -117,7 +118,7 @@ def test_a_run_learns_and_leaves_files_that_load(frames, tmp_path):
     with torch.no_grad():
         wanted = best(x)["out"] - facts["class_weights_undone"] * weights.log().view(3, 1, 1)
         assert torch.allclose(network.eval()(x)["out"], wanted, atol=0.02)  # half precision
-    assert result["class_weights_undone"] == facts["class_weights_undone"] in prior.SHARES
+    assert result["class_weights_undone"] == facts["class_weights_undone"] in release.SHARES
 
 
 def test_scores_of_a_run_equal_an_independent_count(frames, whole):

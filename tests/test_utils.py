@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils import augment, checkpoint, metrics, pictures, prior, runs
+from data import augment
+from utils import checkpoint, metrics, pictures, release, runs
 from utils.checkpoint import CheckpointError
 from utils.runs import RunError, StopSignal
 
@@ -151,18 +152,18 @@ def test_class_weights_are_undone_by_the_share_that_scores_best():
     logits = 0.02 * right + weights.log().view(3, 1, 1)  # so nothing but the whole of log w may be in the way
 
     def best(logits, weights=weights):
-        return prior.best_shift(lambda part: part, logits, masks, weights, batch_size=2)
+        return release.best_shift(lambda part: part, logits, masks, weights, batch_size=2)
 
     assert best(logits)[0] == 1
     assert best(9 * right)[0] == 0  # all shares are right: the smallest
     noisy = logits + 0.8 * torch.randn_like(logits)
     ious = []
-    for share in prior.SHARES:
+    for share in release.SHARES:
         guess, truth = (noisy - share * weights.log().view(3, 1, 1)).argmax(1)[masks < 3], masks[masks < 3]
         both = [((guess == c) & (truth == c)).sum() / ((guess == c) | (truth == c)).sum() for c in range(3)]
         ious.append(sum(both).item())
     share, shift = best(noisy)
-    assert ious[prior.SHARES.index(share)] == max(ious) and torch.allclose(shift, -share * weights.log())
+    assert ious[release.SHARES.index(share)] == max(ious) and torch.allclose(shift, -share * weights.log())
     _, shift = best(logits, weights * torch.tensor([1, 0, 1]))  # a class that the loss never saw
     assert shift[1] == 0 and shift.isfinite().all()
 

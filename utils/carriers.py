@@ -1,19 +1,18 @@
-"""Carriers out of labelled columns: runs of one class in a frame, the same carrier over many frames, the table.
+"""Carriers of a recording: rows of single frames put together over time, their confidence, the printed table.
 
-    bands = find_bands(label)                   # label: int (C,), a class for each column of a spectrogram
-    merge(carriers, of_this_frame)              # Carrier objects, frame by frame
-    print(table(join(carriers)))
+    merge(carriers, of_this_frame)                                     # Carrier objects, frame by frame
+    rows = join(carriers)
+    Calibration.beside(Path("weights/seg_student.pt")).apply(rows, with_samples=True)
+    print(table(rows))
 
-Needs numpy only.
+Needs the standard library only.
 """
 
+import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
-
-MIN_COLUMNS = 4  # of 240 kHz: .96 MHz, the narrowest LTE channel has 1.4 MHz
-MAX_GAP = 2  # columns of noise inside one carrier; a wider gap parts two carriers
 SAME_HZ = 0.5e6  # edges that differ by no more from frame to frame are one carrier's
 GROUNDS = ("cell", "prefix", "refuted", "unproven")  # what a row's technology rests on; the first outweigh the others
 
@@ -64,38 +63,6 @@ class Carrier:
             "samples": self.weight,
             "runs": [{"sample_start": start, "sample_count": count} for start, count in self.runs],
         }
-
-
-def find_bands(label: np.ndarray) -> list[tuple[int, int, int]]:
-    """Classes of columns, int (C,) -> [(class, first column, behind the last)] of the carriers, ascending.
-
-    Runs of one technology grow together over gaps of up to MAX_GAP columns of noise, and over slivers of the other
-    technology. What is then narrower than MIN_COLUMNS joins a wider neighbour that it touches, or is dropped.
-    """
-    cuts = [0, *(np.flatnonzero(np.diff(label)) + 1).tolist(), len(label)]
-    bands = []
-    for first, stop in zip(cuts, cuts[1:], strict=False):
-        kind = int(label[first])
-        if kind == 0:
-            continue
-        before = next((i for i in reversed(range(len(bands))) if bands[i][0] == kind), None)
-        if before is not None:
-            gap = slice(bands[before][2], first)
-            allowed = MIN_COLUMNS - 1 if label[gap].any() else MAX_GAP
-            if gap.stop - gap.start <= min(allowed, bands[before][2] - bands[before][1] + stop - first):
-                bands[before:] = [(kind, bands[before][1], stop)]
-                continue
-        bands.append((kind, first, stop))
-    wide = [list(band) for band in bands if band[2] - band[1] >= MIN_COLUMNS]
-    for _, first, stop in (band for band in bands if band[2] - band[1] < MIN_COLUMNS):
-        for band in wide:
-            if band[2] == first:
-                band[2] = stop
-                break
-            if band[1] == stop:
-                band[1] = first
-                break
-    return [tuple(band) for band in wide]
 
 
 def merge(carriers: list[Carrier], found: list[Carrier]) -> None:
@@ -228,3 +195,59 @@ def table(carriers: list[Carrier], sample_rate: float | None = None, first_sampl
     if not all(c.absolute for c in carriers):
         lines.append("frequencies are relative to the capture's centre; --center-frequency HZ makes them absolute")
     return "\n".join(lines)
+
+
+# ---- confidence -----------------------------------------------------------------------------------------------------
+# The network's mean softmax probability is no probability of being right: on what it has never seen it is confidently
+# wrong. `python -m experiments.confidence` counts, for each ground that a row rests on, how often rows are right, and
+# writes the file beside the network: a logistic curve of the network's probability for "unproven" rows and for
+# pictures, a share for the others (Platt 1999).
+
+LEAST = 0.5  # an unproven row less likely than that is "other"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """curves: {ground: (offset, slope)} of logit(p) = offset + slope * logit(network's probability)."""
+
+    curves: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @classmethod
+    def beside(cls, weights: Path) -> "Calibration":
+        """Of the file beside a network; without one a row's confidence stays the network's probability.
+
+        Raises: ValueError for a damaged file.
+        """
+        path = weights.with_suffix(".calibration.json")
+        if not path.exists():
+            return cls()
+        try:
+            curves = json.loads(path.read_text())["curves"]
+            return cls({ground: (float(offset), float(slope)) for ground, (offset, slope) in curves.items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: damaged ({error}); make it with python -m experiments.confidence") from error
+
+    def confidence(self, ground: str, probability: float) -> float:
+        """Of a row with that ground and the network's mean probability, 0 to 1."""
+        if ground not in self.curves:
+            return probability
+        offset, slope = self.curves[ground]
+        return 0.5 * (1 + math.tanh((offset + slope * logit(probability)) / 2))  # the logistic function
+
+    def apply(self, carriers: list[Carrier], with_samples: bool) -> None:
+        """Set each row's confidence, and call unproven rows below LEAST "other"; in place.
+
+        with_samples: False for a picture, whose rows keep the network's name.
+        """
+        for carrier in carriers:
+            ground = carrier.calibration_ground if with_samples else "picture"
+            carrier.confidence = self.confidence(ground, carrier.confidence)
+            unproven = with_samples and carrier.ground == "unproven" and carrier.technology != "other"
+            if unproven and carrier.confidence < LEAST:
+                carrier.evidence = f"{carrier.evidence} {carrier.technology} ({carrier.confidence:.2f})"
+                carrier.technology, carrier.confidence = "other", 1 - carrier.confidence
+
+
+def logit(probability: float) -> float:
+    clipped = min(max(probability, 1e-3), 1 - 1e-3)
+    return math.log(clipped / (1 - clipped))

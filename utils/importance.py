@@ -2,7 +2,6 @@
 
     scores = group_scores(model, graph.groups, "taylor", (loss_of(model(x), y) for x, y in batches))
     plan = graph.plan(0.5, scores)
-    recalibrate(pruned, batches_of_images)              # before a pruned network is judged or trained
 
 Every criterion is aggregated in one way: each index of each parameter that belongs to a unit has a value, the values
 of a unit are added up over all its members (weights that make the channel, norms, weights that read it), and the sum
@@ -95,29 +94,3 @@ def _index_values(weight: Tensor, gradient: Tensor | None, axis: int, criterion:
     if criterion == "fpgm":
         return torch.cdist(rows, rows).sum(1)
     return rows.abs().sum(1)
-
-
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """Measure the statistics of batch norm anew, as plain means over the batches, in place; returns the model.
-
-    Without it a pruned network is judged by statistics of channels that are gone (EagleEye, Li 2020,
-    arXiv:2007.02491). Everything else stays in eval mode and as it was.
-
-    Args:
-        model: left in eval mode.
-        batches: inputs of the model; two at least in each batch where a norm sees a single position.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean
-        norm.train()
-    with torch.no_grad():
-        for x in batches:
-            model(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-    return model

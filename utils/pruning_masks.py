@@ -3,7 +3,7 @@
     masks = ones(weights)                                           # {name: bool tensor}, weights: {name: tensor}
     scored = scores(weights, alive(weights, masks), "lamp")
     masks = remove(scored, alive(weights, masks), 0.2)              # a fifth of those that are left goes
-    hold(weights, masks)                                            # after pruning, and after every optimizer step
+    apply_masks(weights, masks)                                     # after pruning, and after every optimizer step
 
 A score says how much a weight is worth; the lowest of all layers together go first (unstructured, global):
 
@@ -28,13 +28,13 @@ def ones(weights: Tensors) -> Tensors:
     return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
 
 
-def nonzero(weights: Tensors) -> Tensors:
+def nonzero_masks(weights: Tensors) -> Tensors:
     """Masks that keep what is not zero, so that a pruned network stays as sparse as it is."""
     return {name: weight != 0 for name, weight in weights.items()}
 
 
 @torch.no_grad()
-def hold(weights: Tensors, masks: Tensors) -> None:
+def apply_masks(weights: Tensors, masks: Tensors) -> None:
     """Set what is masked to zero, in place."""
     for name, weight in weights.items():
         weight.mul_(masks[name])
@@ -115,7 +115,7 @@ def cut(masks: Tensors, removed: list) -> Tensors:
         if name in masks:
             keep = torch.ones(masks[name].shape[axis], dtype=torch.bool)
             keep[indices] = False
-            masks[name] = masks[name].index_select(axis, keep.nonzero().flatten().to(masks[name].device))
+            masks[name] = masks[name].index_select(axis, keep.nonzero_masks().flatten().to(masks[name].device))
     return masks
 
 

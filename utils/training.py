@@ -1,0 +1,89 @@
+"""What training scripts must do alike, so that their results compare: optimizer, learning rate, order of frames,
+bfloat16, and batch norm's statistics.
+
+    optimizer, scheduler = make_optimizer(network, lr=1e-3, epochs=11, steps=360)
+    autocast = bf16_autocast(device)
+    for epoch in range(11):
+        for batch in epoch_order(2880, 2880, seed=0, epoch=epoch).split(8):
+            with autocast: loss = ...
+            optimizer.step(); scheduler.step()
+    recalibrate_batch_norm(network, batches_of_images)       # before a pruned network is judged or trained
+
+Torch only.
+"""
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+
+def make_optimizer(
+    network: nn.Module, lr: float, epochs: int, steps: int, published: bool = False
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW, its rate after a warm-up on a cosine down to 0; the scheduler's step follows each of the optimizer's.
+
+    Args:
+        lr: highest learning rate.
+        epochs, steps: of the training, and of an epoch.
+        published: SGD with momentum .9, a tenth of the rate after every 10 epochs (the reference notebooks' recipe).
+    """
+    fused = next(network.parameters()).device.type in ("cpu", "cuda")
+    if published:
+        optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=1e-4, fused=fused)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 ** (step // steps // 10))
+    optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01, fused=fused)
+    total, warm_up = epochs * steps, max(1, epochs * steps // 20)
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / total))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def epoch_order(n: int, needed: int, seed: int, epoch: int) -> torch.Tensor:
+    """int64 (needed,): the frames 0 .. n - 1 of an epoch, a function of seed and epoch; repeated where too few."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + epoch))
+    return order.repeat(-(-needed // n))[:needed]
+
+
+def native_bf16(device: str | torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there: CUDA of compute capability 8, or a CPU with AMX or AVX512-BF16."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if torch.device(device).type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return False
+
+
+def bf16_autocast(device: torch.device, wanted: bool = True) -> AbstractContextManager:
+    """Autocast to bfloat16 where it is wanted and faster than float32, else a context that changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if wanted and native_bf16(device) else nullcontext()
+
+
+def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Measure the statistics of batch norm anew, as plain means over the batches, in place; returns the model.
+
+    Without it a pruned network is judged by statistics of channels that are gone (EagleEye, Li 2020,
+    arXiv:2007.02491). Everything else stays in eval mode and as it was.
+
+    Args:
+        model: left in eval mode.
+        batches: inputs of the model; two at least in each batch where a norm sees a single position.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+        norm.train()
+    with torch.no_grad():
+        for x in batches:
+            model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return model
