@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python -m experiments.other_modulations                        # three minutes on one core
 
 scikit-commpy (github.com/veeresht/CommPy, BSD) maps random symbols to PSK and QAM points and has its own root-raised-
-cosine filter. From there on, the samples are cut to frames of 1024 and noise is added here, without data/modulations.py.
+cosine filter. From there on, frames of 1024 samples are cut and noise is added here, without data/modulations.py.
 Each row changes one convention of the set that the network was trained on: eight samples a symbol, the pulse after the
 receiver's filter, the symbols' place between the samples, the receiver's frequency error. The row "generated" has
 frames of data/modulations.py of the same classes.
