@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from data.hdf4 import write_raster
+from data.radioml import create_file
 from data.spectrogram import PARULA
 from utils import cost
 
@@ -80,6 +81,19 @@ def write_levels(root: Path, names: list[str], seed: int = 0, size: int = 64) ->
         Image.fromarray(PARULA[levels.clip(0, 255).astype(np.uint8)]).save(root / f"{name}.png")
         write_raster(root / f"{name}.hdf", mask)
     return root
+
+
+def write_modulations(path: Path) -> Path:
+    """A file with all 24 x 26 cells, three frames each: to train on, to choose by, to report.
+
+    A frame is noise around a mean that names its class, so that a network of few filters learns something at once.
+    """
+    with create_file(path, 3) as file:
+        rng = np.random.default_rng(0)
+        mean = np.stack(np.divmod(np.arange(24), 6), axis=1) * (0.8, 0.5) - (1.2, 1.25)  # (24, 2), I and Q
+        noise = rng.standard_normal((24, 26 * 3, 1024, 2), np.float32)
+        file["X"][:] = (mean[:, None, None] + 0.1 * noise).reshape(-1, 1024, 2)
+    return path
 
 
 def assert_equal(ours, theirs):
