@@ -122,7 +122,12 @@ def main(argv: list[str] | None = None) -> int:
     # Model, and the state of the run if it goes on
     torch.manual_seed(args.seed)
     state = checkpoint.load(args.out / "last.pt") if args.resume and (args.out / "last.pt").exists() else None
-    network = rebuild(state) if state else first_network(args)
+    if state:
+        network = rebuild(state)
+    elif args.checkpoint:
+        network = given_network(args.checkpoint, segmentation.factory(args.model, len(CLASSES), args.aux_loss))
+    else:
+        network = new_network(args.model, args.preset, args.pretrained_backbone, args.aux_loss)
 
     # The run's folder: written only now that everything could be read and built
     digest = hashlib.sha256(images.numpy()).hexdigest()
@@ -239,15 +244,19 @@ def train(
     return True
 
 
-def first_network(args: argparse.Namespace) -> nn.Module:
-    """The network of a new run: that of --checkpoint, or new weights."""
-    if args.checkpoint:
-        data = release.load_segmentation(args.checkpoint)
-        if (data["factory"], data["arguments"]) != segmentation.factory(args.model, len(CLASSES), args.aux_loss):
-            raise RunError(f"{args.checkpoint}: not a {args.model} of train_seg.py; name the network with --model")
-        return rebuild(data)
-    network = segmentation.build(args.model, len(CLASSES), args.pretrained_backbone, args.aux_loss)
-    if args.preset == "default":
+def given_network(path: Path, expected: tuple[str, dict]) -> nn.Module:
+    """The network of --checkpoint; `expected` are its factory and arguments, as --model and --aux-loss name them."""
+    data = release.load_segmentation(path)
+    if (data["factory"], data["arguments"]) != expected:
+        name = expected[0].rpartition(".")[2]
+        raise RunError(f"{path}: not a {name} of train_seg.py; name the network with --model")
+    return rebuild(data)
+
+
+def new_network(model: str, preset: str, pretrained_backbone: bool = False, aux_loss: bool = False) -> nn.Module:
+    """A network with new weights, from torch's random state."""
+    network = segmentation.build(model, len(CLASSES), pretrained_backbone, aux_loss)
+    if preset == "default":
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 0.1  # torchvision's MobileNetV3 has .01: statistics lag in a training this short

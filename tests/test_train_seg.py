@@ -192,8 +192,7 @@ def test_two_processes_of_torchrun_give_the_metrics_of_the_whole_set(frames, tmp
 def test_the_published_preset_is_the_published_recipe():
     args = train_seg.parse_args(["--preset", "published"])
     assert (args.epochs, args.batch_size, args.lr, args.model) == (10, 4, 0.02, "deeplabv3_mobilenet_v3_large")
-    args.model = "lraspp_mobilenet_v3_large"
-    network = train_seg.first_network(args)
+    network = train_seg.new_network("lraspp_mobilenet_v3_large", "published")
     assert {layer.momentum for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.01, 0.1}
     optimizer, scheduler = make_optimizer(network, args.lr, args.epochs, 3, published=True)
     group = optimizer.param_groups[0]
@@ -210,7 +209,7 @@ def test_the_published_preset_is_the_published_recipe():
 
 def test_the_default_recipe_warms_up_and_ends_at_zero_with_fast_batch_norm():
     args = train_seg.parse_args([*FAST, "--epochs", "10"])
-    network = train_seg.first_network(args)
+    network = train_seg.new_network(args.model, args.preset)
     assert {layer.momentum for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
     optimizer, scheduler = make_optimizer(network, args.lr, args.epochs, 20)
     rates = []
