@@ -24,7 +24,7 @@ demo: $(VENV)/.runtime
 	$(RUN) train_seg.py --data-dir datasets/demo --out runs/demo_teacher --epochs 4 --resume
 	$(RUN) prune_seg.py --teacher runs/demo_teacher/best.pt --data-dir datasets/demo --out runs/demo_pruned --probe-frames 8 --resume
 	$(RUN) distill_seg.py --teacher runs/demo_teacher/best.pt --student runs/demo_pruned/pruned.pt --data-dir datasets/demo --out runs/demo_student --epochs 6 --resume
-	$(RUN) -m experiments.side_by_side runs/demo_teacher/best.pt runs/demo_pruned/pruned.pt runs/demo_student/best.pt --data-dir datasets/demo
+	$(RUN) evaluate.py runs/demo_teacher/best.pt runs/demo_pruned/pruned.pt runs/demo_student/best.pt --data-dir datasets/demo --part test
 	$(RUN) segment.py datasets/demo_recording/LTE_NR/LTE_NR_frame_1.sigmf-meta --out runs/demo_segment
 	$(RUN) -m data.modulations datasets/demo_radioml.hdf5 --frames-per-cell 12
 	$(RUN) feedback_magnitude_pruning.py --data-file datasets/demo_radioml.hdf5 --filters 16 --dense 32 --batch-size 32 --schedule cosine --epochs 4 --epoch-frames 2560 --step-epochs 2 --budget 8 --out runs/demo_fmp --resume

@@ -5,46 +5,50 @@
     python prune_seg.py --preset published                       # the published formula, for MobileNetV3
     python prune_seg.py --steps 3 --recovery 200                 # three cuts, 200 training steps between them
 
-Three to five minutes on one core, frames generated first where there is no set. Blocks are the children of backbone and
-head; channels that several blocks make together (residual widths) are entries of their own. Every entry is probed: half
-of it is cut, the loss on training frames is compared. Scores, statistics and probes use the training part only, the
-validation part tells what is left. ASPP taps that only meet padding at this frame size are removed first, exactly.
+It takes three to five minutes on one core; where there is no set, frames are generated first. Blocks are the children
+of backbone and head. Channels that several blocks make together (residual widths) are entries of their own. Every entry
+is probed: half of its channels are cut, and the loss on training frames is compared. Scores, statistics and probes use
+the training part only; the validation part tells how good the result is. ASPP taps that only meet padding at this frame
+size are removed first, which changes no output.
 
-- default: value = loss increase / what the cut saves of the target; its logarithm is scaled to n = 0 .. 1 and the share
-  exp(k (n - 1)) t of an entry's channels stays, with the t that meets the target. At least `--floor` channels stay.
-- published (block-wise; ASPP is one block; residual widths, stem and last layers stay): value = .5 d + .3 P + .2 M,
-  n = value / sum, the share max_ratio f / max(f) leaves with f = exp(-k n). As coded, d is 100 times the block's share
-  of all changes of F1, P and M are 100 less the percentages of parameters and MACs saved; as written, d is that share,
-  P and M are 1 less the block's share of all savings. A target is met by changing max_ratio.
+- default: an entry's value is its loss increase / what its cut saves of the target. The logarithm of the value is
+  scaled to n = 0 .. 1. The share exp(k (n - 1)) t of the entry's channels stays, with the t that meets the target, and
+  at least `--floor` channels.
+- published (block by block; ASPP is one block; residual widths, stem and last layers stay): value = .5 d + .3 P + .2 M,
+  n = value / sum of values. The share max_ratio f / max(f) leaves, with f = exp(-k n). As coded, d is 100 times the
+  block's share of all changes of F1, P and M are 100 less the percentages of parameters and MACs saved. As written, d
+  is that share, and P and M are 1 less the block's share of all savings. max_ratio changes until a target is met.
 
-The folder (runs/pruned) gets pruned.pt, plan.json (replays on the teacher after cut_dead_taps), table.csv, table.png,
+The folder (runs/pruned) gets pruned.pt, plan.json (for the teacher after cut_dead_taps), table.csv, table.png and
 result.json. Fine-tune with distill_seg.py.
 """
 
 import argparse
 import csv
-import functools
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageDraw
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import DataError
-from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, read_tensors, split
+from data.spectrum_sensing import IGNORE, Frame, class_weights, find_frames, read_tensors, split
 from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, speed_up
 from models.rebuild import build, describe, rebuild
-from utils import checkpoint, cost, importance, metrics, pictures
-from utils.dependency_graph import DependencyGraph, Group, PruneError, prune, verify
-from utils.runs import RunError, command, hardware, join_processes, log, run, start, write_json
-from utils.training import recalibrate_batch_norm
+from utils import checkpoint, cost, importance, pictures, release
+from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify
+from utils.evaluation import evaluate
+from utils.importance import Entry, Recipe, choose_plan, find_entries, set_importance
+from utils.runs import RunError, command, config_of, decisive, hardware, log, run, single_process, start, write_json
+from utils.training import Batch, recalibrate_batch_norm
 
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # one sentence, exit code 2
 PRESETS = {
@@ -52,32 +56,35 @@ PRESETS = {
     "published": {"criterion": "taylor_abs", "k": 5.0, "floor": 1, "multiple": 1},
 }
 COMPRESSION = 36.9  # of the published network: 11.02 M parameters to 299 K
-TOLERANCE = 0.02  # of a target
 BATCH = 8  # frames of a forward
 
 
-@dataclass
-class Entry:
-    """Channels that get one ratio: those that a block makes alone, or those that several blocks make together."""
+class Parts(NamedTuple):
+    """The frames that pruning looks at."""
 
-    name: str
-    groups: list[Group]
-    loss: float = 0.0  # change by the probe
-    miou: float = 0.0
-    f1: float = 0.0
-    parameters: float = 0.0  # percent of the network's that the probe's cut saves
-    macs: float = 0.0
-    importance: float = 0.0  # n of the docstring above
-    ratio: float = 0.0  # of its channels that left
+    training: list[Frame]
+    scoring: Batch  # training frames that tell what each channel is worth
+    probing: Batch  # other ones, that tell what each block is worth
+    validation: Batch
+    weights: torch.Tensor  # float (3,): of the classes in the loss, on the device
 
-    @property
-    def channels(self) -> int:
-        return sum(group.size for group in self.groups)
+
+class Scorer(NamedTuple):
+    """How single channels are scored: a key of importance.CRITERIA, and the seed of random scores."""
+
+    criterion: str
+    seed: int
+
+    def __call__(self, network: nn.Module, graph: DependencyGraph, parts: Parts) -> dict:
+        network.eval()
+        batches = zip(*(tensor.split(BATCH) for tensor in parts.scoring[:2]), strict=True)
+        losses = (weighted_loss(network, Batch(*batch), parts.weights) for batch in batches)
+        return importance.group_scores(network, graph.groups, self.criterion, losses, self.seed)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, help="default runs/seg/best.pt if there, else weights/seg_teacher.pt")
+    parser.add_argument("--teacher", type=Path, help=f"default {release.OWN_TEACHER}, else weights/seg_teacher.pt")
     parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
     parser.add_argument("--out", type=Path, default=Path("runs/pruned"), help="run folder, default runs/pruned")
     parser.add_argument("--preset", choices=PRESETS, default="default")
@@ -117,276 +124,168 @@ def _defaults(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    _, _, device = join_processes(args.device)
-    args.device = str(device)
-    own = Path("runs/seg/best.pt")
-    teacher = args.teacher or (own if own.exists() else Path("weights/seg_teacher.pt"))
-    data = checkpoint.load(teacher)
-    if data.get("kind") != "segmentation":
-        raise RunError(f"{teacher}: not a segmentation network; name a file of train_seg.py, or train one")
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    config |= {"teacher": str(teacher), "teacher_sha256": checkpoint.sha256(teacher), "command": command()}
-    same = config.keys() - {"data_dir", "out", "resume", "device", "workers", "teacher", "command"}
+    device = single_process(args.device)
+    args.teacher = args.teacher or release.default_teacher()
+    data = release.load_segmentation(args.teacher)
+    config = config_of(args, teacher_sha256=checkpoint.sha256(args.teacher))
     if args.resume and (args.out / "result.json").exists():
-        start(args.out, config, args.resume, tuple(same))
+        start(args.out, config, args.resume, decisive(config, "teacher"))
         print(f"{args.out} holds a finished run, nothing to do")
         return 0
 
-    # Data: a part of the training frames to score by, another to probe by, and the validation part
+    # Data
     args.data_dir = args.data_dir or default_set(args.workers)
-    parts = split(find_frames(args.data_dir))
-    frames, n = parts["train"], min(args.probe_frames, len(parts["train"]) // 2)
-    if n < 2 or not parts["validation"]:
-        raise RunError(f"{args.data_dir}: too few frames, 10 single-signal ones are needed")
-    order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(args.seed)).tolist()
-    images, masks = read_tensors([frames[i] for i in order[: 2 * n]])
-    validation = read_tensors(parts["validation"])
-    weights = class_weights(masks).to(args.device)
-    scoring, probing = (images[:n], masks[:n]), (images[n:], masks[n:])
-    size = tuple(masks.shape[1:])
+    parts = read_parts(args.data_dir, args.probe_frames, args.seed, device)
+    size = tuple(parts.scoring.labels.shape[1:])
 
-    # Networks: nominal as torchvision builds it, live without dead taps
+    # Networks: "nominal" is as torchvision builds it, "live" has no taps that only meet padding
     dense = rebuild(data)
     nominal = build(data["factory"], data["arguments"]).eval()
     dead = cut_dead_taps(dense, size)
-    live = speed_up(dense).to(args.device, memory_format=torch.channels_last).eval()
-    x = segmentation.normalise(images[:1])
-    costs = {"nominal": cost.count(nominal, x), "live": cost.count(live, x.to(args.device))}
+    live = speed_up(dense).to(device, memory_format=torch.channels_last).eval()
+    picture = segmentation.normalise(parts.scoring.images[:1])
+    x = picture.to(device)
+    costs = {"nominal": cost.count(nominal, picture), "live": cost.count(live, x)}
     if args.preset == "default" and not args.target_macs:
         args.target_params = args.target_params or costs["nominal"].parameters / COMPRESSION
-    start(args.out, config, args.resume, tuple(same))
+    start(args.out, config, args.resume, decisive(config, "teacher"))
     (args.out / "log.jsonl").unlink(missing_ok=True)  # of a run that was stopped: this one starts anew
-    before = judge(live, *validation, weights)
+    before = judge(live, parts.validation, parts.weights)
 
-    # Probe, then cut
+    # What each block is worth
     torch.manual_seed(args.seed)
-    entries = probe(args, live, costs["live"], scoring, probing, weights)
+    widths = {"multiple": args.multiple, "floor": args.floor}
+    recipe = Recipe(args.preset, args.variant, args.k, args.max_ratio, **widths, of_macs=bool(args.target_macs))
+    score = Scorer(args.criterion, args.seed)
+    entries = probe(live, costs["live"], parts, recipe, score)
+
+    # Cut; if there are several steps, by equal factors, with a short training in between
     network, plans, error = live, [], 0.0
+    whole, target = costs["live"][recipe.of_macs], args.target_macs or args.target_params
     for step in range(1, args.steps + 1):
-        graph = DependencyGraph(network, x.to(args.device))
-        scores = group_scores(args, network, graph, scoring, weights)
-        now = cost.count(network, x.to(args.device))
-        left = functools.partial(cost.after, model=network, whole=now)
-        plan = choose_plan(args, graph, entries, scores, left, costs["live"], step)
+        graph = DependencyGraph(network, x)
+        scores = score(network, graph, parts)
+        left = partial(what_is_left, network=network, whole=cost.count(network, x), of_macs=recipe.of_macs)
+        goal = whole * (target / whole) ** (step / args.steps) if target else None
+        plan = choose_plan(recipe, graph, entries, scores, left, goal)
         pruned = prune(network, plan)
-        error = max(error, verify(network, pruned, plan, x.to(args.device)))
-        raw = judge(pruned, *validation, weights)
-        network = recalibrate_batch_norm(pruned, batches_of(scoring[0], args.device))
+        error = max(error, verify(network, pruned, plan, x))
+        raw = judge(pruned, parts.validation, parts.weights)
+        network = recalibrate_batch_norm(pruned, batches_of(parts.scoring.images, device))
         plans.append(plan)
         if step < args.steps:
-            recover(args, network, read_tensors(frames), weights, step)
+            loss = recover(network, parts, args.recovery, 1000 * args.seed + step)
+            log(args.out, step=step, loss=loss)
 
     # Report
-    after = judge(network, *validation, weights)
-    costs["pruned"] = cost.count(network, x.to(args.device))
-    kept = {}
-    for plan in plans:
-        kept |= {group["name"]: group["kept"] for group in plan.groups}
-    for entry in entries:
-        entry.ratio = 1 - sum(kept[group.name] for group in entry.groups) / entry.channels
-    origin = {"kind": "segmentation", "classes": list(CLASSES), "seed": args.seed, "command": command()}
-    origin["frame_size"] = list(size)
-    saved = describe(network.cpu(), data["factory"], data["arguments"]) | origin
+    after = judge(network, parts.validation, parts.weights)
+    costs["pruned"] = cost.count(network, x)
+    importance.note_ratios(entries, plans)
+    saved = release.saved(network.cpu(), data["factory"], data["arguments"], args.seed, size)
     checkpoint.save(args.out / "pruned.pt", saved)
-    first = {"input_size": list(size), "dead_taps": dead, "steps": [asdict(plan) for plan in plans]}
-    write_json(args.out / "plan.json", first)
-    result = {"teacher": str(teacher), "verify_error": error, "validation_frames": len(validation[0])}
+    steps = [asdict(plan) for plan in plans]
+    write_json(args.out / "plan.json", {"input_size": list(size), "dead_taps": dead, "steps": steps})
+    result = {"teacher": str(args.teacher), "verify_error": error, "validation_frames": len(parts.validation.images)}
     result |= {"validation": {"dense": before, "pruned": raw, "recalibrated": after}, "notes": plans[-1].notes}
-    result |= sizes_and_speed(costs, nominal, network, describe(nominal, data["factory"], data["arguments"]), saved, x)
+    result |= sizes_and_speed(costs, nominal, network, saved, picture)
     write_table(args.out, entries)
     write_json(args.out / "result.json", result | {"command": command(), "torch": torch.__version__})
     print(summary(result, args.out))
     return 0
 
 
+def read_parts(folder: Path, probe_frames: int, seed: int, device: torch.device) -> Parts:
+    """Some training frames to score by, others to probe by, and the validation part."""
+    parts = split(find_frames(folder))
+    frames = parts["train"]
+    n = min(probe_frames, len(frames) // 2)
+    if n < 2 or not parts["validation"]:
+        raise RunError(f"{folder}: too few frames, 10 single-signal ones are needed")
+    order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed)).tolist()
+    images, labels = read_tensors([frames[i] for i in order[: 2 * n]])
+    scoring, probing = Batch(images[:n], labels[:n]), Batch(images[n:], labels[n:])
+    validation = Batch(*read_tensors(parts["validation"]))
+    return Parts(frames, scoring, probing, validation, class_weights(labels).to(device))
+
+
 # ---- judging -------------------------------------------------------------------------------------------------------
 
 
-def batches_of(images: torch.Tensor, device) -> list[torch.Tensor]:
-    """uint8 (N, 3, H, W) -> normalised batches; a last one of a single frame is left out: batch norm wants two."""
-    parts = [part for part in images.split(BATCH) if len(part) > 1]
-    return [segmentation.normalise(part.to(device)).contiguous(memory_format=torch.channels_last) for part in parts]
+def batches_of(images: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    """uint8 (N, 3, H, W) -> normalised batches. A last one of a single frame is left out: batch norm needs two."""
+    return [segmentation.as_input(part.to(device)) for part in images.split(BATCH) if len(part) > 1]
 
 
-def weighted_loss(network: nn.Module, images, masks, weights) -> torch.Tensor:
-    """Class-weighted cross entropy of a batch, uint8 images and masks, averaged over pixels."""
-    x = segmentation.normalise(images.to(weights.device)).contiguous(memory_format=torch.channels_last)
-    return F.cross_entropy(network(x)["out"], masks.to(weights.device).long(), weights, ignore_index=IGNORE)
+def weighted_loss(network: nn.Module, batch: Batch, weights: torch.Tensor) -> torch.Tensor:
+    """Class-weighted cross entropy of a batch, uint8 images and labels, averaged over pixels."""
+    x, y = segmentation.as_input(batch.images.to(weights.device)), batch.labels.to(weights.device).long()
+    return F.cross_entropy(network(x)["out"], y, weights, ignore_index=IGNORE)
 
 
-def judge(network: nn.Module, images, masks, weights) -> dict:
-    """{"loss", "miou", "f1"} of frames in eval mode; the loss is averaged over frames."""
-    network.eval()
-    matrix, loss = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64), 0.0
-    with torch.no_grad():
-        for x, y in zip(images.split(BATCH), masks.split(BATCH), strict=True):
-            x = segmentation.normalise(x.to(weights.device)).contiguous(memory_format=torch.channels_last)
-            y = y.to(weights.device).long()
-            logits = network(x)["out"]
-            loss += F.cross_entropy(logits, y, weights, ignore_index=IGNORE).item() * len(y) / len(images)
-            matrix += metrics.confusion_matrix(logits.argmax(1), y, len(CLASSES), IGNORE).cpu()
-    values = metrics.scores(matrix, CLASSES)
-    return {"loss": loss, "miou": values["mean_iou"], "f1": values["mean_f1"]}
+def judge(network: nn.Module, batch: Batch, weights: torch.Tensor) -> dict:
+    """{"loss", "miou", "f1"} of frames in eval mode."""
+    values = evaluate(network, batch.images, batch.labels, weights, BATCH)
+    return {"loss": values["loss"], "miou": values["mean_iou"], "f1": values["mean_f1"]}
 
 
-def group_scores(args, network: nn.Module, graph: DependencyGraph, scoring, weights) -> dict:
-    """What each unit is worth, by the training frames kept for it."""
-    network.eval()
-    losses = (weighted_loss(network, x, y, weights) for x, y in zip(*(t.split(BATCH) for t in scoring), strict=True))
-    return importance.group_scores(network, graph.groups, args.criterion, losses, args.seed)
+def what_is_left(plan: Plan, network: nn.Module, whole: cost.Cost, of_macs: bool) -> int:
+    """Parameters or MACs that a plan leaves of a network."""
+    return cost.after(plan, network, whole)[of_macs]
 
 
-def probe(args, network: nn.Module, whole: cost.Cost, scoring, probing, weights) -> list[Entry]:
-    """Cut each entry alone and see what it saves and what it costs; the network stays as it is."""
-    graph = DependencyGraph(network, segmentation.normalise(probing[0][:1].to(args.device)))
-    scores = group_scores(args, network, graph, scoring, weights)
-    entries = find_entries(network, graph, args.preset)
-    base = judge(network, *probing, weights)
+def probe(network: nn.Module, whole: cost.Cost, parts: Parts, recipe: Recipe, score: Scorer) -> list[Entry]:
+    """Cut each entry alone and note what that saves and what it costs; the network stays as it is."""
+    device = parts.weights.device
+    graph = DependencyGraph(network, segmentation.normalise(parts.probing.images[:1].to(device)))
+    scores = score(network, graph, parts)
+    entries = find_entries(network, graph, recipe.preset)
+    base = judge(network, parts.probing, parts.weights)
     for entry in tqdm(entries, "probing", unit="entry", file=sys.stderr):
         # Published: 80%, repeated until nothing falls, then 50%, which ends at one channel of each group.
-        ratio, multiple = (0.5, args.multiple) if args.preset == "default" else (1.0, 1)
-        plan = graph.plan(0, scores, {group.name: ratio for group in entry.groups}, multiple, args.floor)
+        ratio, multiple = (0.5, recipe.multiple) if recipe.preset == "default" else (1.0, 1)
+        plan = graph.plan(0, scores, {group.name: ratio for group in entry.groups}, multiple, recipe.floor)
         pruned = prune(network, plan)
-        if args.preset == "default":
-            recalibrate_batch_norm(pruned, batches_of(scoring[0], args.device))
-        now = judge(pruned, *probing, weights)
+        if recipe.preset == "default":
+            recalibrate_batch_norm(pruned, batches_of(parts.scoring.images, device))
+        now = judge(pruned, parts.probing, parts.weights)
         entry.loss, entry.miou, entry.f1 = (now[key] - base[key] for key in ("loss", "miou", "f1"))
         left = cost.after(plan, network, whole)
         entry.parameters, entry.macs = (100 * (1 - a / b) for a, b in zip(left, whole[:2], strict=True))
-        log(args.out, entry=entry.name, loss=entry.loss, miou=entry.miou, parameters=entry.parameters, macs=entry.macs)
-    set_importance(args, entries)
+    set_importance(recipe, entries)
     return entries
 
 
-def find_entries(network: nn.Module, graph: DependencyGraph, preset: str) -> list[Entry]:
-    """Groups by the blocks whose layers make their channels, in the order of the network."""
-    blocks = [f"{part}.{name}" for part, module in network.named_children() for name, _ in module.named_children()]
-    heads = [part for part, _ in network.named_children() if part != "backbone"]
-    fixed = {blocks[0]} | {block for block in blocks if block.partition(".")[0] in heads and not block.endswith(".0")}
-    members = {}
-    for group in graph.groups:
-        tensors = [member.tensor for member in group.members if member.role == "out"] or [group.members[0].tensor]
-        makers = [block for block in blocks if any(tensor.startswith(f"{block}.") for tensor in tensors)]
-        if preset == "default" or (len(makers) == 1 and makers[0] not in fixed):
-            members.setdefault(tuple(makers), []).append(group)
-    entries = [Entry(" + ".join(makers), groups) for makers, groups in members.items()]
-    if not entries:
-        raise RunError("no channel of this network can be cut; python -m utils.dependency_graph MODEL tells why")
-    return entries
-
-
-# ---- choosing ------------------------------------------------------------------------------------------------------
-
-
-def set_importance(args, entries: list[Entry]) -> None:
-    """The n of each entry; see the docstring of this file."""
-    if args.preset == "default":
-        most = max(max(entry.loss for entry in entries), 1e-6)
-        saved = [max(entry.macs if args.target_macs else entry.parameters, 1e-6) for entry in entries]
-        values = [math.log(max(e.loss, 0.01 * most) / s) for e, s in zip(entries, saved, strict=True)]
-        low, high = min(values), max(values)
-        for entry, value in zip(entries, values, strict=True):
-            entry.importance = (value - low) / max(high - low, 1e-9)
-        return
-    change = sum(abs(entry.f1) for entry in entries) or 1.0
-    parameters, macs = sum(entry.parameters for entry in entries), sum(entry.macs for entry in entries)
-    values = []
-    for entry in entries:
-        if args.variant == "coded":
-            terms = 100 * abs(entry.f1) / change, 100 - entry.parameters, 100 - entry.macs
-        else:
-            terms = abs(entry.f1) / change, 1 - entry.parameters / parameters, 1 - entry.macs / macs
-        values.append(sum(weight * term for weight, term in zip((0.5, 0.3, 0.2), terms, strict=True)))
-    for entry, value in zip(entries, values, strict=True):
-        entry.importance = value / sum(values)
-
-
-def ratios_at(args, entries: list[Entry], t: float) -> dict[str, float]:
-    """{group: share of its channels to remove}. t is what grows the network, from 0 to `largest(args)`."""
-    if args.preset == "default":
-        ratios = [1 - min(1.0, t * math.exp(args.k * (entry.importance - 1))) for entry in entries]
-    else:
-        factors = [math.exp(-args.k * entry.importance) for entry in entries]
-        ratios = [round((1 - t) * factor / max(factors), 2) for factor in factors]
-    return {group.name: ratio for entry, ratio in zip(entries, ratios, strict=True) for group in entry.groups}
-
-
-def choose_plan(args, graph: DependencyGraph, entries: list[Entry], scores: dict, left, whole: cost.Cost, step: int):
-    """The plan of this step: by max_ratio, or by search for the t that meets the target within 2%.
-
-    left: function of a plan -> (parameters, MACs) that it leaves. whole: of the network before the first step.
-    """
-    macs, goal = bool(args.target_macs), args.target_macs or args.target_params
-    before = {group.name: group.size for entry in entries for group in entry.groups}
-    sizes = {
-        group.name: group.size for group in graph.groups
-    }  # smaller after the first step; what has one channel left
-
-    def plan_at(t: float, more: dict):
-        """Ratios are of the first network's widths, the plan is for the present one; `more`: widths of some groups."""
-        widths = {name: before[name] * (1 - ratio) for name, ratio in ratios_at(args, entries, t).items()} | more
-        ratios = {name: max(0.0, 1 - width / sizes[name]) for name, width in widths.items() if name in sizes}
-        return graph.plan(0, scores, ratios, args.multiple, args.floor)
-
-    if not goal:
-        return plan_at(1 - args.max_ratio, {})
-    goal = whole[macs] * (goal / whole[macs]) ** (step / args.steps)  # equal factors, if there are several steps
-    low, high, unit = 0.0, math.exp(args.k) if args.preset == "default" else 1.0, "MACs" if macs else "parameters"
-    least, most = (left(plan_at(t, {}))[macs] for t in (low, high))
-    if not least * (1 - TOLERANCE) <= goal <= most * (1 + TOLERANCE):
-        raise RunError(
-            f"a target of {goal:.4g} {unit} is out of reach: with this preset the network can have {least} to {most}; "
-            "choose a target in between, or change --floor and --multiple"
-        )
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if left(plan_at(middle, {}))[macs] <= goal else (low, middle)
-    # Widths move in steps, so give single groups one step more, the most valuable first, while the target allows.
-    more, plan = {}, plan_at(low, {})
-    for group in (g for entry in sorted(entries, key=lambda entry: -entry.importance) for g in entry.groups):
-        kept = next((row["kept"] for row in plan.groups if row["name"] == group.name), math.inf) + args.multiple
-        if kept <= sizes.get(group.name, 0) and left(plan)[macs] < goal * (1 - TOLERANCE / 4):
-            wider = plan_at(low, more | {group.name: kept})
-            if left(wider)[macs] <= goal * (1 + TOLERANCE / 4):
-                more, plan = more | {group.name: kept}, wider
-    if abs(left(plan)[macs] - goal) > TOLERANCE * goal:
-        raise RunError(f"{left(plan)[macs]} is the nearest to {goal:.4g} {unit} in steps of {args.multiple} channels: "
-                       "choose a smaller --multiple")  # fmt: skip
-    return plan
-
-
-def recover(args, network: nn.Module, training, weights, step: int) -> None:
-    """A short training between two cuts, in place: AdamW, a learning rate that falls to 0, flips in frequency."""
-    images, masks = training
+def recover(network: nn.Module, parts: Parts, steps: int, seed: int) -> float:
+    """A short training between two cuts, in place: AdamW, a rate that falls to 0, flips in frequency; the last loss."""
+    images, labels = read_tensors(parts.training)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.01)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: 0.5 + 0.5 * math.cos(math.pi * i / args.recovery)
-    )
-    generator = torch.Generator().manual_seed(1000 * args.seed + step)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 + 0.5 * math.cos(math.pi * i / steps))
+    generator = torch.Generator().manual_seed(seed)
     network.train()
-    for _ in tqdm(range(args.recovery), f"recovery {step}", unit="step", file=sys.stderr):
+    for _ in tqdm(range(steps), "recovery", unit="step", file=sys.stderr):
         batch = torch.randint(len(images), (BATCH,), generator=generator)
-        x, y = images[batch], masks[batch]
+        x, y = images[batch], labels[batch]
         if torch.rand((), generator=generator) < 0.5:
             x, y = x.flip(-1), y.flip(-1)
-        loss = weighted_loss(network, x, y, weights)
+        loss = weighted_loss(network, Batch(x, y), parts.weights)
         if not loss.isfinite():
-            raise RunError(f"the loss is {loss.item()} in the training after cut {step}: try more --steps")
+            raise RunError(f"the loss is {loss.item()} in the training between two cuts: try more --steps")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
-    log(args.out, step=step, loss=loss.item())
     network.eval()
+    return loss.item()
 
 
 # ---- reporting -----------------------------------------------------------------------------------------------------
 
 
-def sizes_and_speed(costs: dict, nominal, pruned, dense_data: dict, pruned_data: dict, x) -> dict:
+def sizes_and_speed(costs: dict, nominal: nn.Module, pruned: nn.Module, saved: dict, x: torch.Tensor) -> dict:
     """Parameters, MACs, bytes and latency, with every ratio against the nominal and the live network."""
     result = {name: {"parameters": value.parameters, "macs": value.macs} for name, value in costs.items()}
-    result["nominal"]["bytes"], result["pruned"]["bytes"] = map(cost.saved_bytes, (dense_data, pruned_data))
+    dense = describe(nominal, saved["factory"], saved["arguments"])
+    result["nominal"]["bytes"], result["pruned"]["bytes"] = cost.saved_bytes(dense), cost.saved_bytes(saved)
     for name in ("nominal", "live"):
         for key in ("parameters", "macs"):
             result["pruned"][f"{name}_{key}_ratio"] = result[name][key] / result["pruned"][key]
@@ -405,19 +304,10 @@ def write_table(folder: Path, entries: list[Entry]) -> None:
     print(f"{head[0]:{width}}" + "".join(f"{title:>13}" for title in head[1:]))
     for name, channels, *values in rows:
         print(f"{name:{width}}{channels:13d}" + "".join(f"{value:13.4f}" for value in values))
-
-    line, left, bar = 16, 8 * width + 16, 200
-    picture = Image.new("RGB", (left + 2 * bar + 24, (len(entries) + 1) * line + 8), "white")
-    draw = ImageDraw.Draw(picture)
-    for column, title in enumerate(("importance", "ratio removed")):
-        draw.text((left + column * (bar + 12), 2), title, fill="black")
     largest = max(entry.importance for entry in entries) or 1.0
-    for row, entry in enumerate(entries, 1):
-        draw.text((4, row * line), entry.name, fill="black")
-        for column, share in enumerate((entry.importance / largest, entry.ratio)):
-            corner = left + column * (bar + 12), row * line
-            draw.rectangle((*corner, corner[0] + round(share * bar), corner[1] + line - 4), fill=(70, 130, 180))
-    pictures.save(picture, folder / "table.png")
+    columns = {"importance": [entry.importance / largest for entry in entries]}
+    columns["ratio removed"] = [entry.ratio for entry in entries]
+    pictures.save(pictures.bars([entry.name for entry in entries], columns), folder / "table.png")
 
 
 def summary(result: dict, folder: Path) -> str:

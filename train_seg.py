@@ -1,24 +1,22 @@
 """Train a spectrogram segmentation network: which pixels are noise, 5G NR, LTE.
 
     python train_seg.py                                                  # makes 270 frames, trains on them
-    python train_seg.py --data-dir datasets/spectrum_sensing --out runs/teacher          # the full set
+    python train_seg.py --data-dir datasets/spectrum_sensing --out runs/teacher          # the full set: an hour
     python train_seg.py --data-dir datasets/spectrum_sensing --out runs/teacher --resume # after an interruption
     python train_seg.py --checkpoint weights/seg_teacher.pt --lr 3e-4 --data-dir MY_FRAMES          # train it further
-    python train_seg.py --eval-only weights/seg_teacher.pt --data-dir MY_FRAMES          # score any folder of frames
     torchrun --nproc-per-node=2 train_seg.py --data-dir datasets/spectrum_sensing        # several devices
 
 DeepLabV3 on MobileNetV3-Large (Chen 2017, Howard 2019) as torchvision has it, 11.02 M parameters, from scratch. The
-best epoch is chosen on the validation part; test, combined and other frames are scored once, at the end, with standard
-channels fitted to the network's bands (utils/bands.py) and without. The run's folder (runs/seg unless --out names
-another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
+best epoch is chosen on the validation part. Test, combined and other frames are scored once, at the end, with standard
+channels fitted to the network's bands (utils/bands.py) and without. `python evaluate.py runs/seg/best.pt` scores the
+network on other frames. The run's folder (runs/seg unless --out names another) gets config.json, log.jsonl, last.pt,
+best.pt, result.json and pictures/.
 """
 
 import argparse
 import hashlib
-import math
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,54 +26,48 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import DataError, augment
-from data.lte_nr import standard_channels
-from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
-from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, frame_snr, read_tensors, split
+from data.spectrogram import PARULA
+from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, read_tensors, split
 from data.synthetic import default_set
 from models import ModelError, segmentation
-from models.fast_layers import cut_dead_taps, speed_up
-from models.rebuild import describe, rebuild
-from utils import bands, checkpoint, metrics, pictures, release
+from models.fast_layers import speed_up
+from models.rebuild import rebuild
+from utils import checkpoint, release
+from utils.evaluation import evaluate, recalibrate, report
 from utils.runs import (
+    Processes,
     RunError,
     StopSignal,
-    command,
+    check_loss,
+    config_of,
     cut_log,
+    decisive,
     first_process,
     gather,
     join_processes,
     log,
     mean_over_processes,
-    provenance,
     run,
     start,
-    sum_over_processes,
-    write_json,
 )
-from utils.training import bf16_autocast, epoch_order, make_optimizer, recalibrate_batch_norm
+from utils.training import Batch, TrainingSet, bf16_autocast, epoch_order, make_optimizer
 
-ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
+ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # faults that a user can mend: one sentence, exit code 2
 PRESETS = {
     "default": {"epochs": 11, "batch_size": 8, "lr": 1e-3},
     "published": {"epochs": 10, "batch_size": 4, "lr": 0.02},
 }
-RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on after each epoch
-HANDED_ON = ("kind", "classes", "frame_size", "seed", "command", "epoch", "validation")  # beside the network
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument(
-        "--more-frames", type=Path, nargs="+", default=[], metavar="DIR", help="train on all frames of these as well"
-    )
-    parser.add_argument("--out", type=Path, help="run folder, default runs/seg; with --eval-only default none")
+    parser.add_argument("--more-frames", type=Path, nargs="+", default=[], metavar="DIR", help="train on these as well")
+    parser.add_argument("--out", type=Path, default=Path("runs/seg"), help="run folder, default runs/seg")
     parser.add_argument("--model", choices=segmentation.FACTORIES, default="deeplabv3_mobilenet_v3_large")
     parser.add_argument("--checkpoint", type=Path, help="start from this network instead of new weights")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
-    parser.add_argument(
-        "--mirror", action="store_true", help="augment by flips in frequency, not by other frames' carriers"
-    )
+    parser.add_argument("--mirror", action="store_true", help="augment by flips in frequency, add no carriers")
     parser.add_argument("--epochs", type=int, help=f"default {_defaults('epochs')}")
     parser.add_argument("--batch-size", type=int, help=f"for each process, default {_defaults('batch_size')}")
     parser.add_argument("--lr", type=float, help=f"highest learning rate, default {_defaults('lr')}")
@@ -85,7 +77,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train-on-combined", type=float, default=0.0, metavar="SHARE", help="of LTE_NR, 0 to 1")
     parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="a kill loses at most these")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--eval-only", type=Path, metavar="CHECKPOINT", help="score it on all frames of --data-dir")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
@@ -108,11 +99,10 @@ def _defaults(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    rank, world, device = join_processes(args.device)
-    if args.eval_only:
-        return score_folder(args, device, rank, world)
+    processes = join_processes(args.device)
+    rank, world, device = processes
 
-    # Data
+    # Data: the training and validation parts in memory, pictures as levels of the colormap
     if args.data_dir is None:
         args.data_dir = first_process(lambda: default_set(args.workers), DataError)
     frames = find_frames(args.data_dir)
@@ -120,54 +110,67 @@ def main(argv: list[str] | None = None) -> int:
     parts = split(frames, train_on_combined=args.train_on_combined, more=more)
     if not parts["validation"] or not parts["test"]:
         raise RunError(f"{args.data_dir}: {len(frames)} frames are too few to split, 10 single-signal ones are needed")
-
-    images, masks = read_tensors(parts["train"], progress=rank == 0)
+    images, labels = read_tensors(parts["train"], progress=rank == 0)
     palette = None
     if args.preset == "default":
         images, palette = augment.as_levels(images, torch.from_numpy(PARULA))
         if palette is None and rank == 0:
             print("training pictures are not all in parula colours: no level jitter")
-    validation = read_tensors(parts["validation"], progress=rank == 0)
+    training = TrainingSet(images, labels, palette, class_weights(labels))
+    validation = Batch(*read_tensors(parts["validation"], progress=rank == 0))
 
-    # Model; where the run was, if it goes on
-    args.out = args.out or Path("runs/seg")
+    # Model, and the state of the run if it goes on
     torch.manual_seed(args.seed)
     state = checkpoint.load(args.out / "last.pt") if args.resume and (args.out / "last.pt").exists() else None
-    network = rebuild(state) if state else first_network(args)
+    if state:
+        network = rebuild(state)
+    elif args.checkpoint:
+        network = given_network(args.checkpoint, segmentation.factory(args.model, len(CLASSES), args.aux_loss))
+    else:
+        network = new_network(args.model, args.preset, args.pretrained_backbone, args.aux_loss)
 
     # The run's folder: written only now that everything could be read and built
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    config["more_frames"] = [str(folder) for folder in args.more_frames]
-    config |= {"processes": world, "training_frames": len(parts["train"]), "command": command()}
-    config["training_pictures_sha256"] = hashlib.sha256(images.numpy()).hexdigest()
-    same = ("model", "preset", "epochs", "batch_size", "lr", "seed", "mirror", "pretrained_backbone", "aux_loss")
-    same += ("processes", "checkpoint", "train_on_combined", "training_frames", "training_pictures_sha256")
-    first_process(lambda: start(args.out, config, args.resume, same), RunError)
+    digest = hashlib.sha256(images.numpy()).hexdigest()
+    config = config_of(args, processes=world, training_frames=len(images), training_pictures_sha256=digest)
+    first_process(lambda: start(args.out, config, args.resume, decisive(config)), RunError)
 
+    # Train
     with StopSignal() as stop:
-        finished = train(args, network, state, (images, masks, palette), validation, device, rank, world, stop)
+        finished = train(args, network, state, training, validation, processes, stop)
     if not finished:
         if rank == 0:
             print(f"stopped; {args.out}/last.pt holds everything, go on with --resume", file=sys.stderr)
         return 130
 
-    # Report the best epoch, once
+    # Report the best epoch, once: as it is, or as it is handed on
     best = checkpoint.load(args.out / "best.pt")
     sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
-    report(args, best, sets, device, rank, world, (images, masks, palette))
+    if args.save_weights:
+        best = release.released(best, training, device)
+    facts = report(best, sets, args.data_dir, args.out, device)
+    if args.save_weights:
+        release.write(args.save_weights, best, facts)
     return 0
 
 
-def train(args, network, state, training, validation, device, rank: int, world: int, stop: StopSignal) -> bool:
-    """The training loop; False if `stop` was requested, with everything saved in last.pt."""
-    images, masks, palette = training
-    weights = class_weights(masks).to(device)
-    images, masks = images.to(device), masks.to(device)  # uint8: the whole set fits
-    size = masks.shape[1:]
-    as_they_are = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
-    steps = max(1, len(images) // (args.batch_size * world))
+def train(
+    args: argparse.Namespace,
+    network: nn.Module,
+    state: dict | None,
+    training: TrainingSet,
+    validation: Batch,
+    processes: Processes,
+    stop: StopSignal,
+) -> bool:
+    """The training loop. False if `stop` was requested; last.pt then has everything that going on needs."""
+    rank, world, device = processes
+    images, labels = training.images.to(device), training.labels.to(device)  # uint8: the whole set fits
+    weights = training.weights.to(device)
+    steps = max(1, len(images) // (args.batch_size * world))  # of an epoch
     augmented = args.preset == "default"
+    name, arguments = segmentation.factory(args.model, len(CLASSES), args.aux_loss)
 
+    # Network and optimizer; a resumed run goes on with their state
     network = speed_up(network).to(device, memory_format=torch.channels_last)
     optimizer, scheduler = make_optimizer(network, args.lr, args.epochs, steps, args.preset == "published")
     first_epoch, first_step, loss_sum, best = 0, 0, 0.0, -1.0
@@ -182,27 +185,29 @@ def train(args, network, state, training, validation, device, rank: int, world: 
     if rank == 0:
         cut_log(args.out, first_epoch)
 
+    def save(name_of_file: str, **more) -> None:
+        data = release.saved(network, name, arguments, args.seed, labels.shape[1:])
+        checkpoint.save(args.out / name_of_file, data | more)
+
     def save_last(epoch: int, step: int, loss_sum: float) -> None:
         rng = gather(checkpoint.rng_state())
         if rank == 0:
-            place = {"epoch": epoch, "step": step, "loss_sum": loss_sum, "best": best, "rng": rng}
-            inner = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-            checkpoint.save(args.out / "last.pt", saved(network, args, size) | place | inner)
+            inner = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "rng": rng}
+            save("last.pt", epoch=epoch, step=step, loss_sum=loss_sum, best=best, **inner)
 
     for epoch in range(first_epoch, args.epochs):
         order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch)
-        # Half of the time axis costs less than half of the work; the last epochs see whole frames.
+        # Half of the time axis costs less than half of the work. The last epochs see whole frames.
         cropped = augmented and epoch < args.epochs * 5 // 6
-        rows = masks.shape[1] // 2 if cropped else masks.shape[1]
+        rows = labels.shape[1] // 2 if cropped else labels.shape[1]
         model.train()
         began = time.perf_counter()
-        for step in tqdm(
-            range(first_step, steps), f"epoch {epoch + 1}/{args.epochs}", unit="step", disable=rank > 0, file=sys.stderr
-        ):
+        todo = range(first_step, steps)
+        for step in tqdm(todo, f"epoch {epoch + 1}/{args.epochs}", unit="step", disable=rank > 0, file=sys.stderr):
             batch = order[step * world + rank :: steps * world].to(device)
-            x, y = prepare(images[batch], masks[batch], palette, augmented, rows, args.mirror)
+            x, y, _ = prepare(Batch(images[batch], labels[batch]), training.palette, augmented, rows, args.mirror)
             with autocast:
-                logits = model(x)
+                logits = model(x)  # {"out": (B, 3, rows, W)}
                 loss = F.cross_entropy(logits["out"].float(), y, weights, ignore_index=IGNORE)
                 if "aux" in logits:
                     loss = loss + 0.5 * F.cross_entropy(logits["aux"].float(), y, weights, ignore_index=IGNORE)
@@ -211,11 +216,7 @@ def train(args, network, state, training, validation, device, rank: int, world: 
             if augmented:
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             value, asked = mean_over_processes([loss.item(), float(stop.requested)])
-            if not math.isfinite(value):
-                raise RunError(
-                    f"the loss is {value} in epoch {epoch + 1}, step {step + 1}: try a smaller --lr; "
-                    f"{args.out}/last.pt, if there, is from before"
-                )
+            check_loss(value, epoch, step, args.out)
             optimizer.step()
             scheduler.step()
             loss_sum += value
@@ -226,16 +227,13 @@ def train(args, network, state, training, validation, device, rank: int, world: 
         trained = (steps - first_step) * args.batch_size * world / (time.perf_counter() - began)
 
         # Choose on the validation part
-        if augmented:  # batch norm's own statistics remember the last ten batches, of shifted and jittered frames
-            shown = (segmentation.as_input(part, palette) for part in as_they_are.split(16) if len(part) > 1)
-            recalibrate_batch_norm(network, shown)
-        predict = partial(segmentation.predict, network.eval())
-        result = metrics.scores(frame_matrices(predict, *validation, rank, world).sum(0), CLASSES)
+        if augmented:
+            recalibrate(network, training)
+        result = evaluate(network, validation.images, validation.labels)
         if result["mean_iou"] > best:
             best = result["mean_iou"]
             if rank == 0:
-                chosen = {"epoch": epoch + 1, "validation": result}
-                checkpoint.save(args.out / "best.pt", saved(network, args, size) | chosen)
+                save("best.pt", epoch=epoch + 1, validation=result)
         if rank == 0:
             line = {"epoch": epoch + 1, "loss": loss_sum / steps, "lr": scheduler.get_last_lr()[0]}
             line |= {"validation_miou": result["mean_iou"], "images_per_second": round(trained, 2)}
@@ -246,15 +244,19 @@ def train(args, network, state, training, validation, device, rank: int, world: 
     return True
 
 
-def first_network(args) -> nn.Module:
-    if args.checkpoint:
-        data = checkpoint.load(args.checkpoint)
-        expected = segmentation.factory(args.model, len(CLASSES), args.aux_loss)
-        if data.get("kind") != "segmentation" or (data["factory"], data["arguments"]) != expected:
-            raise RunError(f"{args.checkpoint}: not a {args.model} of train_seg.py; name the network with --model")
-        return rebuild(data)
-    network = segmentation.build(args.model, len(CLASSES), args.pretrained_backbone, args.aux_loss)
-    if args.preset == "default":
+def given_network(path: Path, expected: tuple[str, dict]) -> nn.Module:
+    """The network of --checkpoint; `expected` are its factory and arguments, as --model and --aux-loss name them."""
+    data = release.load_segmentation(path)
+    if (data["factory"], data["arguments"]) != expected:
+        name = expected[0].rpartition(".")[2]
+        raise RunError(f"{path}: not a {name} of train_seg.py; name the network with --model")
+    return rebuild(data)
+
+
+def new_network(model: str, preset: str, pretrained_backbone: bool = False, aux_loss: bool = False) -> nn.Module:
+    """A network with new weights, from torch's random state."""
+    network = segmentation.build(model, len(CLASSES), pretrained_backbone, aux_loss)
+    if preset == "default":
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = 0.1  # torchvision's MobileNetV3 has .01: statistics lag in a training this short
@@ -262,92 +264,20 @@ def first_network(args) -> nn.Module:
     return network
 
 
-def saved(network: nn.Module, args, size: torch.Size) -> dict:
-    """A network as models.rebuild reads it, where it comes from, and the (height, width) of its frames."""
-    name, arguments = segmentation.factory(args.model, len(CLASSES), args.aux_loss)
-    origin = {"kind": "segmentation", "classes": list(CLASSES), "seed": args.seed, "command": command()}
-    origin["frame_size"] = list(size)
-    return describe(network, name, arguments) | origin
+def prepare(batch: Batch, palette: torch.Tensor | None, augmented: bool, rows: int, mirror: bool = False) -> Batch:
+    """What the network is trained on: frames augmented, cut to some rows and normalised.
 
-
-def prepare(images, masks, palette: torch.Tensor | None, augmented: bool, rows: int, mirror: bool = False):
-    """uint8 levels (B, H, W) or pictures (B, 3, H, W), and masks -> float (B, 3, rows, W), int64 masks (B, rows, W)."""
+    Images uint8 (B, H, W) or (B, 3, H, W) become float (B, 3, rows, W), labels int64 (B, rows, W).
+    """
+    images, labels = batch.images, batch.labels
     if augmented:
-        images, masks = augment.shift_and_flip(images, masks, augment.draw_geometry(*masks.shape, mirror))
-        images, masks = images[..., :rows, :], masks[:, :rows]
+        images, labels = augment.shift_and_flip(images, labels, augment.draw_geometry(*labels.shape, mirror))
+        images, labels = images[..., :rows, :], labels[:, :rows]
     if palette is not None:
         if not mirror:
-            images, masks = augment.add_carriers(images, masks)
+            images, labels = augment.add_carriers(images, labels)
         images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
-    return segmentation.as_input(images, palette), masks.long()
-
-
-def frame_matrices(predict, images, masks, rank: int, world: int):
-    """Confusion matrices int64 (N, 3, 3) of all frames in float32; each process looks at its share."""
-    return sum_over_processes(metrics.frame_matrices(predict, images, masks, range(rank, len(images), world)))
-
-
-def report(args, data: dict, sets: dict, device: torch.device, rank: int, world: int, training=None) -> None:
-    """Score a saved network on sets of frames: table on stdout, result.json and pictures in --out, --save-weights."""
-    undone = None
-    if args.save_weights:  # what is reported is then what that file holds: no dead taps, half precision
-        network = rebuild(data)
-        if training:
-            images, masks, palette = training
-            judged = rebuild(data).eval().to(device, memory_format=torch.channels_last)
-            looked_at = partial(segmentation.logits, judged, palette=palette)
-            undone, shift = release.best_shift(looked_at, images, masks, class_weights(masks))
-            segmentation.add_to_logits(network, shift)
-        cut_dead_taps(network, tuple(data.get("frame_size", (SIZE, SIZE))))
-        kept = {key: data[key] for key in HANDED_ON if key in data}
-        data = kept | describe(network, data["factory"], data["arguments"])
-        data["state_dict"] = checkpoint.halve(data["state_dict"])
-    network = rebuild(data).eval().to(device, memory_format=torch.channels_last)
-    size = data.get("frame_size")
-    alone = partial(segmentation.predict, network, size=size)
-    levels_of = partial(augment.as_levels, palette=torch.from_numpy(PARULA))
-    looked_at = partial(segmentation.logits, network)
-    fitted = bands.predictor(looked_at, levels_of, standard_channels(CLASSES, HZ_PER_PIXEL))
-    scored, without_fit = {}, {}
-    for title, frames in sets.items():
-        images, masks = read_tensors(frames, progress=rank == 0)
-        if rank == 0 and size and size != list(masks.shape[1:]):
-            print(f"{title}: {masks.shape[1]} x {masks.shape[2]} pixels, shown to a network of {size[0]} x {size[1]}")
-        predict = fitted if [*masks.shape[1:]] == [SIZE, SIZE] == (size or [SIZE, SIZE]) else alone
-        groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
-        for way, result in ((predict, scored), (alone, without_fit)):
-            by_frame = frame_matrices(way, images, masks, rank, world)
-            result |= metrics.score_groups(by_frame, groups, CLASSES)
-        if rank == 0 and args.out:
-            everything = [frame.name for frame in frames], images, masks, predict
-            pictures.draw_set(args.out / "pictures", title, *everything, scored[title]["confusion_matrix"], CLASSES)
-    if rank > 0:
-        return
-    print(metrics.table(scored, CLASSES))
-    if without_fit != scored:
-        print("network alone, no channel fitted:", metrics.table(without_fit, CLASSES), sep="\n")
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    facts = provenance(data, device) | {"parameters": parameters, "class_weights_undone": undone}
-    facts |= {"sets": scored, "network_alone": without_fit}
-    if args.out:
-        write_json(args.out / "result.json", facts)
-        print(f"{args.out}/result.json has all of it, {args.out}/pictures some frames")
-    if args.save_weights:
-        checkpoint.save_weights(args.save_weights, data, facts)
-        print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e6:.1f} MB")
-
-
-def score_folder(args, device: torch.device, rank: int, world: int) -> int:
-    """--eval-only: every frame of a folder, whatever family it is of; nothing is split."""
-    if args.data_dir is None:
-        args.data_dir = first_process(lambda: default_set(args.workers), DataError)
-    if args.out and (args.out / "last.pt").exists():
-        raise RunError(f"{args.out} holds a training run, its result.json is its own: choose another folder with --out")
-    data = checkpoint.load(args.eval_only)
-    if data.get("kind") != "segmentation":
-        raise RunError(f"{args.eval_only}: not a segmentation network; name a file of train_seg.py, or train one")
-    report(args, data, {"all": find_frames(args.data_dir)}, device, rank, world)
-    return 0
+    return Batch(segmentation.as_input(images, palette), labels.long())
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@
     python -m experiments.compression --table                           # only print what is there
 
 Each row prunes the teacher (prune_seg.py), retrains the result (distill_seg.py) and scores it on test, combined and
-field frames. All rows see the same number of frames in batches of the same size, so they have equally many steps; the
+field frames. All rows see the same number of frames in batches of the same size, so they have equally many steps. The
 published recipe is therefore run with batch 8 and fewer epochs than the 30 of the study. A finished row is one JSON in
-experiments/results/compression, with its hardware and commands: interrupt at will, go on later or on another machine.
-At 3 epochs of the default set's 2,880 frames a row takes 4 to 22 minutes on one core, 12 in the mean on a busy one, and
-all with three seeds seven hours; on two cores start two processes with different --rows (a size each, as they would
-prune it twice), three and a half.
+experiments/results/compression, with its hardware and commands. If that folder has rows of another teacher, the new
+ones go to a folder beside it, with the beginning of the teacher's SHA-256 in its name. The same command goes on after
+an interruption, also on another machine. At 3 epochs of the default set's 2,880 frames a row takes 4 to 22 minutes on
+one core, and all rows with three seeds take seven hours. On two cores start two processes with different --rows: three
+and a half hours. Give each process sizes of its own, since both would prune a size that they share.
 """
 
 import argparse
@@ -20,20 +21,21 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
 
 from data import DataError
-from data.spectrum_sensing import CLASSES, find_frames, frame_snr, read_tensors, split
+from data.spectrum_sensing import find_frames, split
 from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps
 from models.rebuild import build, describe, rebuild
-from utils import checkpoint, metrics, pictures
+from utils import checkpoint, pictures, release
 from utils.cost import count, latency, saved_bytes
+from utils.evaluation import report
 from utils.runs import RunError, command, hardware, run, write_json
 
 PRUNED = {  # what prune_seg.py is asked for
@@ -59,70 +61,106 @@ ROWS = [
     ("ours 110 K", ("KD",)),
 ]
 SETS = {"test": "test", "test, single-signal": "single", "test, FIELD": "field", "combined": "combined"}
+RESULTS = Path("experiments/results/compression")
 COLOURS = ["#1f6fb4", "#d9541a", "#3a9a4a", "#8a4fb0", "#8c6a3f", "#20a0a0"]  # of the ways, in turn
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--teacher", type=Path, default=Path("weights/seg_teacher.pt"))
+    parser.add_argument("--teacher", type=Path, default=release.shipped("seg_teacher.pt"))
     parser.add_argument("--rows", default="", metavar="WORDS", help="only rows whose name has these words")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=3, help="of every row, default 3")
     parser.add_argument("--batch-size", type=int, default=8, help="of every row, default 8")
     parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--results", type=Path, default=Path("experiments/results/compression"))
-    parser.add_argument("--out", type=Path, default=Path("runs/compression"), help="the runs' folders")
+    parser.add_argument("--results", type=Path, help=f"folder of the rows, default {RESULTS} or one beside it")
+    parser.add_argument("--out", type=Path, help="the runs' folders, default runs/ and the name of --results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
     return parser.parse_args(argv)
 
 
+class Setup(NamedTuple):
+    """What all rows have in common."""
+
+    data_dir: Path
+    teacher: Path
+    device: str
+    epochs: int
+    batch_size: int
+    out: Path
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    names = [(size, way) for size, ways in ROWS for way in ways if args.rows in f"{size}, {way}"]
+    if not names:
+        raise RunError(f"no row has {args.rows!r} in its name: see PRUNED and WAYS in experiments/compression.py")
+
+    # Where the rows go: everything that can be refused is refused before frames are made
+    digest = checkpoint.sha256(args.teacher)
+    results = args.results or results_of(digest)
+    if args.table and not args.results and teacher_of(results) is None:
+        results = RESULTS
     if not args.table:
-        args.data_dir = args.data_dir or default_set(args.workers)
-        teacher = args.results / "teacher.json"
-        if not teacher.exists():
+        release.load_segmentation(args.teacher)
+        if teacher_of(results) not in (None, digest):
+            raise RunError(f"{results} has rows of another teacher than {args.teacher}: choose another --results")
+        print(f"rows go to {results}", flush=True)
+
+    # Rows that are not there yet
+    if not args.table:
+        data_dir, out = args.data_dir or default_set(args.workers), args.out or Path("runs") / results.name
+        setup = Setup(data_dir, args.teacher, args.device, args.epochs, args.batch_size, out)
+        if teacher_of(results) is None:
             print(f"scoring {args.teacher}", flush=True)
-            write_json(teacher, score_teacher(args) | {"sha256": checkpoint.sha256(args.teacher)})
-        if json.loads(teacher.read_text())["sha256"] != checkpoint.sha256(args.teacher):
-            raise RunError(f"{args.results} has rows of another teacher than {args.teacher}: choose another --results")
-        names = [(size, way) for size, ways in ROWS for way in ways if args.rows in f"{size}, {way}"]
-        if not names:
-            raise RunError(f"no row has {args.rows!r} in its name: see PRUNED and WAYS in experiments/compression.py")
+            write_json(results / "teacher.json", score_teacher(setup) | {"sha256": digest})
         for seed in args.seeds:  # a first figure for every row before the second of any
             for size, way in names:
-                path = args.results / f"{slug(size)}_{slug(way)}_epochs{args.epochs}_seed{seed}.json"
+                path = results / f"{slug(size)}_{slug(way)}_epochs{args.epochs}_seed{seed}.json"
                 if not path.exists():
                     print(f"{size}, {way}, seed {seed}", flush=True)
-                    write_json(path, run_row(args, size, way, seed))
+                    write_json(path, run_row(setup, size, way, seed))
                 elif json.loads(path.read_text())["batch_size"] != args.batch_size:
                     raise RunError(f"{path} is of another --batch-size: choose another --results and --out")
-    rows = [json.loads(path.read_text()) for path in sorted(args.results.glob("*_seed*.json"))]
-    if not (args.results / "teacher.json").exists():
-        raise RunError(f"{args.results} has no rows yet: leave --table out")
-    teacher = json.loads((args.results / "teacher.json").read_text())
+
+    # The tables
+    if teacher_of(results) is None:
+        raise RunError(f"{results} has no rows yet: leave --table out")
+    rows = [json.loads(path.read_text()) for path in sorted(results.glob("*_seed*.json"))]
+    teacher = json.loads((results / "teacher.json").read_text())
     print(table(teacher, rows))
     print(snr_table(teacher, rows))
-    pictures.save(picture(teacher, rows), args.results / "miou_macs.png")
-    print(f"{args.results}/miou_macs.png: mIoU against MACs")
+    pictures.save(picture(teacher, rows), results / "miou_macs.png")
+    print(f"{results}/miou_macs.png: mIoU against MACs")
     return 0
+
+
+def teacher_of(results: Path) -> str | None:
+    """SHA-256 of the teacher that the rows in a folder are of; None if there are no rows."""
+    path = results / "teacher.json"
+    return json.loads(path.read_text())["sha256"] if path.exists() else None
+
+
+def results_of(digest: str) -> Path:
+    """The default folder of a teacher's rows."""
+    return RESULTS if teacher_of(RESULTS) in (None, digest) else RESULTS.with_name(f"{RESULTS.name}_{digest[:8]}")
 
 
 def slug(text: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in text.lower()).replace("__", "_")
 
 
-def run_row(args, size: str, way: str, seed: int) -> dict:
+def run_row(setup: Setup, size: str, way: str, seed: int) -> dict:
     """Prune if that is not done yet, retrain, and gather what the table needs."""
-    common = ["--data-dir", str(args.data_dir), "--teacher", str(args.teacher), "--device", args.device, "--resume"]
-    pruned = args.out / slug(size)
+    common = ["--data-dir", str(setup.data_dir), "--teacher", str(setup.teacher), "--device", setup.device, "--resume"]
+    pruned = setup.out / slug(size)
     prune = ["prune_seg.py", *PRUNED[size], "--out", str(pruned), *common]
     call(prune)  # nothing to do if it is done; refused if it was another teacher's
-    out = args.out / f"{slug(size)}_{slug(way)}_epochs{args.epochs}_seed{seed}"
+    out = setup.out / f"{slug(size)}_{slug(way)}_epochs{setup.epochs}_seed{seed}"
     preset = ["--preset", "published"] if size.startswith("published") else ["--mirror"]  # one recipe for all rows
-    budget = ["--epochs", str(args.epochs), "--batch-size", str(args.batch_size), "--seed", str(seed)]
+    budget = ["--epochs", str(setup.epochs), "--batch-size", str(setup.batch_size), "--seed", str(seed)]
     student = ["--student", str(pruned / "pruned.pt"), "--out", str(out)]
     distill = ["distill_seg.py", *preset, *WAYS[way], *budget, *student, *common]
     begun, began = (out / "last.pt").exists(), time.perf_counter()
@@ -131,12 +169,12 @@ def run_row(args, size: str, way: str, seed: int) -> dict:
     data = checkpoint.load(out / "best.pt")
     result = json.loads((out / "result.json").read_text())
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    facts = {"size": size, "way": way, "seed": seed, "epochs": args.epochs, "batch_size": args.batch_size}
+    facts = {"size": size, "way": way, "seed": seed, "epochs": setup.epochs, "batch_size": setup.batch_size}
     facts |= {"frames": json.loads((out / "config.json").read_text())["training_frames"], "minutes": minutes}
     facts |= {"before_retraining": json.loads((pruned / "result.json").read_text()).get("validation")}
     facts |= {"log": log, **costs(data), "sets": short(result["network_alone"])}
     commands = [checkpoint.load(pruned / "pruned.pt")["command"], data["command"]]
-    return facts | {"commands": commands, "hardware": hardware(args.device), "torch": torch.__version__}
+    return facts | {"commands": commands, "hardware": hardware(setup.device), "torch": torch.__version__}
 
 
 def call(script: list[str]) -> None:
@@ -147,20 +185,14 @@ def call(script: list[str]) -> None:
         raise RunError(f"{script[0]} ended with exit code {done.returncode}: mend what it says above, then start again")
 
 
-def score_teacher(args) -> dict:
+def score_teacher(setup: Setup) -> dict:
     """The teacher on the same sets as every row."""
-    parts = split(find_frames(args.data_dir))
+    parts = split(find_frames(setup.data_dir))
     sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
-    data = checkpoint.load(args.teacher)
-    network = rebuild(data).eval().to(args.device, memory_format=torch.channels_last)
-    scored = {}
-    for title, frames in sets.items():
-        images, masks = read_tensors(frames)
-        by_frame = metrics.frame_matrices(partial(segmentation.predict, network), images, masks)
-        groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(args.data_dir, frames))
-        scored |= metrics.score_groups(by_frame, groups, CLASSES)
+    data = checkpoint.load(setup.teacher)
+    scored = report(data, sets, setup.data_dir, None, torch.device(setup.device))["network_alone"]
     facts = {"size": "dense teacher", "way": "", **costs(data), "sets": short(scored), "commands": [command()]}
-    return facts | {"hardware": hardware(args.device), "torch": torch.__version__}
+    return facts | {"hardware": hardware(setup.device), "torch": torch.__version__}
 
 
 def costs(data: dict) -> dict:

@@ -1,12 +1,12 @@
-"""Does it know 5G NR by other people's code? Frames of Sionna's PUSCH transmitter, scored by train_seg.py.
+"""Does it know 5G NR by other people's code? Frames of Sionna's PUSCH transmitter, scored by evaluate.py.
 
     pip install sionna-no-rt                                                        # Apache-2.0; not needed elsewhere
     python -m experiments.other_transmitters weights/seg_teacher.pt weights/seg_student.pt
 
-Writes 100 frames in the archive's layout to datasets/sionna (five minutes on one core, once), then runs `train_seg.py
---eval-only` on them for each network. A frame has one or two NR carriers that use their whole channel in some or all
-slots, at 3 to 35 dB, over the field frames' multipath: no synchronisation signals, no control region, nothing but data
-and DM-RS. That is the uplink, and the hardest NR to tell from a fully loaded LTE downlink. No training ever sees it.
+Writes 100 frames in the archive's layout to datasets/sionna (five minutes on one core, once), then runs evaluate.py on
+them for all networks. A frame has one or two NR carriers that use their whole channel in some or all slots, at 3 to 35
+dB, over the field frames' multipath. They send data and DM-RS, and neither synchronisation signals nor a control
+region. That is the uplink, and the hardest NR to tell from a fully loaded LTE downlink. No training ever sees it.
 """
 
 import argparse
@@ -120,13 +120,8 @@ def main():
         if args.data_dir.exists():
             raise RunError(f"{args.data_dir} is there without a frames.csv: an interrupted call's? Remove it")
         write_frames(args.data_dir, args.frames, args.seed)
-    for network in args.networks:
-        print(f"\n{network}", flush=True)
-        out = Path("runs/other_transmitters") / network.stem
-        score = [sys.executable, "train_seg.py", "--eval-only", network, "--data-dir", args.data_dir, "--out", out]
-        if subprocess.run([str(word) for word in score]).returncode:
-            return 1
-    return 0
+    command = ["evaluate.py", *args.networks, "--data-dir", args.data_dir, "--out", "runs/other_transmitters"]
+    return subprocess.run([sys.executable, *map(str, command)]).returncode
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m experiments.prune_presets --data-dir datasets/spectrum_sensing --epochs 3 --budget 60
     python -m experiments.prune_presets                                # goes on; prints the table so far
 
-For each seed and preset it calls prune_seg.py, then distill_seg.py with masks only (--alpha 0), and notes the mIoU
-of the validation part. What is finished is not done again; after --budget minutes the running command is stopped, which
-saves its state. Each pair of runs takes about four minutes of pruning and the training on one core.
+For each seed and preset it calls prune_seg.py, then distill_seg.py with labels only (--alpha 0), and notes the mIoU of
+the validation part. What is finished is not done again. After --budget minutes the running command is stopped; it saves
+its state first. Each pair of runs takes about four minutes of pruning, and the training, on one core.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from utils import release
 from utils.runs import RunError, run, write_json
 
 PRESETS = {
@@ -27,7 +28,7 @@ PRESETS = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, default=Path("weights/seg_teacher.pt"))
+    parser.add_argument("--teacher", type=Path, default=release.shipped("seg_teacher.pt"))
     parser.add_argument("--data-dir", type=Path, help="frames; default as prune_seg.py chooses")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS)[:2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -3,9 +3,9 @@
     python -m experiments.prune_speed runs/pruned/pruned.pt
     python -m experiments.prune_speed runs/pruned/pruned.pt --profile      # and where the milliseconds go
 
-Eager PyTorch in channels_last, and ONNX Runtime where onnx, onnxscript and onnxruntime are installed; the final
-upsampling is included. "folded" networks have batch norm in the convolutions (utils/export.py), which is exact. Rows of
-one engine run in turns, so a busy machine slows all of them; speed-ups are medians over the rounds.
+Engines are eager PyTorch in channels_last and, where onnx, onnxscript and onnxruntime are installed, ONNX Runtime. The
+final upsampling is included. "folded" networks have batch norm in the convolutions (utils/export.py), which is exact.
+Rows of one engine run in turns, so a busy machine slows all of them. Speed-ups are medians over the rounds.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from torch.profiler import profile
 
 from models import ModelError
 from models.rebuild import build, rebuild
-from utils import checkpoint, cost
+from utils import checkpoint, cost, release
 from utils.export import ExportError, export, fold_batch_norm, load_exported
-from utils.runs import RunError, hardware, run, write_json
+from utils.runs import hardware, run, write_json
 
 ERRORS = (ModelError, checkpoint.CheckpointError, ExportError)
 
@@ -51,9 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    data = checkpoint.load(args.checkpoint)
-    if data.get("kind") != "segmentation":
-        raise RunError(f"{args.checkpoint}: not a segmentation network; name a pruned.pt of prune_seg.py")
+    data = release.load_segmentation(args.checkpoint)
     x = torch.randn(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
     networks = {"torchvision": build(data["factory"], data["arguments"]), "pruned": rebuild(data)}
     networks = {name: Logits(network).eval() for name, network in networks.items()}

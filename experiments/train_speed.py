@@ -3,9 +3,10 @@
     python -m experiments.train_speed                 # both ends, in turns
     python -m experiments.train_speed --all           # each means added one by one
 
-The last row is what train_seg.py does in five sixths of its epochs: half of each frame, so not the same work.
-All train DeepLabV3-MobileNetV3-Large on 256 x 256 frames in turns of a few steps, so that a change of the machine's
-clock or load meets both; the medians are compared. With AMX the ratio is above 2; without bfloat16 units it is less.
+The last row is what train_seg.py does in five sixths of its epochs: half of each frame, so not the same work. Each row
+trains DeepLabV3-MobileNetV3-Large on 256 x 256 frames. They take turns of a few steps, so that a change of the
+machine's clock or load meets all of them, and the medians are compared. With AMX the ratio is above 2. Without bfloat16
+units it is less.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,8 +51,30 @@ MEANS = {
     "train_seg.py: frames of half height": {"share": 0.5},
 }
 ENDS = (list(MEANS)[0], *list(MEANS)[-2:])
-START = {"memory": False, "channels_last": False, "batch_size": 4, "half": False, "fused": False, "fast": ()}
 WEIGHTS = torch.tensor([0.29, 1.0, 2.02])  # class weights of the published set
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a loop uses of the means above; the defaults are the notebook's."""
+
+    memory: bool = False  # frames are one uint8 tensor in memory, not decoded for each batch
+    channels_last: bool = False
+    batch_size: int = 4
+    half: bool = False  # bfloat16 where it is fast
+    fused: bool = False  # optimizer
+    fast: tuple = ()  # classes of models/fast_layers.py
+    augmented: bool = False  # AdamW and augmentation of train_seg.py
+    share: float = 1.0  # of each frame's rows
+
+
+class Source(NamedTuple):
+    """The frames: on disk below root, and decoded."""
+
+    root: Path
+    frames: list
+    images: torch.Tensor
+    labels: torch.Tensor
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,10 +92,13 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as made:
         root = args.data_dir or random_frames(Path(made), 64)
         frames = find_frames(root)[:64]
-        tensors = read_tensors(frames)
-        options = dict(itertools.accumulate(MEANS.items(), lambda a, b: (b[0], a[1] | b[1]), initial=("", START)))
-        rows = [name for name in MEANS if args.all or name in ENDS]
-        loops = {name: training(root, frames, tensors, args.device, **options[name]) for name in rows}
+        source = Source(root, frames, *read_tensors(frames))
+        means, loops = Means(), {}
+        for name, added in MEANS.items():
+            means = replace(means, **added)
+            if args.all or name in ENDS:
+                loops[name] = training(source, args.device, means)
+        rows = list(loops)
         speeds = {name: [] for name in rows}
         for turn, name in tqdm(list(itertools.product(range(-1, args.rounds), rows)), unit="turn", file=sys.stderr):
             began, images = time.perf_counter(), 0
@@ -88,70 +116,73 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def training(
-    root, frames, tensors, device, memory, channels_last, batch_size, half, fused, fast, augmented=False, share=1
-):
+def training(source: Source, device: str, means: Means):
     """Train without end; each `next` is one step and gives its number of images."""
     torch.manual_seed(0)
     model = speed_up(segmentation.build("deeplabv3_mobilenet_v3_large"))
     for layer in model.modules():
-        if isinstance(layer, (DepthwiseConv2d, DilatedConv2d)) and not isinstance(layer, fast):
+        if isinstance(layer, (DepthwiseConv2d, DilatedConv2d)) and not isinstance(layer, means.fast):
             layer.__class__ = nn.Conv2d
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if means.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format).train()
-    if augmented:
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=fused)
+    if means.augmented:
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=means.fused)
     else:
-        optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, weight_decay=1e-4, fused=fused)
-    autocast = torch.autocast(device, torch.bfloat16) if half and native_bf16(device) else nullcontext()
+        optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, weight_decay=1e-4, fused=means.fused)
+    autocast = torch.autocast(device, torch.bfloat16) if means.half and native_bf16(device) else nullcontext()
     weights = WEIGHTS.to(device)
-    if augmented:
-        batches = levels_in_memory(*tensors, batch_size, device)
-    elif memory:
-        batches = pictures_in_memory(*tensors, batch_size, device, memory_format)
+    if means.augmented:
+        batches = levels_in_memory(source, means.batch_size, device)
+    elif means.memory:
+        batches = pictures_in_memory(source, means.batch_size, device, memory_format)
     else:
-        batches = pictures_from_disk(root, frames, batch_size, device)
+        batches = pictures_from_disk(source, means.batch_size, device)
     for x, y in batches:
-        rows = round(share * y.shape[1])
+        rows = round(means.share * y.shape[1])
         x, y = x[:, :, :rows], y[:, :rows]  # (B, 3, rows, W), (B, rows, W)
         with autocast:
             loss = F.cross_entropy(model(x)["out"].float(), y, weights, ignore_index=255)
         optimizer.zero_grad()
         loss.backward()
-        if augmented:
+        if means.augmented:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         loss.item()  # as a progress bar does; a GPU is then done
         yield len(x)
 
 
-def pictures_from_disk(root, frames, batch_size, device):
+def pictures_from_disk(source, batch_size, device):
     """float (B, 3, H, W) and int64 (B, H, W), decoded by PIL for each batch, as the published notebooks do."""
 
     def transform(image, mask):
         return segmentation.normalise(image[None])[0], mask
 
-    loader = DataLoader(SpectrumSensing(root, frames, transform), batch_size, shuffle=True, drop_last=True)
+    loader = DataLoader(
+        SpectrumSensing(source.root, source.frames, transform), batch_size, shuffle=True, drop_last=True
+    )
     while True:
-        for images, masks in loader:
-            yield images.to(device), masks.to(device)
+        for images, labels in loader:
+            yield images.to(device), labels.to(device)
 
 
-def pictures_in_memory(images, masks, batch_size, device, memory_format):
+def pictures_in_memory(source, batch_size, device, memory_format):
     """The same batches from uint8 tensors, normalised on the device."""
-    images, masks = images.to(device), masks.to(device)
+    images, labels = source.images.to(device), source.labels.to(device)
     while True:
         batch = torch.randint(len(images), (batch_size,), device=device)
-        yield segmentation.normalise(images[batch]).contiguous(memory_format=memory_format), masks[batch].long()
+        yield segmentation.normalise(images[batch]).contiguous(memory_format=memory_format), labels[batch].long()
 
 
-def levels_in_memory(images, masks, batch_size, device):
+def levels_in_memory(source, batch_size, device):
     """Levels instead of colours, shifted, flipped and jittered, as train_seg.py does."""
     palette = torch.from_numpy(PARULA)
-    levels, masks, palette = augment.colour_index(images, palette)[0].to(device), masks.to(device), palette.to(device)
+    levels = augment.colour_index(source.images, palette)[0].to(device)
+    labels, palette = source.labels.to(device), palette.to(device)
     while True:
         batch = torch.randint(len(levels), (batch_size,), device=device)
-        x, y = augment.shift_and_flip(levels[batch], masks[batch], augment.draw_geometry(batch_size, *masks.shape[1:]))
+        x, y = augment.shift_and_flip(
+            levels[batch], labels[batch], augment.draw_geometry(batch_size, *labels.shape[1:])
+        )
         x = augment.jitter_levels(x, *augment.draw_levels(batch_size))
         yield segmentation.colourise(x, palette), y.long()
 

@@ -1,14 +1,14 @@
-"""Two layers of DeepLabV3-MobileNetV3 that train faster and compute the same thing.
+"""Two layers of DeepLabV3-MobileNetV3 that train faster and compute the same.
 
     model = speed_up(model).to(memory_format=torch.channels_last)
 
-`speed_up` changes the class of some convolutions, in place: parameters, their names and every attribute stay, so
-checkpoints, optimizers and pruners see the network they know. `slow_down` takes it back.
-- `DepthwiseConv2d`: at stride 1 the gradient of the input is a convolution with the flipped kernel, and that of a
-  dilated kernel a convolution of the input with the output's gradient. Both run in the fast forward code; on a CPU
+`speed_up` changes the class of some convolutions, in place. Parameters, their names and every attribute stay, so
+checkpoints, optimizers and pruners find the same network as before. `slow_down` undoes it.
+- `DepthwiseConv2d`: at stride 1 the gradient of the input is a convolution with the flipped kernel. The gradient of a
+  dilated kernel is a convolution of the input with the output's gradient. Both run in the fast forward code. On a CPU
   PyTorch's general backward of a dilated kernel takes three to twenty times as long.
 - `DilatedConv2d`: where the feature map is no larger than the dilation, taps beside the centre only ever meet padding
-  (DeepLabV3's rates 24 and 36 on a map of 16 x 16). They are left out while the map is that small.
+  (DeepLabV3's rates 24 and 36 on a map of 16 x 16). These dead taps are left out while the map is that small.
 Both equal nn.Conv2d up to rounding, gradients too. Needs torch only.
 """
 
@@ -68,7 +68,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _weight_gradient(x, grad, kernel, stride, padding, dilation):
-    """The input filtered by the output's gradient, map by map; stride and dilation change places."""
+    """The input convolved with the output's gradient, map by map; stride and dilation change places."""
     n, c = x.shape[:2]
     x, grad = x.reshape(1, n * c, *x.shape[2:]), grad.reshape(n * c, 1, *grad.shape[2:])
     maps = F.conv2d(x, grad, None, dilation, padding, stride, n * c)[:, :, : kernel[0], : kernel[1]]  # (1, N C, k, k)
@@ -85,7 +85,7 @@ class DilatedConv2d(nn.Conv2d):
 
 
 def speed_up(model: nn.Module) -> nn.Module:
-    """Give every fitting convolution its faster class, in place, and return the model; calling it twice is harmless."""
+    """Give every fitting convolution its faster class, in place, and return the model. A second call does nothing."""
     for layer in model.modules():
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             if layer.groups == layer.in_channels == layer.out_channels > 1:
@@ -107,7 +107,7 @@ def cut_dead_taps(model: nn.Module, size: tuple[int, int] = (256, 256)) -> list[
     """Shrink kernels whose outer taps are dead for images of this size to 1 x 1, in place, exactly.
 
     DeepLabV3-MobileNetV3-Large at 256 x 256 goes from 11.02 M to 7.09 M parameters. Larger images then get another
-    result than before the cut: the taps that would meet them were never trained.
+    result than before, because they would have met the taps that are gone. These were never trained.
 
     Args:
         model: takes float (N, 3, H, W).

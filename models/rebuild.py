@@ -1,12 +1,12 @@
-"""A network as plain data, and back: what a checkpoint of any torchvision model needs, pruned or not.
+"""A network as plain data, and back: what a checkpoint of any torchvision model holds, pruned or not.
 
     data = describe(model, "torchvision.models.resnet50", {"num_classes": 10})
     torch.save(data, "model.pt")                                        # tensors and plain values only
     model = rebuild(torch.load("model.pt", weights_only=True))          # no pruner, no pickled classes
 
-The file names the function that builds the network and its arguments. `rebuild` calls it without any pretrained
-weights, gives every layer the sizes that were stored, and loads the tensors. So a network whose channels were cut,
-by whatever tool, is restored from "the factory's network, but with these shapes and these attributes".
+The file names the function that builds the network (its factory) and the arguments. `rebuild` calls this function
+without any pretrained weights, gives every layer the sizes that were stored, and loads the tensors. So it restores a
+network whose channels were cut, by whatever tool.
 Needs torch, torchvision for its models, and ModelError of models/__init__.py.
 """
 
@@ -24,7 +24,7 @@ FACTORIES: dict[str, Callable[..., nn.Module]] = {}  # networks of this package;
 
 
 def register(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Decorator: lets files name a function of models/<file>.py as "models.<file>.<function>"."""
+    """Decorator: checkpoints may then name a function of models/<file>.py as "models.<file>.<function>"."""
     FACTORIES[f"{function.__module__}.{function.__qualname__}"] = function
     return function
 
@@ -58,7 +58,7 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
 
 
 def build(factory: str, arguments: dict) -> nn.Module:
-    """Call a factory without pretrained weights, nothing downloaded, leaving torch's random state as it was."""
+    """Call a factory without pretrained weights. Nothing is downloaded, and torch's random state stays as it was."""
     function = find_factory(factory)
     accepted = inspect.signature(function).parameters
     without = {name: None for name in ("weights", "weights_backbone") if name in accepted}
@@ -70,7 +70,7 @@ def build(factory: str, arguments: dict) -> nn.Module:
 
 
 def describe(model: nn.Module, factory: str, arguments: dict) -> dict:
-    """Everything `rebuild` needs, as tensors and plain values.
+    """All that `rebuild` needs, as tensors and plain values.
 
     Args:
         model: a network that the factory built; its layers may have been shrunk in place since.

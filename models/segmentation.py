@@ -56,7 +56,7 @@ def build(name: str, num_classes: int = 3, pretrained_backbone: bool = False, au
 
 
 def factory(name: str, num_classes: int = 3, aux_loss: bool = False) -> tuple[str, dict]:
-    """What models.rebuild.describe wants to know of `build`: torchvision's function by name, and its arguments."""
+    """What models.rebuild.describe needs to know of `build`: torchvision's function by name, and its arguments."""
     if name.startswith("lraspp"):
         if aux_loss:
             raise ModelError(f"{name} has no auxiliary head: leave --aux-loss out")
@@ -65,7 +65,7 @@ def factory(name: str, num_classes: int = 3, aux_loss: bool = False) -> tuple[st
 
 
 def initialise(network: nn.Module) -> None:
-    """New random weights, as torchvision draws them for its own networks; shapes stay, so a pruned network will do."""
+    """New random weights in place, as torchvision draws them for its own networks. Shapes stay, also pruned ones."""
     for name, layer in network.named_modules():
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
@@ -76,9 +76,9 @@ def initialise(network: nn.Module) -> None:
 
 
 def zero_outer_taps(network: nn.Module) -> None:
-    """ASPP's taps above and below the centre to 0.
+    """Set ASPP's taps above and below the centre to 0, in place.
 
-    Frames of half height never reach them, so they start at 0 rather than as noise that the first whole frames meet.
+    Training begins with frames of half height, which never reach them. At 0 they add no noise to the first whole ones.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer.dilation[0] >= 8:
@@ -86,7 +86,7 @@ def zero_outer_taps(network: nn.Module) -> None:
 
 
 def add_to_logits(network: nn.Module, shift: torch.Tensor) -> None:
-    """From now on output "out" is what it was plus `shift`, float (num_classes,): moves the last layer's bias."""
+    """Add `shift`, float (num_classes,), to the output "out" of a network: the last layer's bias moves, in place."""
     head = network.classifier
     last = head.low_classifier if hasattr(head, "low_classifier") else head[-1]  # LR-ASPP adds two, DeepLabV3 has one
     with torch.no_grad():
@@ -101,9 +101,9 @@ def normalise(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch
 
 
 def colourise(index: torch.Tensor, palette: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Colour numbers uint8 (N, H, W) and a table uint8 (256, 3) -> normalise(image), float (N, 3, H, W).
+    """Colormap indices uint8 (N, H, W) and a palette uint8 (256, 3) -> normalise(image), float (N, 3, H, W).
 
-    The table is normalised instead of the pixels, and the result lies in memory as channels_last.
+    The palette is normalised instead of the pixels. The result is channels_last in memory.
     """
     table = normalise(palette.view(-1, 3, 1, 1), dtype).view(-1, 3)  # (256, 3)
     pixels = table.to(index.device)[index.int()]  # (N, H, W, 3)
@@ -111,7 +111,7 @@ def colourise(index: torch.Tensor, palette: torch.Tensor, dtype: torch.dtype = t
 
 
 def as_input(images: torch.Tensor, palette: torch.Tensor | None = None) -> torch.Tensor:
-    """uint8 pictures (N, 3, H, W), or colour numbers (N, H, W) of a palette -> float (N, 3, H, W), channels_last."""
+    """uint8 pictures (N, 3, H, W), or colormap indices (N, H, W) of a palette -> float (N, 3, H, W), channels_last."""
     if palette is None:
         return normalise(images).contiguous(memory_format=torch.channels_last)
     return colourise(images, palette)
@@ -123,10 +123,13 @@ def logits(
     palette: torch.Tensor | None = None,
     size: list[int] | None = None,
 ) -> torch.Tensor:
-    """What as_input takes, on any device -> float (N, num_classes, H, W) on the model's; set eval mode before.
+    """Logits float (N, num_classes, H, W) on the model's device; set eval mode before.
 
-    size: (height, width) of the frames that it was trained on. Pictures of another size are shown to it at that one,
-    since a column must be as many kHz wide, and a row as many microseconds long, as the network has learned.
+    Args:
+        images: as as_input takes them, on any device.
+        palette: of colormap indices.
+        size: (height, width) of the frames that the model was trained on. Pictures of another size are scaled to it,
+            since a column must be as many kHz wide, and a row as many microseconds long, as the model has learned.
     """
     images, own = images.to(next(model.parameters()).device), list(images.shape[-2:])
     other = size is not None and own != list(size)

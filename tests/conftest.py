@@ -1,6 +1,7 @@
-"""Shared by all tests: one thread, and a folder of small frames that look a little like spectrograms."""
+"""Shared by all tests: one thread, small frames that look a little like spectrograms, and comparisons."""
 
 import csv
+import functools
 import json
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 from PIL import Image
 
 from data.hdf4 import write_raster
+from data.radioml import create_file
+from data.spectrogram import PARULA
+from utils import cost
 
 torch.set_num_threads(1)
 
@@ -62,3 +66,56 @@ def frames_dir(tmp_path_factory) -> Path:
 def small_frames_dir(tmp_path_factory) -> Path:
     """The same in 128x128 pixels, for tests that train."""
     return write_frames(tmp_path_factory.mktemp("small"), {"NR": 6, "LTE": 6, "LTE_NR": 4, "FIELD": 4}, size=128)
+
+
+def write_levels(root: Path, names: list[str], seed: int = 0, size: int = 64) -> Path:
+    """Frames in parula colours: noise, and one band, brighter for LTE; the labels are 127 and 255."""
+    for number, name in enumerate(names):
+        rng = np.random.default_rng([seed, number])
+        lte = "LTE" in name
+        levels, mask = rng.normal(60, 15, (size, size)), np.zeros((size, size), np.uint8)
+        left, width = rng.integers(32), rng.integers(12, 32)
+        levels[:, left : left + width] += 120 if lte else 60
+        mask[:, left : left + width] = 255 if lte else 127
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PARULA[levels.clip(0, 255).astype(np.uint8)]).save(root / f"{name}.png")
+        write_raster(root / f"{name}.hdf", mask)
+    return root
+
+
+def write_modulations(path: Path) -> Path:
+    """A file with all 24 x 26 cells, three frames each: to train on, to choose by, to report.
+
+    A frame is noise around a mean that names its class, so that a network of few filters learns something at once.
+    """
+    with create_file(path, 3) as file:
+        rng = np.random.default_rng(0)
+        mean = np.stack(np.divmod(np.arange(24), 6), axis=1) * (0.8, 0.5) - (1.2, 1.25)  # (24, 2), I and Q
+        noise = rng.standard_normal((24, 26 * 3, 1024, 2), np.float32)
+        file["X"][:] = (mean[:, None, None] + 0.1 * noise).reshape(-1, 1024, 2)
+    return path
+
+
+def assert_equal(ours, theirs):
+    """Same structure, plain values equal, tensors bit for bit."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - {"command"}:
+            assert_equal(ours[key], theirs[key])
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert_equal(a, b)
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    else:
+        assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def short_timing():
+    """Two threads on a busy machine may wait for each other for minutes; how latency is taken: tests/test_cost.py."""
+    few = functools.partial(cost.latency, warm_up=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "latency", lambda models, x, threads, **_: few(models, x, threads, runs=2))
+        yield

@@ -1,11 +1,14 @@
 """utils/importance.py against loops written out. Run: python -m pytest tests/test_importance.py"""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from utils.dependency_graph import DependencyGraph
-from utils.importance import CRITERIA, group_scores
+from models import segmentation
+from utils.dependency_graph import DependencyGraph, Group
+from utils.importance import CRITERIA, Entry, Recipe, find_entries, group_scores, ratios_at, set_importance
 from utils.training import recalibrate_batch_norm
 
 
@@ -132,3 +135,47 @@ def test_recalibrated_statistics_are_plain_means_over_the_batches(batches):
     variances = torch.stack([m.transpose(0, 1).flatten(1).var(1) for m in maps])
     assert torch.allclose(network[1].running_var, variances.mean(0), atol=1e-6)
     assert network[1].momentum == 0.01 and not any(module.training for module in network.modules())
+
+
+# ---- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def entries_for(values: list[dict]) -> list[Entry]:
+    return [Entry(f"e{i}", [Group(f"e{i}", 100, [], [])], **value) for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("variant", ["coded", "written"])
+def test_published_ratios_follow_the_formula(variant):
+    recipe = Recipe("published", variant, k=5.0, max_ratio=0.99)
+    f1, p, m = [-0.3, 0.1, 0.0], [10.0, 30.0, 60.0], [20.0, 5.0, 75.0]
+    entries = entries_for([{"f1": a, "parameters": b, "macs": c} for a, b, c in zip(f1, p, m, strict=True)])
+    set_importance(recipe, entries)
+    if variant == "coded":
+        imp = [0.5 * 75 + 0.3 * 90 + 0.2 * 80, 0.5 * 25 + 0.3 * 70 + 0.2 * 95, 0.3 * 40 + 0.2 * 25]
+    else:
+        imp = [0.5 * 0.75 + 0.3 * 0.9 + 0.2 * 0.8, 0.5 * 0.25 + 0.3 * 0.7 + 0.2 * 0.95, 0.3 * 0.4 + 0.2 * 0.25]
+    f = [math.exp(-5 * value / sum(imp)) for value in imp]
+    want = {f"e{i}": round(0.99 * value / max(f), 2) for i, value in enumerate(f)}
+    assert ratios_at(recipe, entries, 1 - 0.99) == want
+
+
+def test_default_keeps_more_of_what_hurts_more_for_what_it_saves():
+    recipe = Recipe("default", k=2.0)
+    rows = [(0.4, 10.0), (0.1, 10.0), (0.1, 40.0), (-0.2, 40.0)]
+    entries = entries_for([{"loss": loss, "parameters": saved, "macs": 1.0} for loss, saved in rows])
+    set_importance(recipe, entries)
+    value = [entry.importance for entry in entries]
+    assert value[0] == 1.0 and value[3] == 0.0 and value[0] > value[1] > value[2] > value[3]
+    assert value[1] == pytest.approx(math.log(0.01 / 0.0001) / math.log(0.04 / 0.0001))
+    kept = [1 - ratio for ratio in ratios_at(recipe, entries, 0.5).values()]
+    assert kept[0] == pytest.approx(0.5) and kept[3] == pytest.approx(0.5 * math.exp(-2))
+
+
+def test_published_entries_are_blocks_1_to_16_and_aspp_without_residual_widths():
+    network = segmentation.build("deeplabv3_mobilenet_v3_large").eval()
+    graph = DependencyGraph(network, torch.randn(2, 3, 64, 64))
+    published = find_entries(network, graph, "published")
+    assert [entry.name for entry in published] == [f"backbone.{i}" for i in range(2, 17)] + ["classifier.0"]
+    default = find_entries(network, graph, "default")
+    assert {group.name for entry in default for group in entry.groups} == {group.name for group in graph.groups}
+    assert "backbone.0 + backbone.1" in {entry.name for entry in default}

@@ -1,9 +1,7 @@
 """prune_seg.py on frames of 64 x 64 pixels. Run: python -m pytest tests/test_prune_seg.py"""
 
 import csv
-import functools
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +14,9 @@ from data.hdf4 import write_raster
 from data.spectrum_sensing import find_frames, split
 from models import segmentation
 from models.rebuild import describe, rebuild
-from prune_seg import Entry, main, parse_args
+from prune_seg import main, parse_args
 from utils import checkpoint, cost
-from utils.dependency_graph import DependencyGraph, Group, Plan, prune
+from utils.dependency_graph import Plan, prune
 from utils.runs import run
 
 KEYS = {"kind": "segmentation", "classes": ["noise", "NR", "LTE"], "seed": 0, "command": "none"}
@@ -50,13 +48,7 @@ def write_teacher(path: Path, model: str) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_timing():
-    """Two threads on a busy machine may wait for each other for minutes; how latency is taken: tests/test_cost.py."""
-    few = functools.partial(cost.latency, warm_up=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "latency", lambda models, x, threads, **_: few(models, x, threads, runs=2))
-        yield
+pytestmark = pytest.mark.usefixtures("short_timing")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +122,7 @@ def test_the_table_lists_every_entry_with_the_ratio_that_was_carried_out(default
 
 
 def test_a_run_repeats_bit_for_bit_and_never_looks_at_validation_frames(default, options, frames, tmp_path):
-    """The same frames, but validation and test masks say the opposite: what is cut must not change."""
+    """The same frames, but validation and test labels say the opposite: what is cut must not change."""
     other = write_frames(tmp_path / "frames")
     parts = split(find_frames(other))
     for frame in parts["validation"] + parts["test"]:
@@ -144,19 +136,8 @@ def test_a_run_repeats_bit_for_bit_and_never_looks_at_validation_frames(default,
 
 
 def test_two_steps_with_recovery_meet_a_target_of_macs(options, tmp_path):
-    more = [
-        "--steps",
-        "2",
-        "--recovery",
-        "2",
-        "--target-macs",
-        "6e6",
-        "--criterion",
-        "l2",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert main([*options, *more]) == 0
+    more = "--steps 2 --recovery 2 --target-macs 6e6 --criterion l2".split()
+    assert main([*options, *more, "--out", str(tmp_path / "run")]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert abs(result["pruned"]["macs"] - 6e6) <= 0.02 * 6e6
     assert len(json.loads((tmp_path / "run" / "plan.json").read_text())["steps"]) == 2
@@ -168,50 +149,6 @@ def test_resume_leaves_a_finished_run_alone(default, options, capsys):
     assert "nothing to do" in capsys.readouterr().out
     fails([*options, "--target-params", "400e3", "--out", str(default), "--resume"], capsys, "target_params", "--out")
     assert (default / "result.json").read_bytes() == before
-
-
-# ---- the formulas --------------------------------------------------------------------------------------------------
-
-
-def entries_for(values: list[dict]) -> list[Entry]:
-    return [Entry(f"e{i}", [Group(f"e{i}", 100, [], [])], **value) for i, value in enumerate(values)]
-
-
-@pytest.mark.parametrize("variant", ["coded", "written"])
-def test_published_ratios_follow_the_formula(variant):
-    args = parse_args(["--preset", "published", "--variant", variant])
-    f1, p, m = [-0.3, 0.1, 0.0], [10.0, 30.0, 60.0], [20.0, 5.0, 75.0]
-    entries = entries_for([{"f1": a, "parameters": b, "macs": c} for a, b, c in zip(f1, p, m, strict=True)])
-    prune_seg.set_importance(args, entries)
-    if variant == "coded":
-        imp = [0.5 * 75 + 0.3 * 90 + 0.2 * 80, 0.5 * 25 + 0.3 * 70 + 0.2 * 95, 0.3 * 40 + 0.2 * 25]
-    else:
-        imp = [0.5 * 0.75 + 0.3 * 0.9 + 0.2 * 0.8, 0.5 * 0.25 + 0.3 * 0.7 + 0.2 * 0.95, 0.3 * 0.4 + 0.2 * 0.25]
-    f = [math.exp(-5 * value / sum(imp)) for value in imp]
-    want = {f"e{i}": round(0.99 * value / max(f), 2) for i, value in enumerate(f)}
-    assert prune_seg.ratios_at(args, entries, 1 - 0.99) == want
-
-
-def test_default_keeps_more_of_what_hurts_more_for_what_it_saves():
-    args = parse_args(["--target-params", "1000", "--k", "2"])
-    rows = [(0.4, 10.0), (0.1, 10.0), (0.1, 40.0), (-0.2, 40.0)]
-    entries = entries_for([{"loss": loss, "parameters": saved, "macs": 1.0} for loss, saved in rows])
-    prune_seg.set_importance(args, entries)
-    value = [entry.importance for entry in entries]
-    assert value[0] == 1.0 and value[3] == 0.0 and value[0] > value[1] > value[2] > value[3]
-    assert value[1] == pytest.approx(math.log(0.01 / 0.0001) / math.log(0.04 / 0.0001))
-    kept = [1 - ratio for ratio in prune_seg.ratios_at(args, entries, 0.5).values()]
-    assert kept[0] == pytest.approx(0.5) and kept[3] == pytest.approx(0.5 * math.exp(-2))
-
-
-def test_published_entries_are_blocks_1_to_16_and_aspp_without_residual_widths():
-    network = segmentation.build("deeplabv3_mobilenet_v3_large").eval()
-    graph = DependencyGraph(network, torch.randn(2, 3, 64, 64))
-    published = prune_seg.find_entries(network, graph, "published")
-    assert [entry.name for entry in published] == [f"backbone.{i}" for i in range(2, 17)] + ["classifier.0"]
-    default = prune_seg.find_entries(network, graph, "default")
-    assert {group.name for entry in default for group in entry.groups} == {group.name for group in graph.groups}
-    assert "backbone.0 + backbone.1" in {entry.name for entry in default}
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------
@@ -233,19 +170,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(default, options, frames, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_target_out_of_reach_is_refused_with_the_range(capsys):
-    args = parse_args(["--target-params", "10"])
-    network = segmentation.build("lraspp_mobilenet_v3_large").eval()
-    x = torch.randn(2, 3, 64, 64)
-    graph, whole = DependencyGraph(network, x), cost.count(network, x)
-    entries = prune_seg.find_entries(network, graph, "default")
-    scores = {group.name: torch.arange(float(group.size)) for group in graph.groups}
-
-    def left(plan):
-        return cost.after(plan, network, whole)
-
-    with pytest.raises(prune_seg.RunError, match="out of reach.*choose a target in between"):
-        prune_seg.choose_plan(args, graph, entries, scores, left, whole, 1)
+def test_a_target_out_of_reach_is_refused_with_the_range(options, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    fails([*options, "--target-params", "10", *out], capsys, "out of reach", "choose a target in between")
 
 
 @pytest.mark.parametrize(

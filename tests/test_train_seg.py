@@ -16,31 +16,17 @@ from torch import nn
 
 import train_seg
 from data import augment
-from data.hdf4 import read_raster, write_raster
+from data.hdf4 import read_raster
 from data.spectrogram import PARULA
 from data.spectrum_sensing import class_weights, find_frames, read_tensors, split
 from models import segmentation
 from models.rebuild import rebuild
-from utils import checkpoint, release, runs
-from utils.training import epoch_order, make_optimizer
+from tests.conftest import assert_equal, write_levels
+from utils import checkpoint, evaluation, release, runs
+from utils.training import Batch, epoch_order, make_optimizer
 
 REPOSITORY = Path(__file__).parents[1]
 FAST = ["--model", "lraspp_mobilenet_v3_large", "--batch-size", "4"]
-
-
-def write_levels(root: Path, names: list[str], seed: int = 0, size: int = 64) -> Path:
-    """Frames in parula colours: noise, and one band, brighter for LTE; the mask has 127 and 255."""
-    for number, name in enumerate(names):
-        rng = np.random.default_rng([seed, number])
-        lte = "LTE" in name
-        levels, mask = rng.normal(60, 15, (size, size)), np.zeros((size, size), np.uint8)
-        left, width = rng.integers(32), rng.integers(12, 32)
-        levels[:, left : left + width] += 120 if lte else 60
-        mask[:, left : left + width] = 255 if lte else 127
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(PARULA[levels.clip(0, 255).astype(np.uint8)]).save(root / f"{name}.png")
-        write_raster(root / f"{name}.hdf", mask)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +47,6 @@ def whole(options, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
     assert train_seg.main([*options, "--out", str(folder)]) == 0
     return folder
-
-
-def assert_equal(ours, theirs):
-    """Same structure, plain values equal, tensors bit for bit."""
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for key in ours.keys() - {"command"}:
-            assert_equal(ours[key], theirs[key])
-    elif isinstance(ours, (list, tuple)):
-        assert len(ours) == len(theirs)
-        for a, b in zip(ours, theirs, strict=True):
-            assert_equal(a, b)
-    elif isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs)
-    else:
-        assert ours == theirs
 
 
 def assert_same_run(folder: Path, whole: Path):
@@ -208,11 +178,10 @@ def test_two_processes_of_torchrun_give_the_metrics_of_the_whole_set(frames, tmp
     together = json.loads((tmp_path / "run" / "result.json").read_text())["sets"]
     assert together["test"]["pixels"] == 2 * 64 * 64
     shutil.rmtree(tmp_path / "run" / "pictures")
-    args = train_seg.parse_args([*argv, "--out", str(tmp_path / "alone")])
     parts = split(find_frames(frames))
     sets = {name: parts[name] for name in ("test", "combined")}
-    train_seg.report(args, checkpoint.load(tmp_path / "run" / "best.pt"), sets, torch.device("cpu"), 0, 1)
-    assert json.loads((tmp_path / "alone" / "result.json").read_text())["sets"] == together
+    best = checkpoint.load(tmp_path / "run" / "best.pt")
+    assert evaluation.report(best, sets, frames, None, torch.device("cpu"))["sets"] == together
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert len(state["rng"]) == 2 and not torch.equal(state["rng"][0]["torch"], state["rng"][1]["torch"])
 
@@ -223,8 +192,7 @@ def test_two_processes_of_torchrun_give_the_metrics_of_the_whole_set(frames, tmp
 def test_the_published_preset_is_the_published_recipe():
     args = train_seg.parse_args(["--preset", "published"])
     assert (args.epochs, args.batch_size, args.lr, args.model) == (10, 4, 0.02, "deeplabv3_mobilenet_v3_large")
-    args.model = "lraspp_mobilenet_v3_large"
-    network = train_seg.first_network(args)
+    network = train_seg.new_network("lraspp_mobilenet_v3_large", "published")
     assert {layer.momentum for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.01, 0.1}
     optimizer, scheduler = make_optimizer(network, args.lr, args.epochs, 3, published=True)
     group = optimizer.param_groups[0]
@@ -241,7 +209,7 @@ def test_the_published_preset_is_the_published_recipe():
 
 def test_the_default_recipe_warms_up_and_ends_at_zero_with_fast_batch_norm():
     args = train_seg.parse_args([*FAST, "--epochs", "10"])
-    network = train_seg.first_network(args)
+    network = train_seg.new_network(args.model, args.preset)
     assert {layer.momentum for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
     optimizer, scheduler = make_optimizer(network, args.lr, args.epochs, 20)
     rates = []
@@ -266,19 +234,19 @@ def test_pictures_in_other_colours_are_trained_on_without_level_jitter():
     same, palette = augment.as_levels(images, torch.from_numpy(PARULA))
     assert same is images and palette is None
     torch.manual_seed(0)
-    x, y = train_seg.prepare(images, images[:, 0], None, augmented=True, rows=4)
+    x, y, _ = train_seg.prepare(Batch(images, images[:, 0]), None, augmented=True, rows=4)
     assert x.shape == (2, 3, 4, 8) and y.shape == (2, 4, 8)
     assert x.is_contiguous(memory_format=torch.channels_last) and y.dtype == torch.int64
-    assert torch.allclose(x[:, 0], (y / 255 - 0.485) / 0.229, atol=1e-6)  # red and mask moved alike
+    assert torch.allclose(x[:, 0], (y / 255 - 0.485) / 0.229, atol=1e-6)  # red and labels moved alike
 
 
 def test_carriers_of_other_frames_are_added_unless_mirror_is_asked_for():
     torch.manual_seed(0)
-    masks = torch.zeros(16, 8, 32, dtype=torch.uint8)
-    masks[:, :, 3:9] = 1  # six of 32 columns, so that twelve are taken where a guest fits in
-    levels = masks * 90 + 70
+    labels = torch.zeros(16, 8, 32, dtype=torch.uint8)
+    labels[:, :, 3:9] = 1  # six of 32 columns, so that twelve are taken where a guest fits in
+    levels = labels * 90 + 70
     for mirror, columns in ((False, {12}), (True, {6})):
-        x, y = train_seg.prepare(levels, masks, torch.from_numpy(PARULA), True, 4, mirror)
+        x, y, _ = train_seg.prepare(Batch(levels, labels), torch.from_numpy(PARULA), True, 4, mirror)
         assert x.shape == (16, 3, 4, 32) and set((y == 1).any(1).sum(1).tolist()) == columns
 
 
@@ -294,59 +262,6 @@ def test_more_frames_join_the_training_part_only(frames, tmp_path):
     with pytest.raises(train_seg.DataError, match="of the set itself: name another folder"):
         train_seg.main(argv)
     assert not (tmp_path / "none").exists()
-
-
-# ---- other people's frames -----------------------------------------------------------------------------------------
-
-
-def test_eval_only_scores_frames_of_no_known_family(whole, tmp_path, capsys):
-    write_levels(tmp_path / "set", ["mine_1", "deep/er/mine_LTE_2", "third"])
-    for name in ("best.pt", "last.pt"):
-        out = tmp_path / name
-        argv = ["--eval-only", str(whole / name), "--data-dir", str(tmp_path / "set"), "--out", str(out)]
-        assert train_seg.main(argv) == 0
-        sets = json.loads((out / "result.json").read_text())["sets"]
-        assert list(sets) == ["all"] and sets["all"]["frames"] == 3
-        assert len(list((out / "pictures").iterdir())) == 4
-    assert "mIoU" in capsys.readouterr().out
-
-
-def test_eval_only_fits_channels_and_reports_the_network_alone_beside_them(whole, tmp_path, monkeypatch):
-    """A stand-in for the network sees 75 columns of LTE three columns too high and takes them for NR."""
-    levels, mask = np.random.default_rng(0).normal(60, 15, (256, 256)), np.zeros((256, 256), np.uint8)
-    levels[:, 90:165] += 100  # 18 MHz, in a channel of 20
-    mask[:, 85:169] = 255
-    (tmp_path / "set").mkdir()
-    Image.fromarray(PARULA[levels.clip(0, 255).astype(np.uint8)]).save(tmp_path / "set/one.png")
-    write_raster(tmp_path / "set/one.hdf", mask)
-    answer = torch.tensor([8.0, 0.0, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 256, 256)
-    answer[..., 88:172] = torch.tensor([0.0, 8.2, 8.0]).view(1, 3, 1, 1)
-    monkeypatch.setattr(segmentation, "logits", lambda network, images, palette=None, size=None: answer)
-    data = checkpoint.load(whole / "best.pt")
-    del data["frame_size"]
-    checkpoint.save(tmp_path / "net.pt", data)
-    argv = ["--eval-only", str(tmp_path / "net.pt"), "--data-dir", str(tmp_path / "set")]
-    assert train_seg.main([*argv, "--out", str(tmp_path / "out")]) == 0
-    result = json.loads((tmp_path / "out/result.json").read_text())
-    _, nr, lte = result["sets"]["all"]["confusion_matrix"]
-    assert lte[2] / sum(lte) > 0.97 and sum(nr) == 0
-    assert result["network_alone"]["all"]["confusion_matrix"][2] == [3 * 256, 81 * 256, 0]
-
-
-def test_eval_only_shows_frames_of_another_size_at_the_trained_one(whole, tmp_path, capsys):
-    assert train_seg.checkpoint.load(whole / "best.pt")["frame_size"] == [64, 64]
-    write_levels(tmp_path / "set", ["NR_frame_1", "LTE_frame_1"], size=96)
-    assert train_seg.main(["--eval-only", str(whole / "best.pt"), "--data-dir", str(tmp_path / "set")]) == 0
-    assert "96 x 96 pixels, shown to a network of 64 x 64" in capsys.readouterr().out
-
-
-def test_eval_only_reports_every_family_and_writes_nothing_unasked(frames, whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert train_seg.main(["--eval-only", str(whole / "best.pt"), "--data-dir", str(frames)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    titles = [line[:18].strip() for line in lines[1:]]
-    assert titles[:5] == ["all", "all, single-signal", "all, LTE", "all, LTE_NR", "all, NR"]
-    assert not os.listdir(tmp_path)
 
 
 def test_without_data_a_small_set_is_made_and_said_so(frames, tmp_path, monkeypatch, capsys):
@@ -374,12 +289,13 @@ def test_training_goes_on_from_a_given_network(options, whole, tmp_path, capsys)
         assert torch.allclose(value, start[name], atol=1e-9)
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, frames, tmp_path, capsys):
+def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, tmp_path, capsys):
     (tmp_path / "text.pt").write_text("hello")
     checkpoint.save(tmp_path / "other.pt", {"kind": "modulation"})
+    checkpoint.save(tmp_path / "four.pt", {"kind": "segmentation", "classes": ["noise", "NR", "LTE", "radar"]})
     write_levels(tmp_path / "few", ["NR_frame_1", "NR_frame_2"])
     out = ["--out", str(tmp_path / "out")]
-    evaluate = ["--data-dir", str(frames), "--eval-only"]
+    further = [*options, *out, "--checkpoint"]
     cases = [
         (["--data-dir", str(tmp_path / "nowhere"), *out], "nowhere"),
         (["--data-dir", str(tmp_path / "few"), *out], "too few"),
@@ -389,10 +305,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, frames, tmp_p
         ([*options, *out, "--aux-loss"], "auxiliary head"),
         ([*options, *out, "--model", "deeplabv3_resnet50", "--checkpoint", str(whole / "best.pt")], "not a deeplab"),
         ([*options, *out, "--train-on-combined", "2"], "0 to 1"),
-        ([*evaluate, str(tmp_path / "missing.pt")], "missing.pt"),
-        ([*evaluate, str(tmp_path / "text.pt")], "text.pt"),
-        ([*evaluate, str(tmp_path / "other.pt")], "not a segmentation network"),
-        ([*evaluate, str(whole / "best.pt"), "--out", str(whole)], "training run"),
+        ([*further, str(tmp_path / "missing.pt")], "missing.pt"),
+        ([*further, str(tmp_path / "text.pt")], "text.pt"),
+        ([*further, str(tmp_path / "other.pt")], "not a segmentation network"),
+        ([*further, str(tmp_path / "four.pt")], "its classes are"),
     ]
     for argv, words in cases:
         assert runs.run(lambda argv=argv: train_seg.main(argv), *train_seg.ERRORS) == 2, argv

@@ -1,11 +1,13 @@
 """Checkpoints, metrics, augmentation, pictures, run folders. Run: python -m pytest tests/test_utils.py"""
 
+import argparse
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,31 +137,31 @@ def test_confusion_matrix_refuses_what_it_cannot_count():
 
 def test_frame_matrices_of_shares_add_up_to_the_whole():
     images = torch.randint(3, (5, 3, 4, 4), dtype=torch.uint8)
-    masks = torch.randint(3, (5, 4, 4), dtype=torch.uint8)
-    whole = metrics.frame_matrices(lambda x: x[:, 0], images, masks, batch_size=2)
+    labels = torch.randint(3, (5, 4, 4), dtype=torch.uint8)
+    whole = metrics.frame_matrices(lambda x: x[:, 0], images, labels, batch_size=2)
     for i in range(5):
-        assert torch.equal(whole[i], metrics.confusion_matrix(images[i, 0], masks[i]))
-    shares = [metrics.frame_matrices(lambda x: x[:, 0], images, masks, range(rank, 5, 2)) for rank in (0, 1)]
+        assert torch.equal(whole[i], metrics.confusion_matrix(images[i, 0], labels[i]))
+    shares = [metrics.frame_matrices(lambda x: x[:, 0], images, labels, range(rank, 5, 2)) for rank in (0, 1)]
     assert torch.equal(sum(shares), whole)
 
 
 def test_class_weights_are_undone_by_the_share_that_scores_best():
     torch.manual_seed(0)
-    masks = torch.randint(0, 3, (5, 8, 8), dtype=torch.uint8)
-    masks[0, 0] = 255
+    labels = torch.randint(0, 3, (5, 8, 8), dtype=torch.uint8)
+    labels[0, 0] = 255
     weights = torch.tensor([0.3, 1.0, 2.0])
-    right = torch.nn.functional.one_hot(masks.long().clamp(max=2), 3).permute(0, 3, 1, 2).float()  # (5, 3, 8, 8)
+    right = torch.nn.functional.one_hot(labels.long().clamp(max=2), 3).permute(0, 3, 1, 2).float()  # (5, 3, 8, 8)
     logits = 0.02 * right + weights.log().view(3, 1, 1)  # so nothing but the whole of log w may be in the way
 
     def best(logits, weights=weights):
-        return release.best_shift(lambda part: part, logits, masks, weights, batch_size=2)
+        return release.best_shift(lambda part: part, logits, labels, weights, batch_size=2)
 
     assert best(logits)[0] == 1
     assert best(9 * right)[0] == 0  # all shares are right: the smallest
     noisy = logits + 0.8 * torch.randn_like(logits)
     ious = []
     for share in release.SHARES:
-        guess, truth = (noisy - share * weights.log().view(3, 1, 1)).argmax(1)[masks < 3], masks[masks < 3]
+        guess, truth = (noisy - share * weights.log().view(3, 1, 1)).argmax(1)[labels < 3], labels[labels < 3]
         both = [((guess == c) & (truth == c)).sum() / ((guess == c) | (truth == c)).sum() for c in range(3)]
         ious.append(sum(both).item())
     share, shift = best(noisy)
@@ -283,6 +285,16 @@ def test_confusion_picture_is_darkest_where_all_pixels_are(tmp_path):
     assert shade[0][0] == shade[1][2] < shade[0][1] == shade[2][0]
 
 
+def test_bars_are_as_long_as_their_values():
+    picture = np.asarray(pictures.bars(["a", "bb"], {"one": [0.5, 1.0], "two": [0.0, 0.25]})).astype(int)
+    blue = (picture == (70, 130, 180)).all(2).any(0)
+    assert picture.shape[0] == 3 * 16 + 8
+    for row, shares in ((16, (0.5, 0.0)), (32, (1.0, 0.25))):
+        found = (picture[row + 4] == (70, 130, 180)).all(1)
+        assert [found[32:240].sum(), found[244:].sum()] == [round(200 * share) + 1 for share in shares]
+    assert blue.any()
+
+
 # ---- run folders ---------------------------------------------------------------------------------------------------
 
 
@@ -348,6 +360,28 @@ def test_the_first_signal_is_a_wish_and_the_second_an_order():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_config_has_plain_options_facts_and_the_command_and_a_resumed_run_may_change_some():
+    args = argparse.Namespace(lr=0.1, out=Path("runs/x"), more_frames=[Path("a"), Path("b")], student=None)
+    config = runs.config_of(args, training_frames=7)
+    assert config == {
+        "lr": 0.1, "out": "runs/x", "more_frames": ["a", "b"], "student": None, "training_frames": 7,
+        "command": runs.command(),
+    }  # fmt: skip
+    assert runs.decisive(config, "student") == ("lr", "training_frames")
+
+
+def test_default_networks_are_the_users_own_or_the_shipped_ones_from_any_folder(tmp_path, monkeypatch):
+    for folder in (Path(release.__file__).parents[1], tmp_path):
+        monkeypatch.chdir(folder)
+        shipped = release.shipped("seg_teacher.pt")
+        assert shipped.exists() and shipped.is_absolute() == (folder == tmp_path)
+    assert release.default_teacher() == shipped and release.default_pruned() is None
+    for own in (release.OWN_TEACHER, release.OWN_PRUNED):
+        own.parent.mkdir(parents=True)
+        own.write_text("")
+    assert release.default_teacher() == release.OWN_TEACHER and release.default_pruned() == release.OWN_PRUNED
 
 
 def test_the_recorded_command_has_no_folders_of_this_machine(monkeypatch):

@@ -55,16 +55,21 @@ def save_weights(path: str | Path, data: dict, facts: dict) -> None:
 
 
 def halve(state_dict: dict) -> dict:
-    """Matrices and kernels as float16; vectors (biases, batch-norm statistics) stay: small, and of any range."""
+    """Matrices and kernels as float16. Vectors (biases, batch-norm statistics) stay: small, and of any range."""
     wide = {name for name, tensor in state_dict.items() if tensor.is_floating_point() and tensor.dim() > 1}
     return {name: tensor.half() if name in wide else tensor for name, tensor in state_dict.items()}
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> dict:
+def load(path: str | Path, device: str | torch.device = "cpu", kind: str | None = None) -> dict:
     """Read a dictionary of tensors and plain values (weights_only=True), checked against FILE.json where that exists.
 
+    Args:
+        path: of the file.
+        device: where its tensors go.
+        kind: which network it must hold, such as "segmentation"; its own "kind" says so.
+
     Raises:
-        CheckpointError: no such file, not a checkpoint, damaged, or not the file that the JSON describes.
+        CheckpointError: no such file, not a checkpoint, damaged, of another kind, or not what the JSON describes.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,6 +82,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> dict:
         raise CheckpointError(f"{path}: not a checkpoint of this repository, or damaged ({reason})") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds a {type(data).__name__}, not a checkpoint of this repository")
+    if kind and data.get("kind") != kind:
+        raise CheckpointError(f"{path}: not a {kind} network; name another file, or train one")
     return data
 
 

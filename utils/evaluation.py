@@ -1,20 +1,191 @@
-"""A network over a set of frames: its confusion matrices by frame or by SNR, and a teacher's logits kept in a file."""
+"""A network on a set of frames: the scores that every script reports, counted in one way.
+
+    evaluate(network, images, labels)["mean_iou"]                    # segmentation, as after each epoch
+    facts = report(data, {"test": frames}, root, out, device)        # a saved network: tables, result.json, pictures
+    amc_accuracy(network, frames, rows, device)                      # modulations
+
+Models and data meet here: utils/metrics.py counts and divides, this file shows the frames to a network. Several
+processes of torchrun share the frames and add their counts up.
+"""
 
 import hashlib
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
+from data import augment
+from data.lte_nr import standard_channels
 from data.radioml import MODULATIONS, SNRS, Frames, batches
-from utils import checkpoint
+from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
+from data.spectrum_sensing import CLASSES, IGNORE, Frame, frame_snr, read_tensors
+from models import segmentation
+from models.rebuild import rebuild
+from utils import bands, checkpoint, metrics, pictures
 from utils.metrics import accuracy, count_by_snr
+from utils.runs import provenance, rank_and_world, sum_over_processes, write_json
+from utils.training import Batch, TrainingSet, recalibrate_batch_norm
 
+RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on before a judgement
 AMC_BATCH = 128  # frames of a forward
+
+Predict = Callable[[torch.Tensor], torch.Tensor]  # pictures uint8 (B, 3, H, W) -> class numbers (B, H, W)
+
+
+# ---- segmentation ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    batch_size: int = 16,
+) -> dict:
+    """Scores of a network on frames, in float32; it is left in eval mode.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        labels: class numbers (N, H, W); IGNORE is not counted.
+        weights: float (C,) on the network's device. With them "loss" is reported as well: cross entropy with these
+            class weights, in the mean over frames.
+        batch_size: frames of a forward.
+
+    Returns:
+        Plain values: what utils.metrics.scores gives, and "loss".
+    """
+    network.eval()
+    rank, world = rank_and_world()
+    matrix = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
+    loss = torch.zeros((), dtype=torch.float64)
+    mine = slice(rank, None, world)
+    for x, y in zip(images[mine].split(batch_size), labels[mine].split(batch_size), strict=True):
+        logits = segmentation.logits(network, x)  # (B, C, H, W)
+        matrix += metrics.confusion_matrix(logits.argmax(1).cpu(), y.cpu(), len(CLASSES), IGNORE)
+        if weights is not None:
+            y = y.to(logits.device).long()
+            loss += F.cross_entropy(logits, y, weights, ignore_index=IGNORE).item() * len(y) / len(images)
+    values = metrics.scores(sum_over_processes(matrix), CLASSES)
+    return values if weights is None else values | {"loss": sum_over_processes(loss).item()}
+
+
+def recalibrate(network: nn.Module, training: TrainingSet) -> None:
+    """Measure batch norm's statistics on training frames as they are, in place.
+
+    Statistics from training remember the last ten batches, and those were shifted and jittered.
+    """
+    images = training.images
+    some = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
+    device = next(network.parameters()).device
+    parts = (part.to(device) for part in some.split(16) if len(part) > 1)  # batch norm needs two frames
+    recalibrate_batch_norm(network, (segmentation.as_input(part, training.palette) for part in parts))
+
+
+def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | None, device: torch.device) -> dict:
+    """Score a saved network on sets of frames: tables on stdout, result.json and pictures in a folder.
+
+    Each set is scored twice: with standard channels fitted to the network's bands (utils/bands.py), and the network
+    alone. Channels are fitted to frames of the generator's size only.
+
+    Args:
+        data: a checkpoint of a segmentation network.
+        sets: {title: frames}.
+        root: the folder of the frames, whose frames.csv knows their SNR.
+        out: the folder to write to, if any.
+
+    Returns:
+        The plain values of result.json; in other processes than the first an empty dictionary.
+    """
+    rank, _ = rank_and_world()
+    network = rebuild(data).eval().to(device, memory_format=torch.channels_last)
+    size = data.get("frame_size")
+    alone = partial(segmentation.predict, network, size=size)
+    levels_of = partial(augment.as_levels, palette=torch.from_numpy(PARULA))
+    logits_of = partial(segmentation.logits, network)
+    fitted = bands.predictor(logits_of, levels_of, standard_channels(CLASSES, HZ_PER_PIXEL))
+
+    scored, without_fit = {}, {}
+    for title, frames in sets.items():
+        images, labels = read_tensors(frames, progress=rank == 0)
+        shape = list(labels.shape[1:])
+        if rank == 0 and size and size != shape:
+            print(f"{title}: {shape[0]} x {shape[1]} pixels, shown to a network of {size[0]} x {size[1]}")
+        groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(root, frames))
+        own = matrices = _matrices(alone, images, labels)
+        predict = alone
+        if shape == [SIZE, SIZE] == (size or shape):
+            predict = fitted
+            matrices = _matrices(fitted, images, labels)
+        without_fit |= metrics.score_groups(own, groups, CLASSES)
+        scored |= metrics.score_groups(matrices, groups, CLASSES)
+        if rank == 0 and out:
+            some = pictures.spread(len(frames))
+            examples = images[some], labels[some], predict(images[some]).cpu()
+            pictures.draw_frames(out / "pictures", title, [frames[i].name for i in some], *examples)
+            matrix = pictures.confusion_picture(matrices.sum(0), CLASSES, title)
+            pictures.save(matrix, out / "pictures" / f"{title}_confusion.png")
+    if rank > 0:
+        return {}
+
+    print(metrics.table(scored, CLASSES))
+    if without_fit != scored:
+        print("network alone, no channel fitted:", metrics.table(without_fit, CLASSES), sep="\n")
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    facts = provenance(data, device) | {"parameters": parameters, "sets": scored, "network_alone": without_fit}
+    if out:
+        write_json(out / "result.json", facts)
+        print(f"{out}/result.json has all of it, {out}/pictures some frames")
+    return facts
+
+
+def _matrices(predict: Predict, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Confusion matrices of all frames, int64 (N, C, C); each process looks at its share of the frames."""
+    rank, world = rank_and_world()
+    mine = range(rank, len(images), world)
+    return sum_over_processes(metrics.frame_matrices(predict, images, labels, mine, num_classes=len(CLASSES)))
+
+
+def labelled_by(network: nn.Module, images: torch.Tensor) -> Batch:
+    """Images uint8 (N, 3, H, W) with the labels uint8 (N, H, W) that a network in evaluation mode gives them."""
+    labels = [segmentation.predict(network, part).to(torch.uint8).cpu() for part in images.split(16)]
+    return Batch(images, torch.cat(labels))
+
+
+@torch.no_grad()
+def keep_logits(teacher: nn.Module, training: TrainingSet, folder: str | Path) -> torch.Tensor:
+    """The teacher's logits of all training frames as they are: float (N, C, h, w), before they are scaled up.
+
+    Args:
+        teacher: a torchvision segmentation network, frozen.
+        training: its images and palette are looked at.
+        folder: where the file lies, named after the teacher's weights and the images. If an earlier call has written
+            it, the teacher is not asked again.
+    """
+    digest = hashlib.sha256(training.images.numpy())
+    for tensor in teacher.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy())
+    path = Path(folder) / f"logits_{digest.hexdigest()[:16]}.pt"
+    if path.exists():
+        return checkpoint.load(path)["logits"]
+    kept, device = [], next(teacher.parameters()).device
+    hook = teacher.classifier.register_forward_hook(lambda layer, inputs, output: kept.append(output.cpu()))
+    try:
+        for part in tqdm(training.images.split(16), "teacher", unit="batch", file=sys.stderr):
+            teacher(segmentation.as_input(part.to(device), training.palette))
+    finally:
+        hook.remove()
+    checkpoint.save(path, {"logits": torch.cat(kept)})
+    return torch.cat(kept)
+
+
+# ---- classification by SNR -------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -48,32 +219,3 @@ def evaluate_amc(network: nn.Module, frames: Frames, rows: np.ndarray, device: t
 def amc_accuracy(network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> float:
     """Share of frames whose modulation the network names rightly, over all SNRs."""
     return accuracy(evaluate_amc(network, frames, rows, device))
-
-
-@torch.no_grad()
-def keep_logits(
-    teacher: nn.Module, images: torch.Tensor, ask: Callable[[torch.Tensor], object], folder: str | Path
-) -> torch.Tensor:
-    """Logits float (N, C, h, w) as they leave `teacher.classifier`, before they are scaled up to the frames' size.
-
-    Args:
-        teacher: a torchvision segmentation network, frozen.
-        images: uint8 (N, ...), part of what names the file.
-        ask: shows the teacher a part of the images, uint8 (B, ...).
-        folder: where logits of the same teacher and images may lie from before; else they are written there.
-    """
-    digest = hashlib.sha256(images.cpu().numpy())
-    for tensor in teacher.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy())
-    path = Path(folder) / f"logits_{digest.hexdigest()[:16]}.pt"
-    if path.exists():
-        return checkpoint.load(path)["logits"]
-    kept = []
-    hook = teacher.classifier.register_forward_hook(lambda layer, inputs, output: kept.append(output.cpu()))
-    try:
-        for part in tqdm(images.split(16), "teacher", unit="batch", file=sys.stderr):
-            ask(part)
-    finally:
-        hook.remove()
-    checkpoint.save(path, {"logits": torch.cat(kept)})
-    return torch.cat(kept)

@@ -3,7 +3,7 @@
 Segmentation networks, in float:
 
     model = Deployed(network, mean, std).eval()
-    light = fold_batch_norm(streamline(model, images), images)    # copies that compute the same with less work
+    light = fold_batch_norm(streamline(model, images), images)    # copies that compute the same, faster
     export(light, images, "student.onnx")                    # any batch size, height and width of `images`
     logits = load_exported("student.onnx")(images)
     wrong, ties = different_labels(model, logits, images)
@@ -38,7 +38,7 @@ class ExportError(ValueError):
 
 
 class Deployed(nn.Module):
-    """A network with its preparation: pictures uint8 (N, 3, H, W) -> logits float (N, C, H, W).
+    """A network with the normalisation of its input: pictures uint8 (N, 3, H, W) -> logits float (N, C, H, W).
 
     Args:
         network: takes (picture / 255 - mean) / std and gives {"out": logits}.
@@ -76,8 +76,8 @@ class Streamlined(nn.Module):
 def streamline(model: Deployed, images: torch.Tensor) -> Streamlined:
     """A copy in evaluation mode that computes the same with operations that inference engines have fast code for.
 
-    Two matrix products take the place of the last enlargement, average pooling of a known size that of pooling to one
-    pixel, and the first convolution takes over the division by the deviation.
+    Two matrix products replace the last enlargement, and average pooling of a known size replaces pooling to one pixel.
+    The first convolution also divides by the standard deviation.
 
     Args:
         model: around one of torchvision's segmentation networks, which enlarge their classifier's logits.
@@ -120,9 +120,9 @@ def _check_same(before: torch.Tensor, after: torch.Tensor, otherwise: str, toler
 
 @torch.no_grad()
 def fold_batch_norm(model: nn.Module, images: torch.Tensor, tolerance: float = 1e-4) -> nn.Module:
-    """A copy in evaluation mode whose convolutions have taken over the batch norms that directly follow them.
+    """A copy in evaluation mode in which batch norms are folded into the convolutions directly before them.
 
-    Which belong together is seen while the model runs on `images`; afterwards both must give the same.
+    The model runs on `images` to see which layers belong together. Afterwards both must give the same.
 
     Args:
         model: images -> logits, a tensor.
@@ -241,7 +241,7 @@ def export_and_compare(
 
     Args:
         model: images -> logits (N, C, H, W).
-        light: the same function, made ready by `streamline` and `fold_batch_norm`; this is what the file holds.
+        light: the same function after `streamline` and `fold_batch_norm`; the file holds this one.
         images: (N, ...).
         path: FILE.pt2 or FILE.onnx.
         others: to be timed as well; ratios refer to the first of them.

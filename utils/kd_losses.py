@@ -1,14 +1,18 @@
-"""Distillation losses for dense prediction: what a student may copy from a teacher of the same map size.
+"""Distillation losses for dense prediction: what a student can copy from a teacher whose maps have the same size.
 
     loss = WEIGHT["pixel"] * pixel_kd(student_logits, teacher_logits.detach())
 
-Each is a function of the student's and the teacher's float maps (N, C, H, W) and gives a scalar whose size does not
-depend on the number of pixels or images: a larger picture of the same content gives the same value. Gradients flow
-into both arguments, so detach the teacher. WEIGHT has the default factor of each. Torch only.
+Each is a function of the student's and the teacher's float maps (N, C, H, W) and gives a scalar. It is a mean, so a
+larger picture of the same content gives the same value. Gradients flow into both arguments, so detach the teacher.
+WEIGHT has the default factor of each loss. `Losses` puts a student's whole loss together. Torch only.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 # pixel: Hinton. cwd, pairwise, dist: their authors' segmentation code. attention: 1e4 for a mean over the pixels of a
@@ -20,13 +24,11 @@ class DistillationError(ValueError):
     """Maps that can't be compared; the message names the sizes and the remedy."""
 
 
-def pixel_kd(
-    student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0, class_weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def pixel_kd(student: Tensor, teacher: Tensor, temperature: float = 1.0, class_weights: Tensor | None = None) -> Tensor:
     """Divergence of the class distributions, pixel by pixel (Hinton 2015, arXiv:1503.02531).
 
     T^2 mean_pixels sum_c w_c p_c (log p_c - log q_c), p and q the softmax of the teacher's and student's logits over T.
-    With unequal weights it is 0 for equal logits, as without, but its minimum lies elsewhere (q proportional to w p).
+    It is 0 for equal logits. With unequal weights its minimum lies elsewhere, where q is proportional to w p.
 
     Args:
         student, teacher: logits (N, C, H, W).
@@ -41,10 +43,10 @@ def pixel_kd(
     return temperature**2 * divergence.sum(1).mean()
 
 
-def channel_wise(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 4.0) -> torch.Tensor:
+def channel_wise(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """CWD: divergence of where each channel is strong (Shu, ICCV 2021, arXiv:2011.13256).
 
-    T^2 / (N C) sum KL over softmax over the H W pixels of a channel. Zero also if channels differ by a constant.
+    T^2 / (N C) sum KL over softmax over the H W pixels of a channel. It is 0 also where channels differ by a constant.
 
     Args:
         student, teacher: logits or features of equally many channels (N, C, H, W).
@@ -55,12 +57,12 @@ def channel_wise(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(2).mean()
 
 
-def dist(student: torch.Tensor, teacher: torch.Tensor, beta: float = 1.0, gamma: float = 1.0) -> torch.Tensor:
-    """DIST: the correlation matters, not the value (Huang, NeurIPS 2022, arXiv:2205.10536).
+def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
+    """DIST: correlation instead of equal values (Huang, NeurIPS 2022, arXiv:2205.10536).
 
-    beta (1 - mean over pixels of rho over classes) + gamma (1 - mean over classes of rho over pixels), rho Pearson's
-    correlation of softmax probabilities, pixels those of the whole batch. With three classes the first term has one
-    degree of freedom. A class whose probability is the same everywhere has rho 0, so it counts 1 even between equals.
+    beta (1 - mean over pixels of rho over classes) + gamma (1 - mean over classes of rho over pixels). rho is Pearson's
+    correlation of softmax probabilities; the pixels are those of the whole batch. With three classes the first term has
+    one degree of freedom. A class with the same probability everywhere has rho 0 and counts 1, even between equals.
 
     Args:
         student, teacher: logits (N, C, H, W).
@@ -70,25 +72,25 @@ def dist(student: torch.Tensor, teacher: torch.Tensor, beta: float = 1.0, gamma:
     return beta * (1 - _pearson(q, p, 0).mean()) + gamma * (1 - _pearson(q, p, 1).mean())
 
 
-def pairwise(student: torch.Tensor, teacher: torch.Tensor, pool: int = 2) -> torch.Tensor:
+def pairwise(student: Tensor, teacher: Tensor, pool: int = 2) -> Tensor:
     """Pairwise similarity of places, as in structured knowledge distillation (Liu, CVPR 2019, arXiv:1903.04197).
 
-    mean((A_s - A_t)^2), A the cosines between all pairs of places of an image after max-pooling by `pool`. Needs
-    memory for (H W / pool^2)^2 numbers an image: meant for features, not for logits of full size.
+    mean((A_s - A_t)^2), where A has the cosines between all pairs of places of an image after max-pooling by `pool`.
+    It needs memory for (H W / pool^2)^2 numbers an image, so it is meant for features, not for logits of full size.
 
     Args:
         student, teacher: features of any channel numbers (N, C, H, W), (N, C', H, W).
     """
     _check(student, teacher)
 
-    def similarity(features: torch.Tensor) -> torch.Tensor:
+    def similarity(features: Tensor) -> Tensor:
         f = F.normalize(F.max_pool2d(features, pool).flatten(2), dim=1)  # (N, C, H W / pool^2)
         return f.transpose(1, 2) @ f
 
     return (similarity(student) - similarity(teacher)).square().mean()
 
 
-def attention(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def attention(student: Tensor, teacher: Tensor) -> Tensor:
     """Attention transfer: the same energy at the same place (Zagoruyko 2017, arXiv:1612.03928).
 
     Squared distance, mean over images, of the maps mean_c F^2, each divided by its length. (The published mean over
@@ -103,25 +105,116 @@ def attention(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average <- decay average + (1 - decay) network, in place: parameters and buffers; counters are copied.
+def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
+    """EMA, exponential moving average: ema <- decay ema + (1 - decay) network, in place.
 
-    For self-distillation, the average being the teacher (as in Tarvainen 2017, arXiv:1703.01780). Without the buffers
-    its batch norms would keep the statistics of the first network.
+    Parameters and buffers are averaged, counters are copied. For self-distillation, where the EMA is the teacher
+    (Tarvainen 2017, arXiv:1703.01780). Without the buffers its batch norms would keep the statistics of the first
+    network.
     """
     theirs = network.state_dict()
-    for name, tensor in average.state_dict().items():
+    for name, tensor in ema.state_dict().items():
         if tensor.is_floating_point():
             tensor.lerp_(theirs[name], 1 - decay)
         else:
             tensor.copy_(theirs[name])
 
 
-def _pearson(a: torch.Tensor, b: torch.Tensor, dim: int) -> torch.Tensor:
+# ---- all parts of a student's loss -----------------------------------------------------------------------------------
+
+
+class Terms(NamedTuple):
+    """The parts of the loss, unweighted scalars; 0 where a part is not asked for."""
+
+    kd: Tensor  # distillation from the teacher
+    ce: Tensor  # cross entropy with the labels
+    own: Tensor  # distillation from the EMA of the student
+
+
+LOGIT_LOSSES = {"pixel": pixel_kd, "cwd": channel_wise, "dist": dist}
+FEATURE_LOSSES = {"pairwise": pairwise, "attention": attention}  # of the backbone's output
+
+
+@dataclass
+class Losses:
+    """What a student learns from. A training loop adds up alpha kd + beta ce + gamma own of `terms`.
+
+    A part with weight 0 is not computed.
+    """
+
+    teacher: nn.Module
+    ema: nn.Module | None
+    alpha: float
+    beta: float
+    gamma: float
+    names: list[str]  # of the distillation losses: keys of LOGIT_LOSSES and FEATURE_LOSSES
+    temperature: float
+    weights: Tensor | None = None  # float (C,): of the classes in cross entropy
+    weighted_kd: bool = False  # and in pixel KD, as published
+    autocast: AbstractContextManager = nullcontext()
+    ignore: int = 255  # pixels of this class number don't count
+
+    def terms(self, student: nn.Module, x: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> Terms:
+        """Forward of student and teachers.
+
+        Args:
+            student: a torchvision segmentation network, as teacher and EMA are.
+            x: its input, float (B, 3, H, W).
+            labels: int64 (B, H, W).
+            teacher_logits: float (B, C, H, W) if they were kept; the teacher is not asked then.
+        """
+        wanted, wanted_features = teacher_logits, None
+        with self.autocast:
+            logits, features = with_features(student, x)  # (B, C, H, W), (B, F, h, w)
+            with torch.no_grad():
+                if wanted is None and self.alpha:
+                    wanted, wanted_features = with_features(self.teacher, x)
+                before = with_features(self.ema, x)[0] if self.ema else None
+        kd = ce = own = logits.new_zeros(())
+        if self.alpha:
+            kd = self.from_teacher(logits, wanted, features, wanted_features)
+        if self.beta:
+            ce = F.cross_entropy(logits, labels, self.weights, ignore_index=self.ignore)
+        if self.ema:
+            own = self.pixel_kd(logits, before)
+        return Terms(kd, ce, own)
+
+    def from_teacher(self, logits, wanted, features, wanted_features) -> Tensor:
+        """The sum of the chosen distillation losses, each with its default factor."""
+        total = logits.new_zeros(())
+        for name in self.names:
+            if name in FEATURE_LOSSES:
+                value = FEATURE_LOSSES[name](features, wanted_features)
+            elif name == "pixel":
+                value = self.pixel_kd(logits, wanted)
+            else:
+                value = LOGIT_LOSSES[name](logits, wanted)
+            total = total + WEIGHT[name] * value
+        return total
+
+    def pixel_kd(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        return pixel_kd(logits, wanted, self.temperature, self.weights if self.weighted_kd else None)
+
+
+def with_features(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits float32 (B, C, H, W), and the backbone's output float32 (B, F, h, w). No hook stays."""
+    kept = {}
+    hook = network.backbone.register_forward_hook(lambda layer, inputs, outputs: kept.update(outputs))
+    try:
+        logits = network(x)["out"]
+    finally:
+        hook.remove()
+    return logits.float(), (kept["out"] if "out" in kept else kept["high"]).float()  # LR-ASPP's backbone says "high"
+
+
+# ---- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _pearson(a: Tensor, b: Tensor, dim: int) -> Tensor:
     return F.cosine_similarity(a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True), dim)
 
 
-def _check(student: torch.Tensor, teacher: torch.Tensor, channels: bool = False) -> None:
+def _check(student: Tensor, teacher: Tensor, channels: bool = False) -> None:
     first = 1 if channels else 2
     if student.shape[first:] != teacher.shape[first:] or len(student) != len(teacher):
         raise DistillationError(

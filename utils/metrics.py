@@ -44,8 +44,8 @@ def confusion_matrix(
 def scores(matrix: torch.Tensor, names: Sequence[str] = ("noise", "NR", "LTE")) -> dict:
     """Accuracy and, for each class and in the mean, recall, precision, F1 and IoU.
 
-    A class without a true pixel is absent: it stays out of every mean and is named in "absent" (its wrongly predicted
-    pixels count against the accuracy and the other classes' recall). Precision is 0 where a class is never predicted.
+    A class without a true pixel is absent: no mean contains it, and "absent" names it. Pixels that are wrongly given
+    this class still lower the accuracy and the other classes' recall. Precision is 0 where a class is never predicted.
 
     Args:
         matrix: int64 (C, C) of `confusion_matrix`.
@@ -83,7 +83,7 @@ def scores(matrix: torch.Tensor, names: Sequence[str] = ("noise", "NR", "LTE")) 
 def frame_matrices(
     predict: Callable[[torch.Tensor], torch.Tensor],
     images: torch.Tensor,
-    masks: torch.Tensor,
+    labels: torch.Tensor,
     numbers: Iterable[int] | None = None,
     batch_size: int = 16,
     num_classes: int = 3,
@@ -94,7 +94,7 @@ def frame_matrices(
     Args:
         predict: images uint8 (B, 3, H, W) -> class numbers (B, H, W).
         images: uint8 (N, 3, H, W).
-        masks: class numbers (N, H, W).
+        labels: class numbers (N, H, W).
         numbers: frames to look at, all of them if None; the matrices of the others stay 0.
 
     Returns:
@@ -103,15 +103,16 @@ def frame_matrices(
     matrices = torch.zeros(len(images), num_classes, num_classes, dtype=torch.int64)
     numbers = torch.tensor(list(range(len(images)) if numbers is None else numbers), dtype=torch.int64)
     for chunk in numbers.split(batch_size):
-        for i, prediction in zip(chunk.tolist(), predict(images[chunk]).to(masks.device), strict=True):
-            matrices[i] = confusion_matrix(prediction, masks[i], num_classes, ignore)
+        for i, prediction in zip(chunk.tolist(), predict(images[chunk]).to(labels.device), strict=True):
+            matrices[i] = confusion_matrix(prediction, labels[i], num_classes, ignore)
     return matrices
 
 
 def frame_groups(title: str, families: Sequence[str], snr_db: Sequence[float | None]) -> dict[str, list[int]]:
-    """Which frames to score together: {name: indices}, all, single-signal (NR and LTE), each family, each 10 dB of SNR.
+    """Which frames to score together: {name: indices}.
 
-    Frames whose SNR is None are in no SNR group. Groups that say nothing new (one family only) are left out.
+    The groups are all frames, single-signal frames (NR and LTE), each family, and each 10 dB of SNR. Frames whose SNR
+    is None are in no SNR group. Where there is one family only, it gets no group of its own.
     """
     groups = {title: list(range(len(families)))}
     single = [i for i, family in enumerate(families) if family in ("NR", "LTE")]

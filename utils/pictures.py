@@ -1,13 +1,14 @@
 """Pictures of results, PNG: spectrograms with truth and prediction, confusion matrices, line charts.
 
     save(side_by_side(image, truth, prediction), "frame.png")
+    save(bars(("stem", "head"), {"importance": (.2, 1.), "ratio": (.5, .9)}), "table.png")
     line_chart({"before": [(-20, .04), (30, .93)], "after": ...}, "SNR (dB)", "accuracy").save("accuracy.png")
     percent_matrix(counts, MODULATIONS, "test").save("confusion.png")
 
 Torch and Pillow; no plotting library.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,11 +20,11 @@ COLOURS = torch.tensor([[24, 24, 32], [230, 97, 0], [64, 176, 166]], dtype=torch
 IGNORED = torch.tensor([128, 128, 128], dtype=torch.uint8)
 
 
-def paint(mask: torch.Tensor) -> torch.Tensor:
+def paint(labels: torch.Tensor) -> torch.Tensor:
     """Class numbers (H, W) of any integer type -> uint8 (3, H, W) in COLOURS; numbers beyond them are grey."""
     table = IGNORED.repeat(256, 1)
     table[: len(COLOURS)] = COLOURS
-    return table[mask.long()].permute(2, 0, 1)
+    return table[labels.long()].permute(2, 0, 1)
 
 
 def side_by_side(image: torch.Tensor, truth: torch.Tensor, prediction: torch.Tensor, title: str = "") -> Image.Image:
@@ -64,33 +65,33 @@ def confusion_picture(matrix: torch.Tensor, names: Sequence[str], title: str = "
     return canvas
 
 
-def draw_set(
+def spread(count: int, wanted: int = 6) -> list[int]:
+    """Some of the numbers 0 .. count - 1, evenly spread, the first and the last among them."""
+    return sorted({round(i * (count - 1) / (wanted - 1)) for i in range(wanted)})
+
+
+def draw_frames(
     folder: str | Path,
     title: str,
     names: Sequence[str],
     images: torch.Tensor,
-    masks: torch.Tensor,
-    predict: Callable[[torch.Tensor], torch.Tensor],
-    matrix: Sequence,
-    classes: Sequence[str],
+    labels: torch.Tensor,
+    predictions: torch.Tensor,
 ) -> None:
-    """A set's confusion matrix, and six of its frames, spread evenly, side by side with truth and prediction.
+    """Frames side by side with their true and predicted classes, a PNG each.
 
     Args:
-        folder, title: where to, and how the files' names begin.
-        names, images, masks: of all frames: uint8 (N, 3, H, W), classes (N, H, W).
-        predict: images -> classes.
-        matrix: int (C, C), rows are the true class.
-        classes: C names.
+        folder, title: where the files go, and how their names begin.
+        names: N, as title of each picture.
+        images: uint8 (N, 3, H, W).
+        labels, predictions: class numbers (N, H, W).
     """
-    save(confusion_picture(torch.as_tensor(matrix), classes, title), Path(folder) / f"{title}_confusion.png")
-    some = sorted({round(i * (len(names) - 1) / 5) for i in range(6)})  # the first and the last among them
-    for i, *parts in zip(some, images[some], masks[some], predict(images[some]).cpu(), strict=True):
-        save(side_by_side(*parts, names[i]), Path(folder) / f"{title}_{names[i].replace('/', '_')}.png")
+    for name, *parts in zip(names, images, labels, predictions, strict=True):
+        save(side_by_side(*parts, name), Path(folder) / f"{title}_{name.replace('/', '_')}.png")
 
 
 def save(picture: Image.Image, path: str | Path) -> None:
-    """Write a PNG, making the folder; quickly, a tenth larger than it could be."""
+    """Write a PNG and make its folder. Light compression: quick, and a tenth larger than it could be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format="PNG", compress_level=1)
 
@@ -142,6 +143,22 @@ def line_chart(
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
         draw.text((x0 + width - 4, y0 + height - 14 * (len(series) - number)), name, fill=colour, anchor="rm")
     return canvas
+
+
+def bars(names: Sequence[str], columns: dict[str, Sequence[float]]) -> Image.Image:
+    """A line of bars for each name, one bar of a value from 0 to 1 in each titled column."""
+    line, left, length = 16, 8 * max(map(len, names)) + 16, 200
+    picture = Image.new("RGB", (left + len(columns) * (length + 12), (len(names) + 1) * line + 8), "white")
+    draw = ImageDraw.Draw(picture)
+    for row, name in enumerate(names, 1):
+        draw.text((4, row * line), name, fill="black")
+    for column, (title, values) in enumerate(columns.items()):
+        x = left + column * (length + 12)
+        draw.text((x, 2), title, fill="black")
+        for row, value in enumerate(values, 1):
+            y = row * line
+            draw.rectangle((x, y, x + round(value * length), y + line - 4), fill=(70, 130, 180))
+    return picture
 
 
 def percent_matrix(counts: torch.Tensor, names: Sequence[str], title: str = "") -> Image.Image:

@@ -1,18 +1,21 @@
-"""A run's folder: config.json, log.jsonl, result.json; how a script stops, and what a shell sees of it.
+"""A run's folder: config.json, log.jsonl, result.json; how a script stops, and which exit code a shell sees.
 
     if __name__ == "__main__":
         sys.exit(run(main, DataError, ModelError))
 
-Exit codes: 0 done, 2 a known fault in one sentence on stderr, 130 stopped by Ctrl-C or SIGTERM, 141 nobody reads what
-is printed (`... | head`). Below: thin torch.distributed helpers, no-ops for one process.
+Exit codes: 0 for done, 2 for a known fault (one sentence on stderr), 130 for a stop by Ctrl-C or SIGTERM, 141 where
+nobody reads the output any more (`... | head`). The end of this file has thin torch.distributed helpers. They are
+no-ops for one process.
 
     rank, world, device = join_processes("cpu")          # gloo on CPUs, nccl on CUDA devices
 
 Torch only.
 """
 
+import argparse
 import atexit
 import json
+import math
 import os
 import platform
 import shlex
@@ -21,19 +24,42 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+
+# Options that do not change what a run computes: a resumed run may have others.
+FREE = ("command", "data_dir", "data_file", "device", "more_frames", "out", "resume")
+FREE += ("save_every", "save_weights", "workers")
 
 
 class RunError(ValueError):
     """A run that can't start or go on as asked; the message names the fault and the remedy."""
 
 
-def start(folder: str | Path, config: dict, resume: bool, must_match: tuple[str, ...]) -> Path:
-    """Make a run's folder with its config.json, or check that a resumed one was started alike.
+def config_of(args: argparse.Namespace, **facts) -> dict:
+    """What config.json holds: every option as a plain value (a path as text), then `facts`, then the command line."""
 
-    A folder holds a run once a checkpoint is in it; what a start that failed earlier has left is written anew.
+    def plain(value):
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    options = {name: plain(value) for name, value in vars(args).items()}
+    return options | facts | {"command": command()}
+
+
+def decisive(config: dict, *free: str) -> tuple[str, ...]:
+    """The keys of a run's config that a resumed run must have in common with it: all but FREE and `free`."""
+    return tuple(key for key in config if key not in FREE + free)
+
+
+def start(folder: str | Path, config: dict, resume: bool, must_match: tuple[str, ...]) -> Path:
+    """Make a run's folder with its config.json, or check that a resumed run was started with the same options.
+
+    A folder holds a run once a checkpoint is in it. Before that, config.json may be from a start that failed, and is
+    written again.
 
     Args:
         folder: of the run.
@@ -95,8 +121,17 @@ def cut_log(folder: str | Path, epochs: int) -> None:
     path.write_text("".join(f"{line}\n" for line in kept))
 
 
+def check_loss(value: float, epoch: int, step: int, folder: Path) -> None:
+    """RunError where a loss is not finite; epoch and step count from 0."""
+    if not math.isfinite(value):
+        raise RunError(
+            f"the loss is {value} in epoch {epoch + 1}, step {step + 1}: try a smaller --lr; "
+            f"{folder}/last.pt, if there, is from before"
+        )
+
+
 def hardware(device: str | torch.device = "cpu") -> str:
-    """Processor, threads and, for CUDA, the GPU: what a speed must be read with."""
+    """Processor, threads and, for CUDA, the GPU: every reported speed needs them."""
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -115,14 +150,14 @@ def command() -> str:
 
 
 def provenance(data: dict, device: torch.device) -> dict:
-    """Of a saved network what a result must say: who trained it, how it was chosen, and what scores it now."""
+    """Where a saved network comes from: which command trained it, how it was chosen, and what scores it now."""
     facts = {"network": data["factory"], "trained_by": data.get("command")}
-    facts |= {key: data.get(key) for key in ("seed", "epoch", "validation")}
+    facts |= {key: data.get(key) for key in ("seed", "epoch", "validation", "class_weights_undone")}
     return facts | {"scored_by": command(), "hardware": hardware(device), "torch": torch.__version__}
 
 
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a wish that a loop looks at after each step; a second one stops at once.
+    """Turns Ctrl-C and SIGTERM into a flag that a loop looks at after each step. A second signal stops at once.
 
     with StopSignal() as stop:
         for batch in batches:
@@ -176,8 +211,16 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> int:
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-def join_processes(device: str) -> tuple[int, int, torch.device]:
-    """Rank, number of processes and device of this one; RunError: no such device here."""
+class Processes(NamedTuple):
+    """Which process this is, of how many, and the device that it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+def join_processes(device: str) -> Processes:
+    """Meet the other processes that torchrun has started, if any. RunError: there is no such device here."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -190,14 +233,26 @@ def join_processes(device: str) -> tuple[int, int, torch.device]:
         torch.cuda.set_device(device)
         torch.backends.cudnn.allow_tf32 = False  # scores are float32's; training has bfloat16
     if world == 1:
-        return 0, 1, torch.device(device)
+        return Processes(0, 1, torch.device(device))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     atexit.register(dist.destroy_process_group)
-    return dist.get_rank(), world, torch.device(device)
+    return Processes(dist.get_rank(), world, torch.device(device))
+
+
+def single_process(device: str) -> torch.device:
+    """The device of a script that runs as one process. RunError: torchrun started it, or there is no such device."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise RunError(f"{Path(sys.argv[0]).name} runs as one process: start it with python, not torchrun")
+    return join_processes(device).device
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are: (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def first_process(action: Callable[[], object], *errors: type[Exception]) -> object:
-    """Let rank 0 do something while the others wait; all return its value, or raise one of `errors` as RunError."""
+    """Let rank 0 do something while the others wait. All return its value, or raise one of `errors` as RunError."""
     value, fault = None, None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
@@ -221,7 +276,7 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def mean_over_processes(values: list[float]) -> list[float]:
-    """Means of some numbers, so that all processes see the same loss, and stop together."""
+    """Means over the processes, so that all of them see the same loss and stop together."""
     if not dist.is_initialized():
         return values
     return (sum_over_processes(torch.tensor(values, dtype=torch.float64)) / dist.get_world_size()).tolist()

@@ -1,4 +1,4 @@
-"""What training scripts must do alike, so that their results compare: optimizer, learning rate, order of frames,
+"""What training scripts do in the same way, so that their results compare: optimizer, learning rate, order of frames,
 bfloat16, and batch norm's statistics.
 
     optimizer, scheduler = make_optimizer(network, lr=1e-3, epochs=11, steps=360)
@@ -15,15 +15,33 @@ Torch only.
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+class Batch(NamedTuple):
+    """Frames that belong together: those of a step, or of a whole part of the set."""
+
+    images: Tensor  # uint8 pictures (B, 3, H, W) or levels (B, H, W); as a network's input float (B, 3, H, W)
+    labels: Tensor  # the class of each pixel, (B, H, W)
+    teacher_logits: Tensor | None = None  # float (B, C, h, w)
+
+
+class TrainingSet(NamedTuple):
+    """The training part in memory."""
+
+    images: Tensor  # uint8 levels (N, H, W) of a palette, or pictures (N, 3, H, W)
+    labels: Tensor | None  # uint8 (N, H, W); None where nothing may look at labels
+    palette: Tensor | None  # uint8 (256, 3): the colour of each level
+    weights: Tensor | None  # float (C,): of the classes in the loss
+
+
 def make_optimizer(
     network: nn.Module, lr: float, epochs: int, steps: int, published: bool = False
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW, its rate after a warm-up on a cosine down to 0; the scheduler's step follows each of the optimizer's.
+    """AdamW with a warm-up and a cosine down to 0. Call the scheduler's step after each of the optimizer's.
 
     Args:
         lr: highest learning rate.
@@ -44,7 +62,7 @@ def make_optimizer(
 
 
 def epoch_order(n: int, needed: int, seed: int, epoch: int) -> torch.Tensor:
-    """int64 (needed,): the frames 0 .. n - 1 of an epoch, a function of seed and epoch; repeated where too few."""
+    """int64 (needed,): a shuffled order of frames 0 .. n - 1, repeated where n is less. Seed and epoch decide it."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + epoch))
     return order.repeat(-(-needed // n))[:needed]
 
@@ -64,10 +82,10 @@ def bf16_autocast(device: torch.device, wanted: bool = True) -> AbstractContextM
 
 
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
-    """Measure the statistics of batch norm anew, as plain means over the batches, in place; returns the model.
+    """Measure the statistics of batch norm anew, as plain means over the batches, in place. Returns the model.
 
     Without it a pruned network is judged by statistics of channels that are gone (EagleEye, Li 2020,
-    arXiv:2007.02491). Everything else stays in eval mode and as it was.
+    arXiv:2007.02491). No weight moves, and every other layer stays in eval mode.
 
     Args:
         model: left in eval mode.

@@ -4,9 +4,9 @@
     wide = zero_pad_channels(pruned.eval(), torch.zeros(1, 3, 64, 64))      # widths in multiples of 16
 
 The even cut is the plainest pruning: every layer loses the same share of its channels, the weakest first. Zero-padding
-is its opposite. A new channel is 0 in the layers that make it and in those that read it, so the network computes the
-same. Inference engines keep channels in blocks (ONNX Runtime: 16 floats of AVX-512). They compute a narrower layer as
-if it were as wide, and rearrange its result first.
+is its opposite. A zero-padded channel is 0 in the layers that make it and in those that read it, so the network
+computes the same. Inference engines keep channels in blocks (ONNX Runtime: 16 floats of AVX-512). They compute a
+narrower layer as if it filled its last block, and have to rearrange the result first.
 Needs torch, and dependency_graph.py (with channel_trace.py) and importance.py beside it.
 """
 
@@ -46,7 +46,7 @@ def cut_evenly(model: nn.Module, target: int, inputs: torch.Tensor, multiple: in
 
 
 def parameters(model: nn.Module) -> int:
-    """How many numbers training moves."""
+    """How many parameters a model has."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -1,11 +1,11 @@
 """Are generated spectrograms like the real ones? Ask a network that has seen nothing but the real set.
 
-    python -m experiments.segmentation_witness --data-dir datasets/spectrum_sensing --witness STATE.pt --frames 300
+    python -m experiments.segmentation_reference --data-dir datasets/spectrum_sensing --reference STATE.pt --frames 300
 
-The witness is the state dict of a channel-pruned DeepLabV3-MobileNetV3-Large, trained on MathWorks' real frames.
-On real single-signal frames the published one has macro recall .90 and mIoU .74. Generated `mathworks` frames should
-give about the same: lower means strange frames, higher means frames that are too easy. Any checkpoint of this
-repository can be asked as well. Takes three minutes for 900 frames on one core.
+The real-data reference is the state dict of a channel-pruned DeepLabV3-MobileNetV3-Large that was trained on MathWorks'
+real frames. On real single-signal frames the published one has macro recall .90 and mIoU .74. Generated `mathworks`
+frames should give about the same. Lower scores mean strange frames, higher ones mean frames that are too easy. Any
+checkpoint of this repository can be asked as well. It takes three minutes for 900 frames on one core.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from utils.runs import command, hardware, run, write_json
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("datasets/spectrum_sensing"))
-    parser.add_argument("--witness", type=Path, required=True, help="state dict, or a checkpoint of this repository")
+    parser.add_argument("--reference", type=Path, required=True, help="state dict, or a checkpoint of this repository")
     parser.add_argument("--frames", type=int, default=300, help="single-signal, combined and field frames each")
-    parser.add_argument("--out", type=Path, default=Path("runs/segmentation_witness"))
+    parser.add_argument("--out", type=Path, default=Path("runs/segmentation_reference"))
     return parser.parse_args()
 
 
-def load_witness(path):
-    """The network in eval mode, from one of our checkpoints or a bare state dict of whatever channel numbers."""
+def load_reference(path):
+    """The network in eval mode, from one of our checkpoints or a bare state dict with any numbers of channels."""
     data = checkpoint.load(path)
     if "state_dict" not in data:
         name, arguments = segmentation.factory("deeplabv3_mobilenet_v3_large", len(CLASSES))
@@ -66,9 +66,20 @@ def carriers_by_frame(folder):
         return {row["frame"]: json.loads(row["carriers"]) for row in csv.DictReader(file)}
 
 
+def carrier_recalls(carriers, prediction, label):
+    """(carrier, recall of its own pixels) for each carrier of a frame that is not hidden by another one."""
+    for carrier in carriers:
+        half = carrier["bandwidth_hz"] / 2
+        first, last = mask_columns(carrier["center_hz"] - half, carrier["center_hz"] + half)
+        number = CLASSES.index(carrier["technology"])
+        own = label[:, first : last + 1] == number
+        if own.any():
+            yield carrier, float((prediction[:, first : last + 1][own] == number).float().mean())
+
+
 def main():
     args = parse_args()
-    network = load_witness(args.witness)
+    network = load_reference(args.reference)
     frames = find_frames(args.data_dir)
     carriers = carriers_by_frame(args.data_dir)
     some = {"mathworks single-signal": [f for f in frames if f.family in ("NR", "LTE")]}
@@ -79,21 +90,15 @@ def main():
         members = members[:: max(1, len(members) // args.frames)][: args.frames]
         if not members:
             continue
-        images, masks = read_tensors(members)
+        images, labels = read_tensors(members)
         predictions = torch.cat([segmentation.predict(network, part) for part in images.split(8)])  # (N, H, W)
-        matrices = torch.stack([metrics.confusion_matrix(p, m) for p, m in zip(predictions, masks, strict=True)])
+        matrices = torch.stack([metrics.confusion_matrix(p, m) for p, m in zip(predictions, labels, strict=True)])
         groups = metrics.frame_groups(title, [f.family for f in members], frame_snr(args.data_dir, members))
         scored |= metrics.score_groups(matrices, groups, CLASSES)
-        for frame, prediction, mask in zip(members, predictions, masks, strict=True):
-            for carrier in carriers.get(frame.name, []):
-                half = carrier["bandwidth_hz"] / 2
-                first, last = mask_columns(carrier["center_hz"] - half, carrier["center_hz"] + half)
-                own = mask[:, first : last + 1] == CLASSES.index(carrier["technology"])
-                if not own.any():  # under another carrier that folds over it
-                    continue
-                right = prediction[:, first : last + 1][own] == CLASSES.index(carrier["technology"])
+        for frame, prediction, label in zip(members, predictions, labels, strict=True):
+            for carrier, recall in carrier_recalls(carriers.get(frame.name, []), prediction, label):
                 key = title, carrier["technology"], carrier["bandwidth_hz"] / 1e6
-                hits.setdefault(key, []).append(float(right.float().mean()))
+                hits.setdefault(key, []).append(recall)
     print(metrics.table(scored, CLASSES))
     print("\nmean recall of a carrier, by bandwidth")
     by_bandwidth = {}
