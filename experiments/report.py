@@ -238,6 +238,18 @@ def magnitude_pruning() -> str:
     return table([*titles, "weight bits", "score", "epochs"], rows) + machines(rows_of("magnitude_pruning"))
 
 
+def h200_pruning() -> str:
+    """A pruning on one H200, step by step."""
+    rows = []
+    for row in lines_of(RESULTS / "h200/fmp_lampcost.jsonl"):
+        if "score" in row:  # the end of a step; other lines are epochs
+            cells = [str(row["step"]), f"{row['p']:g}", f"{row['nonzero']:,}", f"{row['score']:.5f}"]
+            rows.append(
+                [*cells, share(row["validation"], 4), str(row["epochs"]), "kept" if row["good"] else "went back"]
+            )
+    return table(["step", "p", "non-zero weights", "score", "validation accuracy", "epochs", "outcome"], rows)
+
+
 # ---- evidence --------------------------------------------------------------------------------------------------------
 
 
@@ -383,7 +395,8 @@ def about_train_amc() -> str:
 def about_pruning() -> str:
     data = read(MODULATION["pruned, 4 bits"])
     test, cost = data["sets"]["test"], data["cost"]
-    text = f"The demo's run, with its training, takes {seconds_of('feedback_magnitude_pruning.py'):.0f} s. The shipped "
+    seconds = seconds_of("feedback_magnitude_pruning.py")
+    text = f"The demo's training and pruning together take {seconds:.0f} s. The shipped "
     text += f"{data['bits']}-bit network has {cost['nonzero']:,} of {cost['weights']:,} weights left, score "
     return text + f"{cost['score']:.5f}, and has accuracy {share(test['accuracy'], 4)} ({machine(data)})."
 
@@ -429,7 +442,7 @@ def card_scores(data: dict) -> str:
 PARTS = {  # what pages may ask for
     part.__name__: part
     for part in (segmentation_summary, segmentation_sets, compression, compression_by_snr, cuts)
-    + (modulation_summary, modulation_by, magnitude_pruning, confidence, reliability)
+    + (modulation_summary, modulation_by, magnitude_pruning, h200_pruning, confidence, reliability)
     + (about_prefix, prefix_false_alarms, prefix_detection, cell_false_alarms, cell_detection)
     + (demo, quickstart, about_demo, about_train_seg, about_prune_seg, about_distill_seg, about_segment)
     + (about_train_amc, about_pruning, card)
