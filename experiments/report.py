@@ -11,6 +11,7 @@ tests/test_report.py fails where that was forgotten.
 
 import argparse
 import json
+import math
 import re
 import statistics
 import sys
@@ -228,6 +229,21 @@ def modulation_by(kind: str) -> str:
     return table(["dB" if kind == "by_snr" else "class", *scores], rows)
 
 
+def modulation_reference() -> str:
+    """Accuracy of networks that know genuine frames only, on genuine and on generated ones."""
+    data = read(RESULTS / "modulation_reference/result.json")
+    networks = {name: facts for name, facts in data.items() if isinstance(facts, dict) and "genuine_accuracy" in facts}
+    titles = ["dB", *(f"{name}, {frames}" for name in networks for frames in ("genuine", "generated"))]
+    rows = []
+    for title, key in (("all", "accuracy"), ("from +10", "accuracy_from_10_db")):
+        rows.append([title, *(share(facts[kind + key]) for facts in networks.values() for kind in ("genuine_", ""))])
+    for snr in next(iter(networks.values()))["accuracy_by_snr"]:
+        scores = [facts[kind + "accuracy_by_snr"][snr] for facts in networks.values() for kind in ("genuine_", "")]
+        rows.append([snr, *(share(score) for score in scores)])
+    about = f"{data['frames_per_cell']} frames of each class and SNR, seed {data['seed']}. {machine(data)}."
+    return f"{table(titles, rows)}\n\n{about}"
+
+
 def magnitude_pruning() -> str:
     titles = ["row", "seeds", "test accuracy", "non-zero weights", "compression", "paper's formula", "bops"]
     rows = []
@@ -348,6 +364,14 @@ def kept(size: str, way: str, epochs: int) -> str:
     return f"{100 * statistics.mean(row['sets']['test']['mean_iou'] for row in rows) / teacher:.1f} %"
 
 
+def about_synthetic() -> str:
+    return f"The demo's 176 frames and a recording take {seconds_of('data.synthetic'):.0f} s."
+
+
+def about_modulations() -> str:
+    return f"The demo's 7,488 frames take {seconds_of('data.modulations'):.0f} s."
+
+
 def about_train_seg() -> str:
     shipped, h200 = read(SEGMENTATION["teacher"]), read(H200_TEACHER)
     text = f"The demo's four epochs take {seconds_of('train_seg.py'):.0f} s. On one NVIDIA H200, 24 epochs at "
@@ -402,8 +426,17 @@ def about_pruning() -> str:
 
 
 def quickstart() -> str:
-    """What segment.py printed, see docs/segment.txt."""
-    return f"```\n{(ROOT / 'docs/segment.txt').read_text().rstrip()}\n```"
+    """What segment.py printed, its confidence by the calibration as it is now."""
+    data, curves = read(RESULTS / "quickstart.json"), read("weights/seg_student.calibration.json")["curves"]
+    lines = []
+    for line, row in zip(data["printed"], data["rows"], strict=True):
+        if row:
+            offset, slope = curves[row["ground"]]
+            odds = row["probability"] / (1 - row["probability"])
+            confidence = 1 / (1 + math.exp(-offset) * odds**-slope)
+            line = line.replace("CONFIDENCE", f"{confidence:10.2f}")
+        lines.append(line)
+    return "\n".join(["```", *lines, "```"])
 
 
 # ---- a model card ----------------------------------------------------------------------------------------------------
@@ -442,9 +475,27 @@ def card_scores(data: dict) -> str:
 PARTS = {  # what pages may ask for
     part.__name__: part
     for part in (segmentation_summary, segmentation_sets, compression, compression_by_snr, cuts)
-    + (modulation_summary, modulation_by, magnitude_pruning, h200_pruning, confidence, reliability)
+    + (
+        modulation_summary,
+        modulation_by,
+        modulation_reference,
+        magnitude_pruning,
+        h200_pruning,
+        confidence,
+        reliability,
+    )
     + (about_prefix, prefix_false_alarms, prefix_detection, cell_false_alarms, cell_detection)
-    + (demo, quickstart, about_demo, about_train_seg, about_prune_seg, about_distill_seg, about_segment)
+    + (
+        demo,
+        quickstart,
+        about_demo,
+        about_synthetic,
+        about_modulations,
+        about_train_seg,
+        about_prune_seg,
+        about_distill_seg,
+        about_segment,
+    )
     + (about_train_amc, about_pruning, card)
 }
 

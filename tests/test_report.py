@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import report
+from utils.carriers import Calibration
 from utils.runs import RunError
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,15 @@ def test_decimal_figures_of_the_readme_stand_in_the_results():
     results = (ROOT / "docs/RESULTS.md").read_text()
     figures = set(re.findall(r"(?<![\w.])\.\d{2,}", (ROOT / "README.md").read_text()))
     assert figures and not [figure for figure in figures if figure not in results]
+
+
+def test_the_quickstart_has_the_confidence_of_the_shipped_calibration():
+    rows = [row for row in report.read(report.RESULTS / "quickstart.json")["rows"] if row]
+    calibration = Calibration.beside(ROOT / "weights/seg_student.pt")
+    printed = report.quickstart()
+    assert rows
+    for row in rows:
+        assert f" {calibration.confidence(row['ground'], row['probability']):.2f} " in printed
 
 
 def test_a_row_of_the_compression_table_is_the_mean_of_its_seeds():
