@@ -106,12 +106,12 @@ FAULTS = {
     "without raster": (lambda d: rewritten(d, (30, 106)), "holds no 8-bit raster"),
     "without dimensions": (lambda d: rewritten(d, (303, 203)), "gives no dimensions"),
     "group of absent elements": (lambda d: rewritten(d, (306, 300)), "lists elements that it does not hold"),
-    "wider than its pixels": (lambda d: patched(d, 300, 0, ">i", 257), "65536 pixels where 257x256"),
+    "wider than its pixels": (lambda d: patched(d, 300, 0, ">i", 257), "65536 pixels instead of 257x256"),
     "of negative height": (lambda d: patched(d, 300, 4, ">i", -256), "claims 256x-256"),
     "of three components": (lambda d: patched(d, 300, 12, ">h", 3), "of 3 components"),
-    "called uncompressed": (lambda d: patched(d, 300, 16, ">H", 0), "stored otherwise"),
+    "called uncompressed": (lambda d: patched(d, 300, 16, ">H", 0), "stored in another way"),
     "JPEG": (lambda d: patched(d, 300, 16, ">H", 13), "uses compression 13"),
-    "a run too long": (lambda d: patched(d, 303, 0, ">B", 0xFF), "pixels where 256x256"),
+    "a run too long": (lambda d: patched(d, 303, 0, ">B", 0xFF), "pixels instead of 256x256"),
 }
 
 
