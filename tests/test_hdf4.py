@@ -129,7 +129,7 @@ def test_a_faulty_file_raises_one_sentence_naming_it(tmp_path, fault):
 def test_any_damage_is_read_or_refused_but_never_anything_else(tmp_path):
     data = (DATA / "rect64x200_rle.hdf").read_bytes()
     rng, path, refused = np.random.default_rng(0), tmp_path / "mask.hdf", 0
-    for _ in range(600):
+    for _ in range(300):
         broken = bytearray(data[: rng.integers(4, len(data) + 1)] if rng.random() < 0.2 else data)
         for place in rng.integers(0, min(300, len(broken)), 3):
             broken[place] = rng.integers(0, 256)
@@ -138,7 +138,7 @@ def test_any_damage_is_read_or_refused_but_never_anything_else(tmp_path):
             assert read_raster(path).dtype == np.uint8
         except DataError:
             refused += 1
-    assert refused > 200
+    assert refused > 100
 
 
 def test_a_missing_file_and_a_folder_raise_one_sentence(tmp_path):
