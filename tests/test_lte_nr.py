@@ -317,7 +317,7 @@ def test_a_folded_carrier_is_labelled_where_its_energy_is():
         return round(np.clip(hz, -SAMPLE_RATE / 2, SAMPLE_RATE / 2) * bins) + FRAME_SAMPLES // 2
 
     folded = 0
-    for _ in range(50):
+    for _ in range(100):
         band, center = Band(), float(rng.uniform(-33e6, 33e6))
         low, high = (bin_of(center + side) for side in (-2e6, 2e6))
         band.spectrum[low:high] = 1
@@ -356,5 +356,5 @@ def test_a_narrow_capture_is_filled_up_at_about_its_own_floor_and_at_its_own_edg
 def test_some_nr_carriers_of_the_field_send_no_ss_pbch_block():
     """Such as a secondary carrier; the others' first burst may still come after the frame's end."""
     rng = np.random.default_rng(2)
-    without = [not any(field_nr(rng, 10e6, 15e3)[0].ssb_blocks) for _ in range(50)]
+    without = [not any(field_nr(rng, 10e6, 15e3)[0].ssb_blocks) for _ in range(100)]
     assert 0.2 < np.mean(without) < 0.55
