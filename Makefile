@@ -1,12 +1,13 @@
 # make demo   everything end to end on a small synthetic set, five minutes after installation
-# make test   the tests, two minutes
-# Both set up .venv first; a second call finds it ready.
+# make test   the tests, within two minutes on two cores
+# make test-all   also the slow ones, which repeat their claims on more and larger cases
+# Each sets up .venv first; a second call finds it ready.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \"Python 3.11 or newer is needed: make PYTHON=python3.11\")"
@@ -31,6 +32,9 @@ demo: $(VENV)/.runtime
 	@echo "Pictures: runs/demo_teacher/pictures, runs/demo_student/pictures, runs/demo_segment, runs/demo_fmp/pictures"
 
 test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev

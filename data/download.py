@@ -1,9 +1,9 @@
-"""Fetch a large archive over an unreliable line, and unpack it without trusting it; standard library and tqdm only.
+"""Download a large archive over an unreliable line, and unpack it without trusting its contents.
 
-    fetch(url, "set/.download/archive.tar.gz")       # goes on where an earlier call, or a killed process, broke off
-    extract("set/.download/archive.tar.gz", "set")   # regular files below set/ only, all of them or none
+    fetch(url, "set/.download/archive.tar.gz")       # continues where an earlier call or a killed process stopped
+    extract("set/.download/archive.tar.gz", "set")   # writes regular files below set/ only; all of them or none
 
-To take it along: copy this file and replace DataError by any exception of your own.
+Needs the standard library and tqdm. To use it elsewhere, copy this file and replace DataError by an exception of yours.
 """
 
 import gzip
@@ -26,17 +26,20 @@ from tqdm import tqdm
 from data import DataError
 
 TIMEOUT = 30  # seconds without a byte
-RETRIES = 4  # in a row without a new byte, once a download is under way
-PAUSE = 1.0  # seconds before a retry, doubled with each that brought nothing
+RETRIES = 4  # in a row without a new byte; before the first byte arrives there are none
+PAUSE = 1.0  # seconds before a retry, doubled after each that brought no new byte
 
 
 def fetch(url: str, path, space: float | None = None) -> None:
-    """Download `url` to `path`, which appears only when complete; until then PATH.part grows, described by PATH.json.
+    """Download `url` to `path`, which exists only when it is complete.
 
-    `space` bytes must be free, less what has arrived (default: twice the length that the server announces, for the
-    archive and its contents). A broken connection is taken up by an HTTP range request, in this call or a later one.
-    Where the server ignores ranges, or its file has changed, the download starts over. Raises DataError when no more
-    is to be had; what arrived is kept.
+    Until then PATH.part holds what has arrived, and PATH.json describes it. After a broken connection an HTTP range
+    request fetches the rest, in this call or in a later one. The download starts anew if the server ignores ranges, or
+    if its file has changed.
+
+    Args: space, bytes that must be free, less what has arrived; if None, twice the length that the server announces,
+    for the archive and its contents.
+    Raises: DataError if retries do not help, or the disk is too full. What has arrived is kept.
     """
     path = Path(path)
     part, notes = path.with_name(path.name + ".part"), path.with_name(path.name + ".json")
@@ -69,7 +72,11 @@ def fetch(url: str, path, space: float | None = None) -> None:
 
 
 def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
-    """One connection: ask for the bytes that `part` lacks and append them. OSError, HTTPException: it broke off."""
+    """Open one connection, ask for the bytes that `part` lacks and append them.
+
+    Raises OSError or HTTPException if the connection breaks.
+    """
+    # Ask for what is missing.
     known = json.loads(notes.read_text()) if notes.exists() else {}
     have = _size(part) if known.get("url") == url else 0
     if have and have == known["length"]:
@@ -86,9 +93,10 @@ def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
             raise
         part.unlink()
         return _fetch_rest(url, part, notes, space)
+    # Is it the rest of what we have?
     with response:
         etag = response.headers.get("ETag", "W/")
-        version = response.headers.get("Last-Modified") if etag.startswith("W/") else etag  # W/: not byte for byte
+        version = response.headers.get("Last-Modified") if etag.startswith("W/") else etag  # W/: bytes may differ
         if have and response.status == 206:
             begun = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
             length = known["length"]
@@ -99,9 +107,11 @@ def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
             have, length = 0, response.headers.get("Content-Length")
             length = None if length is None else int(length)
         check_space(part, (space or 2 * (length or 0)) - have)
+
+        # Write it.
         with _writing(part):
             part.parent.mkdir(parents=True, exist_ok=True)
-            file = open(part, "ab" if have else "wb")  # emptied before the notes speak of another file
+            file = open(part, "ab" if have else "wb")  # empty before the notes change
         with file, tqdm(desc=part.stem, total=length, initial=have, unit="B", unit_scale=True, file=sys.stderr) as bar:
             with _writing(notes):
                 draft = notes.with_suffix(".tmp")
@@ -117,17 +127,19 @@ def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
 
 
 def extract(path, directory) -> None:
-    """Unpack a .tar.gz into `directory` and remove it; only a complete and sound archive adds anything.
+    """Unpack a .tar.gz into `directory`, then remove it. A damaged archive adds nothing.
 
-    Members are unpacked into a folder beside the archive, to the last byte and its checksum, and then renamed; a call
-    after a kill goes on from there, without the archive if that is gone.
-    A member that is neither regular file nor folder (a link, a device), or whose path leads outside, condemns the
-    archive. Raises DataError for that and for a damaged archive (either is removed), for a full disk, and for an entry
-    of the same name that is already there.
+    The archive is unpacked completely, and its checksum compared, in a folder beside it. Then the files are moved by
+    renaming. If the process is killed while renaming, the next call continues, even without the archive.
+
+    Raises DataError for a damaged archive, for one with a member that is neither file nor folder (a link, a device) or
+    that is outside the archive's folder (in these cases the archive is removed), for a full disk, and for an entry of
+    the same name that exists already.
     """
+    # Unpack, and compare the checksum.
     path, directory = Path(path), Path(directory)
     unfinished, finished = path.parent / "extracting", path.parent / "extracted"
-    if not finished.exists():  # else a process was killed while renaming: go on with that
+    if not finished.exists():  # otherwise a process was killed while renaming
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             _unpack(path, unfinished.resolve())
@@ -143,6 +155,8 @@ def extract(path, directory) -> None:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     path.unlink(missing_ok=True)
+
+    # Rename.
     entries = sorted(finished.iterdir())
     for entry in entries:
         if (directory / entry.name).exists():
@@ -153,6 +167,7 @@ def extract(path, directory) -> None:
 
 
 def _unpack(path: Path, target: Path) -> None:
+    """Unpack all members into a new folder. Raises DataError for a dangerous one, and what tarfile and gzip raise."""
     target.mkdir()
     with (
         open(path, "rb") as packed,
@@ -164,8 +179,8 @@ def _unpack(path: Path, target: Path) -> None:
             place = (target / member.name).resolve()
             if not place.is_relative_to(target) or not (member.isreg() or member.isdir()):
                 raise DataError(
-                    f"{path} holds {member.name!r}, a link or device or outside its folder, and is removed with "
-                    "nothing unpacked; fetch it from a source that you trust"
+                    f"{path} holds {member.name!r}, a link or device or outside its folder; nothing was unpacked and "
+                    "the archive is removed: fetch it from a source that you trust"
                 )
             if member.isdir():
                 place.mkdir(parents=True, exist_ok=True)
@@ -174,13 +189,13 @@ def _unpack(path: Path, target: Path) -> None:
             with open(place, "wb") as file:
                 shutil.copyfileobj(archive.extractfile(member), file, 1 << 20)
             bar.update(packed.tell() - bar.n)
-        while rest := unpacked.read(1 << 20):  # to the end, where gzip compares its checksum
+        while rest := unpacked.read(1 << 20):  # read to the end, where gzip compares its checksum
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("something else follows the last member")
 
 
 def check_space(path, needed: float) -> None:
-    """Raises DataError where the disk that holds, or will hold, `path` has fewer than `needed` bytes free."""
+    """Raise DataError if the disk that holds, or will hold, `path` has fewer than `needed` bytes free."""
     place = next(folder for folder in Path(path).absolute().parents if folder.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -196,6 +211,7 @@ def _size(path: Path) -> int:
 
 @contextmanager
 def _writing(path: Path):
+    """Turn an OSError into a DataError that names the file: such an error is the disk's, not the connection's."""
     try:
         yield
     except OSError as error:

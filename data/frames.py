@@ -1,11 +1,13 @@
-"""What is on the air in a frame: two families of LTE and 5G NR scenes, as samples at 61.44 MS/s.
+"""Generate frames of 40 ms with LTE and 5G NR carriers, as samples at 61.44 MS/s.
 
     iq, carriers = make_frame("FIELD", index=1, seed=0)
 
-`mathworks` ("NR", "LTE", "LTE_NR") repeats the published generator's settings, its weak points included. `field`
-("FIELD") is what a receiver meets: any load and scheduling, FDD and TDD, one to four carriers at unequal levels,
-multipath, imperfect radios, empty bands. carriers tells what is there: a list of dicts with "technology", "center_hz"
-(baseband), "bandwidth_hz", "snr_db" and more. A carrier without energy in the frame is not listed.
+There are two kinds of frames. The families "NR", "LTE" and "LTE_NR" repeat the settings of the published MathWorks
+generator, with its weak points. The family "FIELD" holds what a receiver meets outside a laboratory: any load and
+scheduling, FDD and TDD, up to four carriers at unequal levels, multipath, imperfect radios, and empty bands.
+
+`carriers` describes the frame: a list of dicts with "technology", "center_hz" (baseband), "bandwidth_hz", "snr_db" and
+more. A carrier that sends nothing in the frame is not listed.
 """
 
 from dataclasses import dataclass
@@ -30,17 +32,22 @@ FAMILY_NUMBER = {"NR": 1, "LTE": 2, "LTE_NR": 3, "FIELD": 4}  # part of each fra
 
 
 def make_frame(family, index, seed):
-    """Frame number index of a family: (iq, carriers). The same for the same seed on any number of workers."""
+    """Make one frame. The same arguments always give the same frame.
+
+    Args: family, a key of FAMILY_NUMBER; index, number of the frame within its family; seed, of the whole set.
+    Returns: iq, complex64 (2457600,), and carriers, a list of dicts (see the top of this file).
+    """
     rng = frame_rng(family, index, seed)
     return field_frame(rng) if family == "FIELD" else mathworks_frame(family, rng)
 
 
 def frame_rng(family, index, seed):
-    """The random numbers of one frame, a numpy Generator."""
+    """The numpy Generator that all random choices of one frame are drawn from."""
     return np.random.default_rng([seed, FAMILY_NUMBER[family], index])
 
 
 def _describe(technology, config, center, snr_db):
+    """One entry of `carriers`: plain values that can be written as JSON."""
     about = {
         "technology": technology,
         "center_hz": round(float(center), 1),
@@ -57,7 +64,7 @@ def _describe(technology, config, center, snr_db):
 
 
 def _clip(carriers, low_hz, high_hz, shift_hz=0.0):
-    """The parts of the carriers within low_hz .. high_hz, moved by shift_hz; those of less than a pixel left out."""
+    """Cut the carriers to low_hz .. high_hz and move them by shift_hz. Parts narrower than a pixel are left out."""
     clipped = []
     for carrier in carriers:
         half = carrier["bandwidth_hz"] / 2
@@ -78,7 +85,10 @@ def _random_parts(rng, parts, total):
 
 
 def _random_groups(rng, start, end, total, most=3):
-    """Bool (end,): one to three groups of ones, total in all (at least one each), in order from start on."""
+    """Place one to three groups of used places after `start`: bool (end,), as the published generator does.
+
+    `total` is divided among the groups at random. A group covers one place more than its share.
+    """
     groups = rng.integers(1, most + 1)
     sizes = _random_parts(rng, groups, max(groups, total))
     taken = np.zeros(end, bool)
@@ -95,10 +105,11 @@ MATHWORKS_LTE_HZ = (5e6, 10e6, 15e6, 20e6)
 
 
 def mathworks_bandwidths(rng):
-    """Channel bandwidths in Hz of an index of the published set: {"NR": ..., "LTE": ...}.
+    """Draw the channel bandwidths in Hz for one index of the published set: {"NR": ..., "LTE": ...}.
 
-    For each index the published loop draws one carrier of each, writes NR alone, LTE alone, then both side by side, and
-    begins the index again where they do not fit into the band. So single frames, too, have widths of a pair that fits.
+    For each index the published loop draws one NR and one LTE carrier. It writes a frame of NR alone, one of LTE alone,
+    and one of both side by side. Where both do not fit into the band, it draws the index again. So frames with a single
+    carrier also have the widths of pairs that fit.
     """
     while True:
         widths = {"NR": float(rng.choice(MATHWORKS_NR_HZ)), "LTE": float(rng.choice(MATHWORKS_LTE_HZ))}
@@ -107,7 +118,7 @@ def mathworks_bandwidths(rng):
 
 
 def mathworks_nr(rng, bandwidth):
-    """NrConfig of the published generator."""
+    """Draw an NrConfig as the published generator does."""
     scs = float(rng.choice([15e3, 30e3]))
     n_rb, slots = NR_RB[scs][bandwidth], round(FRAME_MS * scs / 15e3)
     in_period = np.zeros(20, bool)
@@ -126,7 +137,7 @@ def mathworks_nr(rng, bandwidth):
 
 
 def mathworks_lte(rng, bandwidth):
-    """LteConfig of the published generator, reference channels R.6, R.2, R.8 and R.9."""
+    """Draw an LteConfig as the published generator does: reference channels R.6, R.2, R.8 and R.9 of TS 36.101."""
     n_rb = LTE_RB[bandwidth]
     allocation = np.ones((10, n_rb), np.float32)
     if rng.random() < 0.5:
@@ -142,14 +153,14 @@ def mathworks_lte(rng, bandwidth):
         allocation=np.tile(allocation, (4, 1)),
         order=4 if bandwidth == 10e6 else 64,
         cfi=3 if bandwidth == 5e6 else 2,
-        control_load=36 / (4.5 * n_rb),  # one PDCCH of four control channel elements; the rest stays empty
+        control_load=36 / (4.5 * n_rb),  # one PDCCH of four control channel elements; nothing else is sent
         window=round(0.005 * 2048 * n_rb / 100),
     )
 
 
 @dataclass
 class MathworksScene:
-    """What a frame of the published generator holds, before any waveform is made."""
+    """What one frame of the published generator contains, drawn before any waveform is made."""
 
     snr_db: float
     doppler_hz: float
@@ -158,7 +169,7 @@ class MathworksScene:
 
     @property
     def carriers(self):
-        """Plain values of each carrier, as make_frame gives them."""
+        """The list of dicts that make_frame returns for this scene."""
         return [
             _describe("NR" if isinstance(config, NrConfig) else "LTE", config, center, self.snr_db)
             for config, center in zip(self.configs, self.centers_hz, strict=True)
@@ -184,20 +195,24 @@ def mathworks_scene(family, rng):
 
 
 def mathworks_frame(family, rng):
-    """One frame after the published generator. Returns (iq complex64 (2457600,), carriers).
+    """Make one frame as the published generator does.
 
-    Its noise is set against an assumed signal power of 0 dBW, while a resource element has amplitude 1/4096 (15 kHz) or
-    1/2048 (30 kHz) at 61.44 MS/s: "40 dB" is some 4 dB a resource element, and at "100 dB" noise sinks below eps.
+    Its noise level assumes a signal power of 0 dBW. The true signal is much weaker: a resource element has amplitude
+    1/4096 (at 15 kHz) or 1/2048 (at 30 kHz) at 61.44 MS/s. So a label of "40 dB" means about 4 dB for each resource
+    element, and at "100 dB" the noise is below the eps that the spectrogram adds.
+
+    Args: family, "NR", "LTE" or "LTE_NR"; rng, of `frame_rng`.
+    Returns: iq, complex64 (2457600,), and carriers.
     """
     scene, band = mathworks_scene(family, rng), Band()
-    # The combined frames, and NR alone, pass a cluster of narrow angular spread; LTE alone passes Clarke's model.
+    # The published generator uses a channel of narrow angular spread for NR and combined frames, Clarke's for LTE.
     spread = np.pi if family == "LTE" else np.deg2rad(20)
     seed = int(rng.integers(2**63))
     for config, center in zip(scene.configs, scene.centers_hz, strict=True):
         is_nr = isinstance(config, NrConfig)
         wave = (nr_waveform if is_nr else lte_waveform)(config, rng)
         samples = np.roll(wave.samples, int(rng.integers(len(wave.samples))))
-        fading_rng = np.random.default_rng(seed)
+        fading_rng = np.random.default_rng(seed)  # anew for each carrier: all carriers of a frame fade alike
         samples = multipath(samples, wave.sample_rate, "flat", scene.doppler_hz, fading_rng, spread)
         band.add(samples, wave.sample_rate, center, 1 / 2048 if is_nr and config.scs == 30e3 else 1 / 4096)
     band.add_noise(10 ** (-scene.snr_db / 10), rng)
@@ -211,7 +226,11 @@ SCHEDULES = {"full": 0.28, "idle": 0.12, "bursty": 0.21, "random": 0.15, "blocks
 
 
 def random_schedule(rng, intervals, n_rb, style=None):
-    """PDSCH amplitude over (intervals, n_rb), float32: the ways in which schedulers fill a carrier, or one of them."""
+    """Draw how a scheduler fills a carrier: amplitude of the PDSCH, float32 (intervals, n_rb), 0 where nothing is sent.
+
+    Args: intervals, subframes or slots in 40 ms; n_rb, resource blocks; style, a key of SCHEDULES (default: drawn).
+    """
+    # Which groups of resource blocks are in use when.
     group = int(rng.choice([1, 2, 3, 4, 8]))
     groups = -(-n_rb // group)
     style = style or rng.choice(list(SCHEDULES), p=list(SCHEDULES.values()))
@@ -242,6 +261,8 @@ def random_schedule(rng, intervals, n_rb, style=None):
     elif style == "split":  # a fixed part of the band, always
         low, high = np.sort(rng.integers(0, groups + 1, 2))
         on[:, low : high + 1] = True
+
+    # Levels.
     amplitude = np.repeat(on, group, 1)[:, :n_rb].astype(np.float32)
     if rng.random() < 0.4:  # users at unequal power
         user = rng.normal(0, rng.uniform(0.5, 3), (rng.choice([1, intervals]), groups))
@@ -250,13 +271,14 @@ def random_schedule(rng, intervals, n_rb, style=None):
 
 
 def _random_order(rng, intervals):
+    """Draw the QAM order of the data: one for the carrier, or one for each interval, int (intervals, 1, 1)."""
     if rng.random() < 0.5:
         return int(rng.choice([4, 16, 64, 256]))
     return rng.choice([4, 16, 64, 256], (intervals, 1, 1))
 
 
 def field_lte(rng, bandwidth):
-    """A random LTE carrier: (LteConfig, Waveform)."""
+    """Draw an LTE carrier and make its waveform: (LteConfig, Waveform)."""
     n_rb = LTE_RB[bandwidth]
     tdd = rng.random() < 0.3
     config = LteConfig(
@@ -281,13 +303,15 @@ NR_TDD = ("DDDSU", "DDDSUUDDDD", "DDDDDDDSUU", "DSUU", "DDSU", "DDDSUDDSUU", "DD
 
 
 def field_nr(rng, bandwidth, scs):
-    """A random NR carrier: (NrConfig, Waveform)."""
+    """Draw an NR carrier and make its waveform: (NrConfig, Waveform)."""
     n_rb, slots = NR_RB[scs][bandwidth], round(FRAME_MS * scs / 15e3)
+    # TDD: how many symbols of each slot are downlink.
     downlink = None
     if rng.random() < 0.4:
         kinds = {"D": 14, "S": int(rng.choice([4, 6, 8, 10, 12])), "U": 0}
         pattern = [kinds[letter] for letter in NR_TDD[rng.integers(len(NR_TDD))]]
         downlink = np.tile(pattern, -(-slots // len(pattern)))[:slots]  # blocks come in the first slots: downlink
+    # SS/PBCH blocks. The order of the draws below must stay, since it decides every generated frame.
     case = "A" if scs == 15e3 else str(rng.choice(["B", "C"]))
     blocks = int(rng.choice([4, 8]))
     sent = np.zeros(blocks, int)
@@ -295,10 +319,11 @@ def field_nr(rng, bandwidth, scs):
     if rng.random() < 0.3:
         sent = rng.integers(0, 2, blocks)
     period = int(rng.choice([5, 10, 20, 20, 20, 20, 40, 80, 160]))
-    # Secondary carriers, test transmitters, the uplink: data alone, and under full load nothing but a flat block.
+    # Some carriers send data alone: secondary carriers, test transmitters, the uplink. A full one is a flat block.
     data_only = rng.random() < 0.3
     if data_only:
         sent[:] = 0
+    # Control channel: which bundles of three resource blocks are in use in each slot.
     control = np.zeros((slots, n_rb // 3), bool)
     chances = [0.6, 0.2, 0.1, 0.1] if data_only else [0.15, 0.5, 0.2, 0.15]
     control_style = rng.choice(["none", "random", "fixed", "full"], p=chances)
@@ -308,6 +333,7 @@ def field_nr(rng, bandwidth, scs):
         control[:] = rng.random(control.shape[1]) < rng.uniform(0.05, 0.6)
     elif control_style == "full":
         control[:] = True
+    # Tracking reference signal, and the place of data and DM-RS within a slot.
     tracking = None
     if rng.random() < 0.4 and not data_only:
         every = int(rng.choice([10, 20, 40])) * slots // FRAME_MS
@@ -343,7 +369,7 @@ def field_nr(rng, bandwidth, scs):
 
 
 def _random_carrier_kind(rng):
-    """(technology, bandwidth, subcarrier spacing) as operators use them: wide carriers more often than narrow ones."""
+    """Draw (technology, bandwidth in Hz, subcarrier spacing in Hz); wide carriers more often than narrow ones."""
     if rng.random() < 0.5:
         return "LTE", float(rng.choice(list(LTE_RB), p=[0.06, 0.08, 0.2, 0.24, 0.18, 0.24])), 15e3
     scs = float(rng.choice([15e3, 30e3]))
@@ -352,9 +378,9 @@ def _random_carrier_kind(rng):
 
 
 def _place(rng, widths):
-    """Centres for channels of these widths inside the band without overlap, in random order, or None if too wide.
+    """Draw centres in Hz for channels of these widths, (N,), inside the band and without overlap; None if too wide.
 
-    One frame in five packs them edge to edge, as neighbouring channels are in real bands.
+    In one frame of five the channels touch, as neighbouring channels of real bands do.
     """
     room = SAMPLE_RATE - 2 * HZ_PER_PIXEL - sum(widths)
     if room < 0:
@@ -367,9 +393,9 @@ def _place(rng, widths):
 
 
 def _floor_shape(rng):
-    """The receiver's noise floor over the band in dB: tilt, ripple, and sometimes a filter's edges. float (4096,).
+    """Draw the receiver's noise floor over the band in dB, float (4096,): tilt, ripple, sometimes a filter's edges.
 
-    Nothing here may look like a block of noise inside the band: that is what a fully loaded carrier is.
+    There is never a block of higher noise inside the band, because a fully loaded carrier looks like that.
     """
     x = np.linspace(-1, 1, 4096)
     shape = rng.normal(0, 0.7) * x + rng.normal(0, 0.7) * x**2
@@ -379,16 +405,19 @@ def _floor_shape(rng):
     return shape
 
 
-# Sample rates in use: powers of two of 3GPP's, and round numbers; half of the captures take any rate.
+# Sample rates in use: those of 3GPP, and round numbers. Half of the captures have one of these, half any rate.
 CAPTURE_RATES = (1.92e6, 3.84e6, 7.68e6, 10e6, 15.36e6, 19.2e6, 20e6)
 CAPTURE_RATES += (23.04e6, 25e6, 30.72e6, 40e6, 46.08e6, 50e6, 56e6)
 
 
 def _narrow_capture(band, carriers, rng):
-    """Cut the band to a slower receiver's: (the carriers it sees, its noise floor in dB, float (4096,)).
+    """Cut the band to that of a receiver with a lower sample rate.
 
-    Half lack a steep anti-alias filter. What was not received is filled with noise at the receiver's floor, more or
-    less; one in twenty leaves it empty.
+    Half of these receivers lack a steep anti-alias filter, so signals beyond the edges fold back. Outside the received
+    part there is noise at about the receiver's floor; in one capture of twenty it is 3 to 60 dB lower.
+
+    Args: band, a Band, changed in place; carriers, of the whole band.
+    Returns: the carriers that the receiver sees, and what to add to the noise floor in dB, float (4096,).
     """
     rate = float(rng.choice(CAPTURE_RATES)) if rng.random() < 0.5 else rng.uniform(7e6, 58e6)
     center = 0.0
@@ -401,7 +430,7 @@ def _narrow_capture(band, carriers, rng):
     reach = rng.uniform(0, 0.25) * rate if rng.random() < 0.5 else 0.0
     band.narrow(low, high, reach)
     seen = _clip(carriers, low, high)
-    # What folds back still looks like what it is; nothing was generated beyond the frame's own band.
+    # A carrier that folds back still looks like a carrier. Beyond the frame's own band nothing was generated.
     seen += _clip(carriers, max(low - reach, -SAMPLE_RATE / 2), low, high - low)
     seen += _clip(carriers, high, min(high + reach, SAMPLE_RATE / 2), low - high)
     hz = (np.arange(4096) + 0.5) / 4096 * SAMPLE_RATE - SAMPLE_RATE / 2
@@ -410,7 +439,12 @@ def _narrow_capture(band, carriers, rng):
 
 
 def field_frame(rng):
-    """One frame as a receiver may meet it. Returns (iq complex64 (2457600,), carriers)."""
+    """Make one frame as a receiver may meet it outside a laboratory.
+
+    Args: rng, of `frame_rng`.
+    Returns: iq, complex64 (2457600,), and carriers.
+    """
+    # Which carriers, and where.
     count = int(rng.choice([0, 1, 2, 3, 4], p=[0.05, 0.4, 0.3, 0.17, 0.08]))
     kinds, centers = [], None
     while centers is None:
@@ -419,11 +453,12 @@ def field_frame(rng):
     if count == 1 and rng.random() < 0.1:  # a carrier that reaches over the edge of the receiver's band
         centers = [float(rng.choice([-1, 1]) * (SAMPLE_RATE / 2 - rng.uniform(-0.2, 0.4) * kinds[0][1]))]
 
-    for kind, center in list(zip(kinds, centers, strict=True)):  # two cells of one operator on top of each other
+    for kind, center in list(zip(kinds, centers, strict=True)):  # another LTE cell that overlaps with this one
         if kind[0] == "LTE" and rng.random() < 0.1:
             kinds.append(("LTE", float(rng.choice(list(LTE_RB))), 15e3))
             centers = [*centers, center + rng.uniform(-0.5, 0.5) * kind[1]]
 
+    # Each carrier's waveform passes amplifier, channel and transmit filter.
     band, carriers = Band(), []
     strongest = rng.uniform(0, 40) if rng.random() < 0.8 else rng.uniform(0, 10)
     for i, ((technology, bandwidth, scs), center) in enumerate(zip(kinds, centers, strict=True)):
@@ -442,8 +477,9 @@ def field_frame(rng):
         band.add(samples, wave.sample_rate, center, amplitude, bandwidth, stopband)
         carriers.append(_describe(technology, config, center, snr_db))
 
+    # The receiver: its noise floor, its bandwidth, spurs, and the faults of its samples.
     floor = _floor_shape(rng) if rng.random() < 0.5 else np.zeros(4096)
-    if rng.random() < 0.2:  # a narrower capture, put into the middle of a noise floor
+    if rng.random() < 0.2:  # a capture of lower sample rate, placed within 61.44 MHz
         carriers, step = _narrow_capture(band, carriers, rng)
         floor = floor + step
     for _ in range(rng.integers(1, 11) if rng.random() < 0.25 else 0):
@@ -457,5 +493,5 @@ def field_frame(rng):
         phase_noise_deg=rng.uniform(0.2, 3) if rng.random() < 0.3 else 0.0,
         bits=int(rng.choice([8, 10, 12])) if rng.random() < 0.35 else None,
     )
-    # The picture's floor is eps in absolute units, so its contrast depends on the receiver's gain.
+    # The spectrogram adds an eps in absolute units, so the contrast of the picture depends on the receiver's gain.
     return iq * np.float32(10 ** (rng.uniform(-50, 10) / 20) / np.sqrt(np.mean(np.abs(iq) ** 2))), carriers

@@ -1,16 +1,17 @@
-"""HDF4 8-bit raster images (RIS8), read and written with numpy alone.
-
-The MathWorks spectrum sensing archive keeps its masks in this format, which PIL, torchvision and h5py do not know.
-A file is the magic number, then linked blocks of data descriptors, each descriptor telling the tag, reference
-number, offset and length of one element; all numbers are big-endian. A raster image is a group (RIG) of elements: its
-dimensions (ID), its number type (NT), its pixels (RI, or CI when compressed) and possibly a palette, which is ignored
-because the pixels are labels. Old readers look for ID8 and RI8 or CI8 instead, so both names point at the same bytes.
-After the NCSA "HDF Specification and Developer's Guide", version 4.
+"""Read and write 8-bit raster images (RIS8) in HDF4 files, with numpy alone.
 
     mask = read_raster("TrainingData/NR_frame_1.hdf")      # numpy uint8 (H, W)
     write_raster("copy.hdf", mask)                         # run-length encoded
 
-To take it along: copy this file and replace DataError by any exception of your own.
+The MathWorks spectrum sensing archive keeps its labels in this format, which PIL, torchvision and h5py cannot read.
+
+An HDF4 file begins with a magic number. Linked blocks of data descriptors follow. Each descriptor holds tag, reference
+number, offset and length of one element; all numbers are big-endian. A raster image is a group (RIG) of elements: its
+dimensions (ID), its number type (NT), and its pixels (RI, or CI if compressed). A palette is ignored, because the
+pixels are labels. Old readers look for ID8, and RI8 or CI8; therefore these tags point at the same bytes. Source: NCSA,
+"HDF Specification and Developer's Guide", version 4.
+
+To use it elsewhere, copy this file and replace DataError by an exception of your own.
 """
 
 import os
@@ -23,22 +24,22 @@ from data import DataError
 
 MAGIC = b"\x0e\x03\x13\x01"
 ID8, RI8, CI8 = 200, 202, 203
-NULL, UNSET = 1, 0xFFFFFFFF  # an unused descriptor; the length of an element never written
+NULL, UNSET = 1, 0xFFFFFFFF  # tag of an unused descriptor; length of an element that was never written
 NT, ID, RI, CI, RIG = 106, 300, 302, 303, 306
 RLE = 11  # compression "tag" inside ID; 0 is none
-UNSIGNED_CHAR = bytes([1, 3, 8, 0])  # NT element: version, type, bits, class
+UNSIGNED_CHAR = bytes([1, 3, 8, 0])  # the NT element: version, type, bits, class
 
 
 def read_raster(path) -> np.ndarray:
     """The first 8-bit raster image of an HDF4 file, uncompressed or run-length encoded, as uint8 (H, W).
 
     Raises DataError for a file that cannot be opened, is not HDF4, is truncated, contradicts itself, or holds no
-    raster of one 8-bit component.
+    raster image of one 8-bit component.
     """
     try:
         with open(path, "rb") as file:
             data = file.read(4)
-            if data == MAGIC:  # anything else may be a huge file named by mistake
+            if data == MAGIC:  # do not read a huge file that is something else
                 data += file.read()
         return _raster(data)
     except OSError as error:
@@ -50,14 +51,15 @@ def read_raster(path) -> np.ndarray:
 def write_raster(path, array, compression="rle") -> None:
     """Write `array`, uint8 (H, W), as an HDF4 raster image; compression "rle" or None.
 
-    The file appears complete or not at all. Raises DataError for another dtype, shape or compression, and where the
-    file cannot be written.
+    The file exists either completely or not at all. Raises DataError for another dtype, shape or compression, and if
+    the file cannot be written.
     """
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim != 2 or not 0 < min(array.shape) <= max(array.shape) <= 0xFFFF:
         raise DataError(f"{path} needs uint8 (H, W) of 1 to 65535 pixels a side, not {array.dtype} {array.shape}")
     if compression not in ("rle", None):
         raise DataError(f'{path} cannot be compressed by {compression!r}; choose "rle" or None')
+    # The elements of the image.
     height, width = array.shape
     pixels = _encode(array) if compression else array.tobytes()
     image, image8, code = (CI, CI8, RLE) if compression else (RI, RI8, 0)
@@ -71,9 +73,10 @@ def write_raster(path, array, compression="rle") -> None:
         (ID8,): struct.pack(">HH", width, height),
         (RIG,): group,
     }
+    # A block of descriptors, then the elements.
     count = sum(map(len, contents))
     offset = len(MAGIC) + 6 + 12 * count
-    block = struct.pack(">HI", count, 0)  # one block of descriptors, none follows
+    block = struct.pack(">HI", count, 0)  # 0: no other block follows
     for tags, element in contents.items():
         for tag in tags:
             block += struct.pack(">HHII", tag, ref, offset, len(element))
@@ -88,6 +91,7 @@ def write_raster(path, array, compression="rle") -> None:
 
 
 def _raster(data: bytes) -> np.ndarray:
+    """The first raster image of a file's bytes, uint8 (H, W). The text of its DataErrors continues "FILE ..."."""
     if data[:4] != MAGIC:
         raise DataError("is not an HDF4 file")
     members = _members(data, _descriptors(data))
@@ -106,11 +110,11 @@ def _raster(data: bytes) -> np.ndarray:
         raise DataError(f"uses compression {code}, and only run-length encoding (11) or none is read")
     pixels = next((members[tag] for tag in tags if tag in members), None)
     if pixels is None:
-        raise DataError(f"says compression {code}, but its pixels are stored otherwise")
+        raise DataError(f"states compression {code}, but its pixels are stored in another way")
     if code == RLE:
         pixels = _decode(pixels)
     if len(pixels) != width * height:
-        raise DataError(f"holds {len(pixels)} pixels where {width}x{height} are promised")
+        raise DataError(f"holds {len(pixels)} pixels instead of {width}x{height}")
     return np.frombuffer(pixels, np.uint8).reshape(height, width).copy()  # a copy, because bytes are read-only
 
 
@@ -124,14 +128,17 @@ def _descriptors(data: bytes) -> dict[tuple[int, int], tuple[int, int]]:
         count, following = _unpack(">HI", _cut(data, position, 6))
         for tag, ref, offset, length in struct.iter_unpack(">HHII", _cut(data, position + 6, 12 * count)):
             if tag != NULL and length != UNSET:
-                _cut(data, offset, length)  # what is cut off need not be what we want, but the file is not whole
+                _cut(data, offset, length)  # raises if the file is truncated, even where we do not need the element
                 elements.setdefault((tag, ref), (offset, length))
         position = following
     return elements
 
 
 def _members(data: bytes, elements: dict) -> dict[int, bytes]:
-    """The elements of the first raster image, {tag: bytes}: as its group lists them, else those of its number."""
+    """The elements of the first raster image, {tag: bytes}.
+
+    They are those that its group lists, or without a group those with the image's reference number.
+    """
     group = next((key for key in elements if key[0] == RIG), None)
     image = next((key for key in elements if key[0] in (RI8, CI8, RI, CI)), None)
     if group:
@@ -141,26 +148,32 @@ def _members(data: bytes, elements: dict) -> dict[int, bytes]:
         keys = [key for key in elements if key[1] == image[1]]
     else:
         raise DataError("holds no 8-bit raster image")
-    keys = [key for key in keys if key[0] in (ID, RI, CI, ID8, RI8, CI8)]  # a palette is not even looked at
+    keys = [key for key in keys if key[0] in (ID, RI, CI, ID8, RI8, CI8)]  # not the palette
     if not set(keys) <= set(elements):
         raise DataError("lists elements that it does not hold")
     return {tag: _cut(data, *elements[tag, ref]) for tag, ref in keys}
 
 
 def _cut(data: bytes, offset: int, length: int) -> bytes:
+    """Bytes of one element. Raises DataError if the file ends before them."""
     if offset + length > len(data):
         raise DataError(f"is truncated: it points at byte {offset + length} and has {len(data)}")
     return data[offset : offset + length]
 
 
 def _unpack(layout: str, element: bytes) -> tuple:
+    """struct.unpack with a DataError for an element of another length."""
     if len(element) != struct.calcsize(layout):
-        raise DataError(f"has an element of {len(element)} bytes where {struct.calcsize(layout)} are due")
+        raise DataError(f"has an element of {len(element)} bytes instead of {struct.calcsize(layout)}")
     return struct.unpack(layout, element)
 
 
 def _decode(packed: bytes) -> bytes:
-    """Runs: a byte with the top bit set repeats the next byte (its low 7 bits) times, without it copies that many."""
+    """Undo the run-length encoding.
+
+    The low 7 bits of a head byte are a count n. If its top bit is set, the next byte is repeated n times; if not, the
+    next n bytes are copied.
+    """
     pieces, position = [], 0
     while position < len(packed):
         head, position = packed[position], position + 1
@@ -171,16 +184,18 @@ def _decode(packed: bytes) -> bytes:
         else:
             pieces.append(packed[position : position + count])
             position += count
-    return b"".join(pieces)  # a stream cut short gives too few pixels, which the caller sees
+    return b"".join(pieces)  # too few pixels if the stream is truncated: the caller compares
 
 
 def _encode(array: np.ndarray) -> bytes:
-    rows = [row.tobytes() for row in array]  # the C library begins each row anew
-    packed = {row: _encode_row(row) for row in set(rows)}  # a mask repeats a few distinct rows
+    """Run-length encode uint8 (H, W), each row for itself, as the C library does."""
+    rows = [row.tobytes() for row in array]
+    packed = {row: _encode_row(row) for row in set(rows)}  # labels have few different rows
     return b"".join(packed[row] for row in rows)
 
 
 def _encode_row(row: bytes) -> bytes:
+    """Run-length encode one row."""
     values = np.frombuffer(row, np.uint8)
     edges = np.r_[0, np.flatnonzero(np.diff(values)) + 1, len(values)]
     packed, literal = bytearray(), bytearray()
@@ -192,7 +207,7 @@ def _encode_row(row: bytes) -> bytes:
         literal.clear()
 
     for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        if end - start < 3:  # a run of two costs no less than two copied bytes
+        if end - start < 3:  # two repeated bytes are no shorter than two copied ones
             literal += row[start:end]
             continue
         flush()

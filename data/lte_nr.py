@@ -1,12 +1,16 @@
-"""LTE and 5G NR downlink waveforms after the 3GPP documents, 40 ms at a time.
+"""Generate LTE and 5G NR downlink waveforms as the 3GPP documents describe them, 40 ms at a time.
 
     lte_waveform(LteConfig(bandwidth_hz=10e6, cell_id=7, allocation=...), rng) -> Waveform
     nr_waveform(NrConfig(bandwidth_hz=20e6, scs=30e3, allocation=...), rng)    -> Waveform
 
-LTE follows TS 36.211 (frame structure types 1 and 2, normal prefix), NR TS 38.211 and 38.213 (SS/PBCH block patterns).
-Synchronisation and reference signals are exact; payloads (transport blocks, DCI, MIB) are random bits. A resource grid
-is complex64 (OFDM symbols, subcarriers), ascending frequency, one unit of amplitude for a resource element at 0 dB.
-Needs numpy, torch and data/sequences.py.
+LTE follows TS 36.211 (frame structure types 1 and 2, normal prefix). NR follows TS 38.211, and TS 38.213 for the places
+of SS/PBCH blocks. Synchronisation and reference signals are exact. Payloads (transport blocks, DCI, MIB) are random
+bits. A resource grid is complex64 (OFDM symbols, subcarriers) with ascending frequency; a resource element at 0 dB has
+amplitude 1. 40 ms are four radio frames of 10 ms.
+
+Abbreviations are 3GPP's: RB, resource block of 12 subcarriers; scs, subcarrier spacing in Hz; CORESET, where control
+channels (PDCCH) may be; CCE, control channel element, the unit that a PDCCH is made of; DM-RS, demodulation reference
+signal. Needs numpy, torch and data/sequences.py.
 """
 
 from dataclasses import dataclass, field
@@ -35,11 +39,12 @@ SSB_SYMBOLS = {
 
 
 def standard_channels(classes, column_hz):
-    """[(class number, channel width, occupied width)], widths in columns of a spectrogram, for utils.bands.
+    """Every channel bandwidth of the standards, in columns of a spectrogram, for utils.bands.
 
-    Args: classes, names with "LTE" and "NR" among them; column_hz, width of a column.
+    Args: classes, names with "LTE" and "NR" among them; column_hz, width of a column in Hz.
+    Returns: [(class number, channel width, occupied width)].
     """
-    lte = [("LTE", width, 12 * blocks * 15e3 + 15e3) for width, blocks in LTE_RB.items()]  # one more, unused, at DC
+    lte = [("LTE", width, 12 * blocks * 15e3 + 15e3) for width, blocks in LTE_RB.items()]  # and DC, unused
     nr = [("NR", width, 12 * blocks * scs) for scs, widths in NR_RB.items() for width, blocks in widths.items()]
     return [(classes.index(name), width / column_hz, used / column_hz) for name, width, used in lte + nr]
 
@@ -48,21 +53,20 @@ def standard_channels(classes, column_hz):
 class Waveform:
     """40 ms of one carrier at its own sample rate.
 
-    samples: complex64 (round(sample_rate * .04),), a resource element of amplitude 1 being a tone of amplitude 1;
-    active_share: part of the time in OFDM symbols with any energy; occupied_hz: N_RB * 12 * subcarrier spacing.
+    A resource element of amplitude 1 becomes a tone of amplitude 1 in `samples`.
     """
 
-    samples: np.ndarray
-    sample_rate: float
-    active_share: float
-    occupied_hz: float
-    grid: np.ndarray = field(repr=False)
+    samples: np.ndarray  # complex64 (round(sample_rate * 0.04),)
+    sample_rate: float  # Hz
+    active_share: float  # share of the OFDM symbols in which anything is sent, 0 to 1
+    occupied_hz: float  # N_RB * 12 * subcarrier spacing
+    grid: np.ndarray = field(repr=False)  # complex64 (OFDM symbols, subcarriers)
 
 
 def random_qam(rng, order, shape):
-    """Random square-QAM symbols of unit mean power, complex64 of the given shape; order 4, 16, 64 or 256.
+    """Draw random square-QAM symbols of mean power 1, complex64 of the given shape.
 
-    order may be an array that broadcasts against shape.
+    Args: order, 4, 16, 64 or 256, or an array of these that broadcasts against shape.
     """
     levels = np.sqrt(np.asarray(order, np.float32))
     draw = np.floor(rng.random((2, *shape), np.float32) * levels)
@@ -74,7 +78,7 @@ def random_qam(rng, order, shape):
 
 
 def prefix_lengths(n_fft, scs):
-    """Cyclic prefix in samples of each symbol of half a millisecond (7 symbols at 15 kHz, 14 at 30 kHz)."""
+    """Cyclic prefix in samples of each symbol within half a millisecond: int (7,) at 15 kHz, (14,) at 30 kHz."""
     prefix = np.full(round(7 * scs / 15e3), 144 * n_fft // 2048)
     prefix[0] += round(16 * n_fft * scs / 30.72e6)
     return prefix
@@ -83,17 +87,20 @@ def prefix_lengths(n_fft, scs):
 def ofdm_modulate(grid, n_fft, scs, skip_dc, window=0):
     """OFDM with normal prefix. TS 36.211 clause 6.12, TS 38.211 clause 5.3.1.
 
-    Args: grid complex (symbols, subcarriers), symbols a multiple of those in .5 ms; skip_dc, True for LTE, whose DC
-    subcarrier is unused; window, samples of raised-cosine overlap between symbols (frames repeat, so it wraps).
+    Args: grid, complex (symbols, subcarriers), whole half milliseconds; skip_dc, True for LTE, whose DC subcarrier is
+    unused; window, samples over which a symbol fades into the next (raised cosine). The waveform repeats, so the first
+    symbol follows the last.
     Returns: complex64 (samples,) at n_fft * scs samples a second.
     """
     n_sc, half = grid.shape[1], grid.shape[1] // 2
+    # Negative frequencies lie in the upper half of the transform: (symbols, n_sc) -> (symbols, n_fft).
     bins = np.zeros((len(grid), n_fft), np.complex64)
     bins[:, -half:] = grid[:, :half]
     bins[:, skip_dc : skip_dc + n_sc - half] = grid[:, half:]
     symbols = torch.fft.ifft(torch.from_numpy(bins), norm="forward").numpy()
     prefix = prefix_lengths(n_fft, scs)
     symbols = symbols.reshape(-1, len(prefix), n_fft)  # (half milliseconds, symbols, samples)
+    # Each symbol begins with a copy of its end.
     starts = np.concatenate([[0], np.cumsum(prefix + n_fft)])
     out = np.empty((len(symbols), starts[-1]), np.complex64)
     for i, cp in enumerate(prefix):
@@ -107,7 +114,7 @@ def ofdm_modulate(grid, n_fft, scs, skip_dc, window=0):
                 before = np.roll(before, 1, 0)
             head = slice(starts[i], starts[i] + window)
             out[:, head] = out[:, head] * rise + before * rise[::-1]
-    return out.ravel()
+    return out.ravel()  # (half milliseconds, samples) -> (samples,)
 
 
 def _waveform(grid, n_fft, scs, skip_dc, window):
@@ -126,24 +133,24 @@ def _waveform(grid, n_fft, scs, skip_dc, window):
 
 @dataclass
 class LteConfig:
-    """One LTE carrier. allocation: amplitude of the PDSCH in each (subframe, resource block), 0 where unscheduled."""
+    """Settings of one LTE carrier."""
 
     bandwidth_hz: float
-    cell_id: int
-    allocation: np.ndarray  # float32 (40, N_RB)
-    order: int | np.ndarray = 4  # QAM order, or one a subframe (40, 1, 1)
+    cell_id: int  # 0 to 503
+    allocation: np.ndarray  # float32 (40, N_RB), amplitude of the PDSCH in each subframe, 0 where nothing is scheduled
+    order: int | np.ndarray = 4  # QAM order of the PDSCH, or one for each subframe (40, 1, 1)
     ports: int = 1  # antenna ports with cell-specific reference signals: 1, 2 or 4
     cfi: int = 2  # symbols of the control region; special and MBSFN subframes have two at most. TS 36.211 table 6.7-1
-    control_load: float = 0.5  # part of the control region's element groups in use
+    control_load: float = 0.5  # share of the control region's element groups in use, 0 to 1
     tdd: int | None = None  # uplink-downlink configuration 0..6, None for FDD
     dwpts: int = 10  # downlink symbols of a special subframe
-    mbsfn: tuple = ()  # subframes (of 10) whose data region is empty of reference signals and data
-    window: int = 0
-    subframe_offset: int = 0  # number of the first subframe
+    mbsfn: tuple = ()  # subframes (of 10) that send nothing after the control region
+    window: int = 0  # samples of overlap between symbols, see `ofdm_modulate`
+    subframe_offset: int = 0  # number of the first subframe within its radio frame
 
 
 def _port_gains(rng, ports, n_sc):
-    """Channel of each antenna port over the subcarriers: random phase, level and a short relative delay."""
+    """Draw the channel of each antenna port: complex64 (ports, n_sc), with random phase, level and a short delay."""
     if ports == 1:
         return np.ones((1, n_sc), np.complex64)
     gain = rng.normal(size=(ports, 2)) @ [1, 1j]
@@ -155,7 +162,7 @@ def _port_gains(rng, ports, n_sc):
 def lte_reference_signals(cell_id, n_rb, subframes, ports):
     """Cell-specific reference signals, TS 36.211 clause 6.10.1.2.
 
-    Args: subframes, int array (n,) of numbers within the radio frame.
+    Args: subframes, int (n,), numbers 0 to 9 within the radio frame.
     Yields: (port, symbol within the subframe, subcarriers (2 N_RB,), values complex64 (n, 2 N_RB)).
     """
     for port in range(ports):
@@ -172,25 +179,26 @@ def lte_reference_signals(cell_id, n_rb, subframes, ports):
 
 
 def lte_grid(config, rng):
-    """Resource grid of 40 subframes, complex64 (560, 12 N_RB)."""
+    """Resource grid of 40 subframes, complex64 (560, 12 N_RB). Needs an LteConfig and a numpy Generator."""
     n_rb = LTE_RB[config.bandwidth_hz]
     n_sc, centre = 12 * n_rb, 6 * n_rb
     number = (np.arange(FRAME_MS) + config.subframe_offset) % 10
     kind = np.array(list("D" * 10 if config.tdd is None else LTE_TDD[config.tdd]))[number]
     grid = np.zeros((FRAME_MS, 14, n_sc), np.complex64)
-    free = np.ones(grid.shape, bool)
+    free = np.ones(grid.shape, bool)  # resource elements that data may use
     gains = _port_gains(rng, config.ports, n_sc)
 
     def transmit(order, shape):
-        """Random symbols (..., n_sc) through the antenna ports (transmit diversity sends on two at a time)."""
+        """Random QAM symbols (..., n_sc) as they arrive from the antenna ports; transmit diversity uses two of them."""
         streams = [random_qam(rng, order, shape) * gains[p] for p in range(min(config.ports, 2))]
         return sum(streams) / np.float32(np.sqrt(len(streams)))
 
+    # Reference signals of every antenna port.
     reference = list(lte_reference_signals(config.cell_id, n_rb, number, config.ports))
     for port, symbol, subcarriers, values in reference:
         grid[:, symbol, subcarriers] = values * gains[port, subcarriers]
         free[:, symbol, subcarriers] = False
-    free[:, 0, (np.arange(n_sc) - config.cell_id) % 3 == 0] = False  # element groups leave room for two ports
+    free[:, 0, (np.arange(n_sc) - config.cell_id) % 3 == 0] = False  # control never uses the places of ports 0 and 1
 
     # Synchronisation signals and PBCH, in the middle 72 subcarriers.
     middle, sync = slice(centre - 36, centre + 36), slice(centre - 31, centre + 31)
@@ -207,7 +215,7 @@ def lte_grid(config, rng):
         if n == 0:
             pbch = transmit(4, (4, n_sc))[:, middle]
             four_ports = (np.arange(centre - 36, centre + 36) - config.cell_id) % 3 == 0
-            pbch[:2, four_ports] = 0  # kept free for the reference signals of four ports, sent or not
+            pbch[:2, four_ports] = 0  # the PBCH leaves the places of four ports free, sent or not
             empty = grid[subframe, 7:11, middle] == 0
             grid[subframe, 7:11, middle] += pbch * empty
             free[subframe, 7:11, middle] = False
@@ -226,9 +234,11 @@ def lte_grid(config, rng):
         grid[:, symbol, open_[: 4 * groups]] += control[:, symbol, open_[: 4 * groups]] * cells
         free[symbol < cfi, symbol] = False
 
-    amplitude = np.repeat(config.allocation, 12, 1)[:, None, :] * free  # (40, 14, n_sc)
+    # Data, in what is left.
+    amplitude = np.repeat(config.allocation, 12, 1)[:, None, :] * free  # (40, N_RB) -> (40, 14, n_sc)
     grid += transmit(config.order, grid.shape) * amplitude
 
+    # What the cell does not send: MBSFN subframes after control, uplink, the guard period of special subframes.
     grid[mbsfn[:, None] & (np.arange(14) >= cfi[:, None])] = 0
     grid[kind == "U"] = 0
     grid[kind == "S", config.dwpts :] = 0
@@ -236,7 +246,7 @@ def lte_grid(config, rng):
 
 
 def lte_waveform(config, rng):
-    """The carrier as a Waveform; rng a numpy Generator for payload and antenna gains."""
+    """Waveform of an LteConfig. Payload and channels of the antenna ports are drawn from rng, a numpy Generator."""
     return _waveform(lte_grid(config, rng), LTE_FFT[LTE_RB[config.bandwidth_hz]], 15e3, True, config.window)
 
 
@@ -245,37 +255,37 @@ def lte_waveform(config, rng):
 
 @dataclass
 class NrConfig:
-    """One NR carrier. allocation: amplitude of the PDSCH in each (slot, resource block), 0 where unscheduled."""
+    """Settings of one NR carrier. Its 40 ms have 40 slots at 15 kHz and 80 at 30 kHz."""
 
     bandwidth_hz: float
-    scs: float  # subcarrier spacing, 15e3 or 30e3
-    cell_id: int
-    allocation: np.ndarray  # float32 (slots, N_RB)
-    order: int | np.ndarray = 4  # QAM order, or one a slot (slots, 1, 1)
-    ssb_case: str = "A"
-    ssb_blocks: tuple = (1, 1, 1, 1)  # which candidate blocks are sent
+    scs: float  # subcarrier spacing in Hz, 15e3 or 30e3
+    cell_id: int  # 0 to 1007
+    allocation: np.ndarray  # float32 (slots, N_RB), amplitude of the PDSCH, 0 where nothing is scheduled
+    order: int | np.ndarray = 4  # QAM order of the PDSCH, or one for each slot (slots, 1, 1)
+    ssb_case: str = "A"  # a key of SSB_SYMBOLS
+    ssb_blocks: tuple = (1, 1, 1, 1)  # 1 for each candidate SS/PBCH block that is sent, else 0
     ssb_period_ms: int = 20
-    ssb_start_ms: int = 0  # first half frame with a burst
+    ssb_start_ms: int = 0  # start of the first half frame with blocks
     ssb_subcarrier: int | None = None  # lowest subcarrier of the block, None for the middle of the carrier
     ssb_amplitude: float = 1.0
-    coreset_symbols: int = 2
+    coreset_symbols: int = 2  # symbols of the PDCCH, from the start of the slot
     control: np.ndarray | None = None  # bool (slots, N_RB // 3): bundles of 3 RBs with PDCCH
-    pdsch_symbols: tuple = (0, 14)  # first symbol and length
+    pdsch_symbols: tuple = (0, 14)  # first symbol of a slot with PDSCH, and number of symbols
     dmrs_symbols: tuple = (2,)  # symbols of a slot with DM-RS
-    dmrs_boost: float = 1.0  # amplitude of DM-RS against data
-    dmrs_only: bool = True  # two CDM groups without data: the other subcarriers of a DM-RS symbol stay empty
+    dmrs_boost: float = 1.0  # amplitude of DM-RS relative to data
+    dmrs_only: bool = True  # the other subcarriers of a DM-RS symbol stay empty ("two CDM groups without data")
     csi_rs_slots: np.ndarray | None = None  # bool (slots,): tracking reference signal in symbols 4 and 8
-    downlink_symbols: np.ndarray | None = None  # int (slots,), symbols before the TDD guard, None for FDD
-    window: int = 0
+    downlink_symbols: np.ndarray | None = None  # int (slots,), symbols before the TDD guard period, None for FDD
+    window: int = 0  # samples of overlap between symbols, see `ofdm_modulate`
 
 
 def nr_fft_size(n_rb):
-    """Smallest power of two that keeps the carrier within 85% of the band."""
+    """Smallest power of two, 128 or more, of which the carrier takes 85% at most."""
     return max(128, 2 ** int(np.ceil(np.log2(12 * n_rb / 0.85))))
 
 
 def ss_pbch_block(cell_id, index, rng):
-    """One SS/PBCH block with random payload, complex64 (4, 240). TS 38.211 clause 7.4.3.1."""
+    """One SS/PBCH block with random payload, complex64 (4 symbols, 240 subcarriers). TS 38.211 clause 7.4.3.1."""
     block = np.zeros((4, 240), np.complex64)
     block[0, 56:183] = nr_pss(cell_id % 3)
     pbch = np.zeros((4, 240), bool)
@@ -290,13 +300,12 @@ def ss_pbch_block(cell_id, index, rng):
 
 
 def pdcch_first_cce(n_cce, slots, level, rnti=1):
-    """First control channel element (CCE) of the PDCCH in each slot of a radio frame. TS 38.213 clause 10.1.
+    """First CCE of the PDCCH in each slot of a radio frame, int (slots,). TS 38.213 clause 10.1.
 
     UE-specific search space in CORESET 0, candidate 0, no carrier indicator: Y(-1) = RNTI,
     Y(n) = 39827 Y(n-1) mod 65537, first CCE = L (Y(n) mod floor(N_CCE / L)).
 
-    Args: n_cce, CCEs of the CORESET; slots, of 10 ms; level, aggregation level L in CCEs; rnti, 1 to 65519.
-    Returns: int (slots,).
+    Args: n_cce, CCEs of the CORESET; slots, in 10 ms; level, aggregation level L in CCEs; rnti, 1 to 65519.
     """
     y, first = rnti, []
     for _ in range(slots):
@@ -306,12 +315,12 @@ def pdcch_first_cce(n_cce, slots, level, rnti=1):
 
 
 def pdcch_bundles(n_rb, slots, level=8):
-    """Bundles of 3 RBs that hold the PDCCH in each slot of a radio frame.
+    """Which bundles of 3 RBs hold the PDCCH in each slot of a radio frame.
 
     A CORESET of two symbols over the whole carrier has one bundle for each CCE. Its interleaver has two rows and no
     shift, TS 38.211 clause 7.3.2.2.
 
-    Args: n_rb, resource blocks of the carrier, 6 or more; slots, of 10 ms; level, highest aggregation level in CCEs.
+    Args: n_rb, resource blocks of the carrier, 6 or more; slots, in 10 ms; level, highest aggregation level in CCEs.
     Returns: bool (slots, N_RB // 3).
     """
     n_cce = 2 * (n_rb // 6)
@@ -327,53 +336,58 @@ def nr_grid(config, rng):
     n_rb = NR_RB[config.scs][config.bandwidth_hz]
     n_sc, per_ms = 12 * n_rb, round(config.scs / 15e3)
     slots = FRAME_MS * per_ms
-    slot_in_frame = np.arange(slots) % (10 * per_ms)
+    slot = np.arange(slots) % (10 * per_ms)  # number within the radio frame
     grid = np.zeros((slots, 14, n_sc), np.complex64)
 
+    # PDSCH, and its DM-RS of configuration type 1, port 1000. TS 38.211 clause 7.4.1.1
     first, length = config.pdsch_symbols
     span = np.zeros((14, 1), bool)
     span[first : first + length] = True
-    amplitude = np.repeat(config.allocation, 12, 1)[:, None, :] * span  # (slots, 14, n_sc)
+    amplitude = np.repeat(config.allocation, 12, 1)[:, None, :] * span  # (slots, N_RB) -> (slots, 14, n_sc)
     grid += random_qam(rng, config.order, grid.shape) * amplitude
-    comb = np.arange(n_sc) % 2 == 0  # DM-RS configuration type 1, port 1000. TS 38.211 clause 7.4.1.1
+    comb = np.arange(n_sc) % 2 == 0
     for symbol in config.dmrs_symbols:
-        c_init = (2**17 * (14 * slot_in_frame + symbol + 1) * (2 * config.cell_id + 1) + 2 * config.cell_id) % 2**31
+        c_init = (2**17 * (14 * slot + symbol + 1) * (2 * config.cell_id + 1) + 2 * config.cell_id) % 2**31
         reference = gold_qpsk(c_init, n_sc // 2) * np.float32(config.dmrs_boost)
         grid[:, symbol, comb] = reference * amplitude[:, symbol, comb]
         if config.dmrs_only:
             grid[:, symbol, ~comb] = 0
 
-    # PDCCH: bundles of 3 RBs over all CORESET symbols, every fourth element DM-RS (also QPSK, so drawn alike).
+    # PDCCH: bundles of 3 RBs over all symbols of the CORESET. Its DM-RS are QPSK, too, and drawn like the rest.
     for symbol in range(config.coreset_symbols if config.control is not None else 0):
         cells = np.repeat(config.control, 36, 1)  # (slots, subcarriers)
         grid[:, symbol, : cells.shape[1]][cells] = random_qam(rng, 4, (int(cells.sum()),))
 
-    if config.csi_rs_slots is not None:  # tracking reference signal: density 3. TS 38.214 clause 5.1.6.1.1
+    # Tracking reference signal: CSI-RS on every fourth subcarrier. TS 38.214 clause 5.1.6.1.1
+    if config.csi_rs_slots is not None:
         comb = np.arange(config.cell_id % 4, n_sc, 4)
         for symbol in (4, 8):
-            c_init = (2**10 * (14 * slot_in_frame + symbol + 1) * (2 * config.cell_id + 1) + config.cell_id) % 2**31
+            c_init = (2**10 * (14 * slot + symbol + 1) * (2 * config.cell_id + 1) + config.cell_id) % 2**31
             values = gold_qpsk(c_init, len(comb))
             grid[np.ix_(config.csi_rs_slots, [symbol], comb)] = values[config.csi_rs_slots][:, None]
 
+    # TDD: nothing is sent in guard and uplink symbols.
     downlink = np.ones((slots, 14), bool)
     if config.downlink_symbols is not None:
         downlink = np.arange(14) < config.downlink_symbols[:, None]
         grid[~downlink] = 0
-    grid, downlink = grid.reshape(14 * slots, n_sc), downlink.ravel()
+    grid, downlink = grid.reshape(14 * slots, n_sc), downlink.ravel()  # (slots, 14, n_sc) -> (symbols, n_sc)
+
+    # SS/PBCH blocks, which are 20 RBs wide.
     if n_rb >= 20:
         start = config.ssb_subcarrier if config.ssb_subcarrier is not None else n_sc // 2 - 120
         low, high = start // 12 * 12, -(-(start + 240) // 12) * 12
         for ms in range(config.ssb_start_ms, FRAME_MS, config.ssb_period_ms):
             for index, symbol in enumerate(SSB_SYMBOLS[config.ssb_case][: len(config.ssb_blocks)]):
                 rows = slice(14 * per_ms * ms + symbol, 14 * per_ms * ms + symbol + 4)
-                if config.ssb_blocks[index] and downlink[rows].all():  # none in uplink symbols. TS 38.213 clause 11.1
-                    grid[rows, low:high] = 0  # PDSCH is rate-matched around the block's resource blocks
+                if config.ssb_blocks[index] and downlink[rows].all():  # not in uplink symbols. TS 38.213 clause 11.1
+                    grid[rows, low:high] = 0  # the PDSCH leaves out the block's resource blocks
                     block = ss_pbch_block(config.cell_id, index, rng)
                     grid[rows, start : start + 240] = block * np.float32(config.ssb_amplitude)
     return grid
 
 
 def nr_waveform(config, rng):
-    """The carrier as a Waveform; rng a numpy Generator for the payload."""
+    """Waveform of an NrConfig. Its payload is drawn from rng, a numpy Generator."""
     n_fft = nr_fft_size(NR_RB[config.scs][config.bandwidth_hz])
     return _waveform(nr_grid(config, rng), n_fft, config.scs, False, config.window)

@@ -1,23 +1,25 @@
-"""Generate a set like RadioML 2018.01A: 24 modulations at 26 signal-to-noise ratios, 1024 samples of I and Q each.
+"""Generate a set like RadioML 2018.01A: 24 modulations at 26 signal-to-noise ratios, in frames of 1024 samples.
 
     python -m data.modulations datasets/radioml.hdf5 --frames-per-cell 100     # 62,400 frames, 0.5 GB, a minute
 
-The file has the original's layout (radioml.py reads both): X float32 (N, 1024, 2), Y one-hot int64 (N, 24), Z int64
-(N, 1) in dB, ordered by modulation, then SNR. Interrupted, the same command goes on where it was. The frames depend on
-the seed, not on the number of workers.
+The file has the layout of the original, and radioml.py reads both: X float32 (N, 1024, 2), Y one-hot int64 (N, 24), Z
+int64 (N, 1) in dB, ordered by modulation, then by SNR. If the command is interrupted, run it again: it continues where
+it stopped. The frames depend on the seed, not on the number of workers.
 
-The original was published without its generator, and the paper (O'Shea, Roy and Clancy 2018, arXiv:1712.04578, table I)
-leaves much open. Each setting below says where its value comes from:
+The original was published without its generator. The paper (O'Shea, Roy and Clancy 2018, arXiv:1712.04578, table I)
+does not give all settings. A word beside each setting below says where its value comes from:
 
-    measured    on genuine frames: 256 of BPSK and 64 of QPSK, 128 samples each, at +30 dB; and on the first 128 samples
-                of one frame of each class at +20 dB
-    standard    a published constellation; the measured frame of its class lies on it within the reading error
-    networks    two networks that were trained on the genuine set alone recognise it
-                (python -m experiments.modulation_witness)
-    open        nothing decides it
+    measured    on frames of the original: 256 of BPSK and 64 of QPSK, 128 samples each, at +30 dB; and the first 128
+                samples of one frame of each class at +20 dB
+    standard    a published constellation; the measured frame of its class agrees with it within the reading error
+    reference   with this value the two real-data references recognise the generated frames as they recognise those of
+                the original. These are networks that were trained on the original alone
+                (python -m experiments.modulation_reference)
+    open        we have no evidence for the value
 
 A modulator makes a window of 2 * 1024 samples. Noise is added, the window is divided by its own standard deviation, and
-the frame is cut out of it. Frequencies are in cycles a sample, times in samples.
+a frame of 1024 samples is cut out of it. Frequencies are in cycles a sample, times in samples. "Genuine" frames are
+those of the original.
 """
 
 import argparse
@@ -38,41 +40,44 @@ from tqdm import tqdm
 from data import DataError
 from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, create_file
 
-KNOWN_FILES = "datasets/GOLD_XYZ_OSC.0001_1024.hdf5", "datasets/radioml.hdf5"  # default_file takes them if there
-SMALL_FILE, SMALL_FRAMES = Path("datasets/radioml_small.hdf5"), 40  # what it makes otherwise; frames of a cell
-FEW_FILE, FEW_FRAMES = Path("datasets/radioml_few.hdf5"), 4  # for a caller that only compares two networks
+# For scripts that are given no file, see `default_file`. Numbers are frames of each class at each SNR.
+KNOWN_FILES = "datasets/GOLD_XYZ_OSC.0001_1024.hdf5", "datasets/radioml.hdf5"
+SMALL_FILE, SMALL_FRAMES = Path("datasets/radioml_small.hdf5"), 40
+FEW_FILE, FEW_FRAMES = Path("datasets/radioml_few.hdf5"), 4  # enough to compare the outputs of two networks
 BATCH = 256  # frames made at once
 
 SAMPLES_A_SYMBOL = 8  # measured
-# Measured: the gain of BPSK frames varies by .0136, that of QPSK frames by .0102, and both fall with the frame's own
-# power (correlation -.25 and -.22). A window of 2048 samples that is divided by its own deviation gives .0135, .0095
-# and -.24; one of 1024 samples gives .0189, .0130 and -.33.
+# Measured: the gain of BPSK frames has a standard deviation of .0136, that of QPSK frames of .0102. Frames of higher
+# power have lower gain (correlation -.25 and -.22). Windows of 2048 samples that are divided by their own standard
+# deviation give .0135, .0095 and -.24; windows of 1024 samples give .0189, .0130 and -.33.
 WINDOW = 2 * SAMPLES
 
-# Measured: a transmitter's root-raised cosine, then two of a fixed roll-off. Among the lengths and roll-offs that were
-# tried, these leave the least of the 320 frames unexplained; the transmitter's roll-off is then uniform.
+# Measured: a transmitter's root-raised cosine, then two of a fixed roll-off. Of the lengths and roll-offs that were
+# tried, these explain the 320 frames best. With them the transmitter's roll-off is distributed uniformly.
 ROLL_OFF, TAPS = (0.3, 0.8), 89
 RECEIVER_ROLL_OFF, RECEIVER_TAPS = 0.4, 45
-LATE = (0.5, 0.66)  # measured: samples by which a symbol's pulse comes after a whole sample
-SPAN = 12  # symbols that this pulse reaches to either side
+LATE = (0.5, 0.66)  # measured: by how many samples the middle of a symbol's pulse is later than a whole sample
+SPAN = 12  # symbols that this pulse covers to either side
 
-GMSK_TURN = 1.277  # measured: quarters of a circle that the phase turns in a bit; GMSK in the textbooks has 1
+GMSK_TURN = 1.277  # measured: quarters of a circle that the phase turns in a bit; in textbooks GMSK turns one quarter
 GMSK_BT = (0.5, 0.6)  # measured on one frame: .52 with the receiver's roll-off as above, .57 with its own
 
 ANALOGUE_CARRIER = 1 / 32  # measured, all analogue classes but SSB
-# A message is so slow that a frame holds a small part of one swing. Measured on one frame each: within 128 samples
-# the double sidebands' envelope moves by 2%, single sideband by 1.4% and 3.3% of its level. Its spectrum is open.
-SPEECH_STEP = 1 / 2**18  # harmonics of this frequency
+# A message changes so slowly that a frame holds a small part of one oscillation. Measured on one frame each: within
+# 128 samples the envelope changes by 2% of its level for the double sidebands, by 1.4% and 3.3% for the single ones.
+# The spectrum of the message is open.
+SPEECH_STEP = 1 / 2**18  # the message consists of harmonics of this frequency
 SPEECH_HARMONICS = 400
-DSB_DEPTH = (0.0, 0.05)  # networks: rms of the message beside the carrier
-SSB_DEPTH = (0.1, 0.5)  # networks: the same for AM-SSB-WC, even in decibels
-FM_DEVIATION = (0.0002, 0.0008)  # rms; measured on one frame: the frequency wanders by .0006
+DSB_DEPTH = (0.0, 0.05)  # reference: rms of the message, relative to the carrier
+SSB_DEPTH = (0.1, 0.5)  # reference: the same for AM-SSB-WC, drawn uniformly in decibels
+FM_DEVIATION = (0.0002, 0.0008)  # rms; measured on one frame: the frequency changes by .0006
 
 CARRIER_SIGMA = 3.3e-5  # measured
-# Networks: at +30 dB the noise of genuine frames is 60 dB below the signal, so its amplitude falls by ten with 10 dB.
-# With a factor of 1.0 the two networks lie .002 and .005 above their genuine accuracy, with 1.1 both .010 below it.
+# Reference: at +30 dB the noise of genuine frames is 60 dB below the signal, so 10 dB more on the label divide the
+# amplitude of the noise by ten. With a factor of 1.0 the accuracy of the two real-data references is .002 and .005
+# above that on genuine frames, with 1.1 it is .010 below for both.
 NOISE = 1.05
-DELAY_SPREAD = 0.0  # measured: no echoes in genuine frames, though the paper's table I lists 0 to 4 samples
+DELAY_SPREAD = 0.0  # measured: genuine frames have no echoes, although table I of the paper lists 0 to 4 samples
 
 # The points of 128APSK in the first quadrant of ETSI EN 302 307-2 (DVB-S2X), rate 3/4: radius of each ring, and the
 # phases on it in units of pi / 5040. The other quadrants are mirror images.
@@ -87,13 +92,13 @@ RINGS_128APSK = {
 
 
 def _rings(counts: tuple[int, ...], radii: tuple[float, ...]) -> np.ndarray:
-    """Rings of evenly spread points, one of each at phase 0. Turned as a whole they are the standards' rings."""
+    """Rings of evenly spaced points, complex (M,), each with a point at phase 0. Standards turn the whole figure."""
     phases = [2 * np.pi * np.arange(count) / count for count in counts]
     return np.concatenate([radius * np.exp(1j * phase) for radius, phase in zip(radii, phases, strict=True)])
 
 
 def _square(side: int, corner: int = 0) -> np.ndarray:
-    """side x side points with odd coordinates; a cross where corner x corner points are cut off at each corner."""
+    """side x side points with odd coordinates, complex (M,), less corner x corner points at each of the corners."""
     level = np.arange(1 - side, side, 2)
     points = (level[:, None] + 1j * level).ravel()
     limit = side - 2 * corner
@@ -101,6 +106,7 @@ def _square(side: int, corner: int = 0) -> np.ndarray:
 
 
 def _apsk128() -> np.ndarray:
+    """All points of 128APSK, complex (128,), from those of the first quadrant."""
     quadrant = [r * np.exp(1j * np.pi * phase / 5040) for r, phases in RINGS_128APSK.items() for phase in phases]
     half = np.concatenate([quadrant, -np.conj(quadrant)])
     return np.concatenate([half, half.conj()])
@@ -109,8 +115,9 @@ def _apsk128() -> np.ndarray:
 def constellations() -> dict[str, np.ndarray]:
     """Points of the 17 linear modulations, complex128 (M,), of variance 1.
 
-    Variance, not power: the levels of OOK and ASK are 0 .. M - 1 (measured), so theirs have a mean, and power up to
-    3.3. The measured symbols of every class lie within .013 to .026 (rms) of these points, which is the reading error.
+    The variance is 1, not always the power: OOK and ASK have the levels 0 to M - 1 (measured), so their mean is not 0,
+    and their power is up to 3.3. The measured symbols of each class differ by .013 to .026 (rms) from these points,
+    which is the reading error.
     """
     points = {name: np.arange(count) + 0j for name, count in (("OOK", 2), ("4ASK", 4), ("8ASK", 8))}
     points |= {name: _rings((count,), (1,)) for name, count in (("BPSK", 2), ("QPSK", 4), ("8PSK", 8))}
@@ -125,15 +132,15 @@ def constellations() -> dict[str, np.ndarray]:
 
 
 def _draw(rng: np.random.Generator, count: int, limits: tuple[float, float]) -> np.ndarray:
-    """Uniform between two limits, one a frame, (N, 1)."""
+    """One value for each frame, uniform between two limits: (N, 1)."""
     return rng.uniform(*limits, (count, 1))
 
 
 def root_raised_cosine(time: np.ndarray, roll_off: float | np.ndarray) -> np.ndarray:
-    """Pulse at `time`, in symbols (Proakis, Digital Communications, 9.2); both broadcast against each other."""
+    """Root-raised cosine pulse at `time`, in symbols; both broadcast. Source: Proakis, Digital Communications, 9.2."""
     time, roll_off = np.broadcast_arrays(np.asarray(time, float), roll_off)
     at_zero, pole = np.abs(time) < 1e-9, np.abs(np.abs(4 * roll_off * time) - 1) < 1e-9
-    t = np.where(at_zero | pole, 0.1, time)  # any value: these two are replaced below
+    t = np.where(at_zero | pole, 0.1, time)  # any other time: the values at these are replaced below
     value = np.sin(np.pi * t * (1 - roll_off)) + 4 * roll_off * t * np.cos(np.pi * t * (1 + roll_off))
     with np.errstate(divide="ignore", invalid="ignore"):
         value = value / (np.pi * t * (1 - (4 * roll_off * t) ** 2))
@@ -143,16 +150,16 @@ def root_raised_cosine(time: np.ndarray, roll_off: float | np.ndarray) -> np.nda
 
 
 def _taps(roll_off: np.ndarray, length: int, late: np.ndarray | float = 0.0) -> np.ndarray:
-    """A root-raised cosine cut to `length` samples, (N, length + 2); `late` (N, 1) moves it by part of a sample."""
+    """A root-raised cosine of `length` samples, (N, length + 2). `late`, (N, 1), delays it by part of a sample."""
     time = np.arange(-(length // 2) - 1, length // 2 + 2) - late
     return root_raised_cosine(time / SAMPLES_A_SYMBOL, roll_off) * (np.abs(time) <= length / 2)
 
 
 def received_pulse(roll_off: np.ndarray, late: np.ndarray) -> np.ndarray:
-    """A symbol as the receiver has it: three root-raised cosines in cascade.
+    """The pulse of one symbol after the receiver's filters: three root-raised cosines, one after the other.
 
-    The first has the transmitter's roll-off, the other two the receiver's. The pulse is no Nyquist pulse, so symbols
-    overlap: neighbours add .065 of their amplitude. That is measured on genuine frames.
+    The first has the transmitter's roll-off, the other two the receiver's. The result is not a Nyquist pulse, so
+    symbols interfere: a neighbour adds .065 of its amplitude. That is measured on genuine frames.
 
     Args: roll_off and late, in samples, (N, 1).
     Returns: float32 (N, (2 SPAN + 1) * SAMPLES_A_SYMBOL), from SPAN symbols before the symbol on; energy
@@ -167,28 +174,28 @@ def received_pulse(roll_off: np.ndarray, late: np.ndarray) -> np.ndarray:
 
 
 def waveform(symbols: np.ndarray, roll_off: np.ndarray, late: np.ndarray) -> np.ndarray:
-    """Symbols (N, S + 2 SPAN), one each 8 samples, to a waveform (N, 8 S) of received pulses."""
+    """Make a waveform of received pulses: symbols (N, S + 2 SPAN) -> samples (N, 8 S)."""
     windows = np.lib.stride_tricks.sliding_window_view(symbols, 2 * SPAN + 1, axis=1)  # (N, S, 2 SPAN + 1)
     pulse = received_pulse(roll_off, late).reshape(len(symbols), 2 * SPAN + 1, SAMPLES_A_SYMBOL)
-    return (windows @ pulse[:, ::-1]).reshape(len(symbols), -1)
+    return (windows @ pulse[:, ::-1]).reshape(len(symbols), -1)  # (N, S, 8) -> (N, 8 S)
 
 
 def linear(rng: np.random.Generator, count: int, points: np.ndarray, samples: int = WINDOW) -> np.ndarray:
-    """Amplitude and phase modulations: independent symbols, complex64 (N, samples)."""
+    """Frames of a linear modulation: independent symbols out of `points`, complex64 (N, samples)."""
     size = samples // SAMPLES_A_SYMBOL + 2 * SPAN
     symbols = points.astype(np.complex64)[rng.integers(len(points), size=(count, size))]
     return waveform(symbols, _draw(rng, count, ROLL_OFF), _draw(rng, count, LATE))
 
 
 def oqpsk(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Offset QPSK: points on the axes, Q half a symbol after I (measured; textbooks have them at 45 degrees)."""
+    """Offset QPSK: Q is half a symbol later than I. Measured: points are on the axes, in textbooks at 45 degrees."""
     x = linear(rng, count, np.array([1, 1j, -1, -1j]), WINDOW + SAMPLES_A_SYMBOL)
     half = SAMPLES_A_SYMBOL // 2
     return x.real[:, 2 * half :] + 1j * x.imag[:, half:-half]
 
 
 def gaussian_step(time: np.ndarray, bt: float | np.ndarray) -> np.ndarray:
-    """The part of a bit's phase change that is done at `time`, in bits: integral of a Gaussian-filtered rectangle."""
+    """The share of a bit's phase change at `time`, in bits: the integral of a Gaussian-filtered rectangle."""
     sigma = np.sqrt(np.log(2)) / (2 * np.pi * bt)
     x = torch.from_numpy(np.stack([time + 0.5, time - 0.5]) / sigma)
     ramp = (x * torch.special.ndtr(x) + torch.exp(-x * x / 2) / np.sqrt(2 * np.pi)).numpy()
@@ -196,20 +203,23 @@ def gaussian_step(time: np.ndarray, bt: float | np.ndarray) -> np.ndarray:
 
 
 def gmsk(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Phase steps after a Gaussian filter (3GPP TS 45.004, clause 3), then the receiver's two filters.
+    """GMSK: phase steps after a Gaussian filter (3GPP TS 45.004, clause 3), then the receiver's two filters.
 
-    The steps are larger than a quarter of a circle, and the filters make the envelope uneven (.89 to 1.12 at the
-    symbols): both are measured.
+    Measured: the steps are larger than a quarter of a circle, and the envelope is not constant (.89 to 1.12 at the
+    symbols) because of the filters.
     """
-    reach, edge = 4, RECEIVER_TAPS + 3  # symbols of a step; samples that the two filters take from either end
+    # The phase is the sum of the steps of all bits.
+    reach, edge = 4, RECEIVER_TAPS + 3  # length of a step in symbols; samples that the filters spoil at either end
     size = (WINDOW + 2 * edge) // SAMPLES_A_SYMBOL
     bits = rng.choice(np.float32([-1, 1]), (count, size + 2 * reach))
     time = np.arange(SAMPLES_A_SYMBOL) / SAMPLES_A_SYMBOL - np.arange(-reach, reach + 1)[:, None]  # (9, 8)
     step = gaussian_step(time[None] + np.zeros((count, 1, 1)), _draw(rng, count, GMSK_BT)[:, :, None])
     windows = np.lib.stride_tricks.sliding_window_view(bits, 2 * reach + 1, axis=1)  # (N, size, 9)
-    before = np.pad(np.cumsum(bits[:, : size - 1], axis=1), ((0, 0), (1, 0)))  # bits that have turned fully
+    before = np.pad(np.cumsum(bits[:, : size - 1], axis=1), ((0, 0), (1, 0)))  # bits whose step is complete
     turned = (before[:, :, None] + windows @ step.astype(np.float32)).reshape(count, -1)
     x = np.exp(np.complex64(0.5j * np.pi * GMSK_TURN) * turned)
+
+    # The receiver's filters; the first also delays the signal.
     receiver = np.full((count, 1), RECEIVER_ROLL_OFF)
     late = _taps(receiver, RECEIVER_TAPS, _draw(rng, count, LATE))
     response = np.fft.fft(late, x.shape[1]) * np.fft.fft(_taps(receiver, RECEIVER_TAPS), x.shape[1])
@@ -220,8 +230,8 @@ def gmsk(rng: np.random.Generator, count: int) -> np.ndarray:
 def speech(rng: np.random.Generator, count: int) -> np.ndarray:
     """A slow message, float32 (N, WINDOW), of variance 1 over many windows.
 
-    Harmonics of random amplitude and phase, flat up to the fourth and 6 dB an octave down from there, the long-term
-    mean of voices.
+    Its harmonics have random amplitudes and phases. The mean amplitude is constant up to the fourth harmonic and falls
+    by 6 dB an octave from there on, as the long-term mean of voices does.
     """
     number = np.arange(1, SPEECH_HARMONICS + 1)
     weight = 1 / np.maximum(number / 4, 1)
@@ -232,7 +242,7 @@ def speech(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def am_dsb(rng: np.random.Generator, count: int, with_carrier: bool) -> np.ndarray:
-    """Double sideband on a real carrier: the message alone, or with `with_carrier` a carrier that it modulates."""
+    """Double sideband: the message times a real carrier; `with_carrier` adds the unmodulated carrier."""
     message = speech(rng, count)
     if with_carrier:
         message = 1 + _draw(rng, count, DSB_DEPTH).astype(np.float32) * message
@@ -241,11 +251,11 @@ def am_dsb(rng: np.random.Generator, count: int, with_carrier: bool) -> np.ndarr
 
 
 def am_ssb(rng: np.random.Generator, count: int, with_carrier: bool) -> np.ndarray:
-    """Single sideband without an intermediate frequency: the message itself, or with `with_carrier` beside a constant.
+    """Single sideband at frequency 0: the message itself; `with_carrier` adds a constant.
 
-    The message is so slow that the constant part of a window is several times what moves in it. The window's division
-    by its deviation makes that part as large as genuine frames have it. One sideband needs the message's Hilbert
-    transform; the measured frames show none, their phase stands still.
+    The message is so slow that the constant part of a window is several times larger than what changes in it. Since the
+    window is divided by its standard deviation, this part becomes as large as in genuine frames. A real single sideband
+    would contain the message's Hilbert transform. The measured frames do not: their phase is constant.
     """
     message = speech(rng, count)
     if with_carrier:
@@ -254,7 +264,7 @@ def am_ssb(rng: np.random.Generator, count: int, with_carrier: bool) -> np.ndarr
 
 
 def fm(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Frequency modulation; FM_DEVIATION is the effective (rms) deviation."""
+    """Frequency modulation of a complex carrier, complex64 (N, WINDOW). FM_DEVIATION is the rms deviation."""
     cycles = np.cumsum(ANALOGUE_CARRIER + _draw(rng, count, FM_DEVIATION) * speech(rng, count), axis=1)
     return np.exp(2j * np.pi * cycles).astype(np.complex64)
 
@@ -271,9 +281,10 @@ MODULATORS = {name: partial(linear, points=points) for name, points in constella
 
 
 def fade(rng: np.random.Generator, x: np.ndarray, delay_spread: float) -> np.ndarray:
-    """Rayleigh taps one sample apart, their mean powers falling as exp(-delay / delay_spread), 1 in all.
+    """Multipath with Rayleigh taps one sample apart, whose mean powers fall as exp(-delay / delay_spread), sum 1.
 
-    Args: x, complex64 (N, L); delay_spread in samples, 0 for none. A window wraps around.
+    Args: x, complex64 (N, L); delay_spread in samples, 0 for no multipath. Delays wrap around.
+    Returns: complex64 (N, L).
     """
     if not delay_spread:
         return x
@@ -286,10 +297,11 @@ def fade(rng: np.random.Generator, x: np.ndarray, delay_spread: float) -> np.nda
 
 
 def channel(rng: np.random.Generator, x: np.ndarray, snr_db: float) -> np.ndarray:
-    """An error of the carrier, a random phase, white noise, and a gain that makes the deviation of each window 1.
+    """Add a carrier frequency error, a random phase and white noise; divide by the standard deviation of each window.
 
-    The noise amplitude is NOISE * 10^(-SNR / 10) of the signal's rms, so the label is about half of the true ratio in
-    dB. The rms counts a constant part, the deviation does not: frames of ASK and SSB are therefore larger than others.
+    The amplitude of the noise is NOISE * 10^(-SNR / 10) times the signal's rms. So the label is about half of the true
+    ratio in dB. A constant part counts in the rms, but not in the standard deviation. Therefore frames of ASK and SSB
+    are larger than others.
 
     Args: x, complex64 (N, L).
     Returns: complex64 (N, L).
@@ -307,7 +319,7 @@ def channel(rng: np.random.Generator, x: np.ndarray, snr_db: float) -> np.ndarra
 def make_frames(
     modulation: str, snr_db: float, count: int, rng: np.random.Generator, delay_spread: float = DELAY_SPREAD
 ) -> np.ndarray:
-    """Frames of one class and SNR, float32 (count, SAMPLES, 2), each from a random place in its window."""
+    """Frames of one class at one SNR, float32 (count, SAMPLES, 2), each cut from a random place of its window."""
     x = channel(rng, fade(rng, MODULATORS[modulation](rng, count), delay_spread), snr_db)
     start = rng.integers(WINDOW - SAMPLES + 1, size=(count, 1))
     x = np.take_along_axis(x, start + np.arange(SAMPLES), axis=1)
@@ -315,7 +327,7 @@ def make_frames(
 
 
 def _write_cell(job: tuple[Path, int, int, int, int, float]) -> int:
-    """Write one class at one SNR to its place in the file; returns the cell's number."""
+    """Write the frames of one cell (one class at one SNR) to their place in the file. Returns the cell's number."""
     path, offset, frames_per_cell, cell, seed, delay_spread = job
     torch.set_num_threads(1)
     x = np.memmap(path, np.float32, "r+", offset, (CELLS * frames_per_cell, SAMPLES, 2))
@@ -329,18 +341,18 @@ def _write_cell(job: tuple[Path, int, int, int, int, float]) -> int:
 
 
 def _begin(part: Path, journal: Path, settings: dict) -> tuple[int, set[int]]:
-    """Make the unfinished file, or open it again. Returns: where X starts in it, in bytes; the cells that are done."""
+    """Create the unfinished file or continue with it. Returns where X starts in it, in bytes, and finished cells."""
     lines = journal.read_text().split("\n")[:-1] if part.exists() and journal.exists() else []
     if lines and json.loads(lines[0]) != settings:
         raise DataError(f"{part} was begun with other options: repeat those, or delete it and {journal}")
     if not lines:
         with create_file(part, settings["frames_per_cell"]) as file:
             file.attrs["generator"] = json.dumps(settings)
-            file["X"][-1] = 0  # gives X its place in the file
-        with open(part, "r+b") as file:  # and on the disk, as a memory map cannot say that a disk is full
+            file["X"][-1] = 0  # so that HDF5 decides where X is in the file
+        with open(part, "r+b") as file:  # reserve the space now: a memory map cannot report a full disk
             os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
         lines = [json.dumps(settings)]
-    journal.write_text("\n".join(lines) + "\n")  # without a last line that a kill left unfinished
+    journal.write_text("\n".join(lines) + "\n")  # without an incomplete last line
     with h5py.File(part, "r") as file:
         return file["X"].id.get_offset(), {int(line) for line in lines[1:]}
 
@@ -352,16 +364,21 @@ def generate(
     workers: int | None = None,
     delay_spread: float = DELAY_SPREAD,
 ) -> None:
-    """Write a file in the original layout, going on where an interrupted call stopped; PATH is there only when whole.
+    """Write a file in the original layout. It exists under its name only when complete.
+
+    What an earlier, interrupted call has written is kept.
 
     Args:
+        path: the file.
         frames_per_cell: frames of each class at each SNR; the original has 4096.
-        workers: processes, all cores by default; the frames do not depend on it.
+        seed: of all frames.
+        workers: number of processes, one for each core by default; the frames do not depend on it.
         delay_spread: of Rayleigh taps, in samples.
 
     Raises:
-        DataError: no frames wanted, or a file of other options is there already.
+        DataError: an argument is out of range, or a file with other options exists.
     """
+    # Are the options possible, and is there work to do?
     path = Path(path)
     settings = {"frames_per_cell": frames_per_cell, "seed": seed, "delay_spread": delay_spread}
     if frames_per_cell < 1 or seed < 0 or delay_spread < 0 or workers is not None and workers < 1:
@@ -371,18 +388,20 @@ def generate(
             if file is not None and file.attrs.get("generator") == json.dumps(settings):
                 return
         raise DataError(f"{path} is there already and has other frames; delete it or name another file")
+
+    # Generate the missing cells.
     part, journal = (path.with_name(f".{path.name}.{end}") for end in ("part", "done"))
     path.parent.mkdir(parents=True, exist_ok=True)
     offset, done = _begin(part, journal, settings)
     cells = [cell for cell in range(CELLS) if cell not in done]
     jobs = [(part, offset, frames_per_cell, cell, seed, delay_spread) for cell in cells]
     processes = min(workers or os.cpu_count(), len(jobs) or 1)
-    ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # they are the parent's affair
+    ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the parent handles them
     pool = multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) if processes > 1 else nullcontext()
     with pool, journal.open("a") as file, tqdm(desc=str(path), total=CELLS * frames_per_cell, unit="frame") as bar:
         bar.update(len(done) * frames_per_cell)
         for cell in pool.imap_unordered(_write_cell, jobs) if processes > 1 else map(_write_cell, jobs):
-            file.write(f"{cell}\n")  # a cell is listed only when it is complete
+            file.write(f"{cell}\n")  # only complete cells are listed
             file.flush()
             bar.update(frames_per_cell)
     os.replace(part, path)
@@ -390,16 +409,16 @@ def generate(
 
 
 def default_file(workers: int | None = None, few: bool = False) -> Path:
-    """Where the scripts find frames if no file is named: the original or a full generated set, else a small one.
+    """File of frames for a script that is given none: the original or a full generated set, else a small one.
 
-    few: a file of 2,496 frames will do; it is made in seconds where there is no other.
+    few: if there is none of these, 2,496 frames are enough, which are generated in seconds.
     """
     for path in map(Path, (*KNOWN_FILES, SMALL_FILE)):
         if path.exists():
             return path
     path, frames, time = (FEW_FILE, FEW_FRAMES, "seconds") if few else (SMALL_FILE, SMALL_FRAMES, "half a minute")
     if not path.exists():
-        print(f"no {' or '.join(KNOWN_FILES)}, so a small generated file, {path}: {time}", flush=True)
+        print(f"neither {' nor '.join(KNOWN_FILES)} exists: generating {path}, {time}", flush=True)
         generate(path, frames, workers=workers)
     return path
 
@@ -407,7 +426,7 @@ def default_file(workers: int | None = None, few: bool = False) -> Path:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help="HDF5 file to write")
-    parser.add_argument("--frames-per-cell", type=int, default=100, help="of each class and SNR, the original has 4096")
+    parser.add_argument("--frames-per-cell", type=int, default=100, help="of each class and SNR; the original has 4096")
     parser.add_argument("--delay-spread", type=float, default=DELAY_SPREAD, help="of Rayleigh taps, samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=None, help="processes, default all cores")
@@ -422,7 +441,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on where {args.file} is incomplete", file=sys.stderr)
+        print(f"stopped; run the same command again to complete {args.file}", file=sys.stderr)
         return 130
     print(f"{CELLS * args.frames_per_cell} frames in {args.file}")
     return 0

@@ -1,18 +1,19 @@
-"""RadioML 2018.01A and files like it: 24 modulations at 26 signal-to-noise ratios, far larger than memory.
+"""Read RadioML 2018.01A and files like it: 24 modulations at 26 signal-to-noise ratios, larger than memory.
 
     frames = open_frames("GOLD_XYZ_OSC.0001_1024.hdf5")     # 2,555,904 frames, 21.4 GB; nothing is read yet
-    frames = open_cache(frames, bits=8)                     # the same as int8 codes, 5.2 GB, written once beside it
+    frames = open_cache(frames, bits=8)                     # the same as int8 codes, 5.2 GB, written by the first call
     parts = split(frames)                                   # the challenge's test frames; train, validation
     for x, label in batches(frames, parts["train"], 256, shuffle=True):
         ...                                                 # float32 (256, 2, 1024), int64 (256,)
 
-The set (O'Shea, Roy and Clancy 2018, arXiv:1712.04578; CC BY-NC-SA 4.0) comes from deepsig.ai; everyone fetches it
-themselves. Datasets: X (N, 1024, 2) float32, I and Q; Y (N, 24) integers, one-hot; Z (N, 1) integers, SNR in dB. Frames
-are ordered by modulation, then SNR, 4096 to a cell; the generator of modulations.py writes the same with fewer. The
-classes.txt that is shipped with the set has the names in a wrong order: MODULATIONS is the true one.
+The set (O'Shea, Roy and Clancy 2018, arXiv:1712.04578; CC BY-NC-SA 4.0) must be fetched from deepsig.ai. Its file has
+the datasets X, float32 (N, 1024, 2), I and Q; Y, integers (N, 24), one-hot; Z, integers (N, 1), SNR in dB. A frame is
+one row: 1024 samples of one modulation. Frames are ordered by modulation, then by SNR. A cell is one modulation at one
+SNR; it has 4096 frames, and fewer in the files that modulations.py generates. The file classes.txt of the set has the
+names in a wrong order; that of MODULATIONS is right.
 
-A cache holds what the quantised network's input layer makes of the samples, round(clamp(x * 2^(bits - 2))), so each bit
-width needs its own. Private memory: about 100 MB for the tables, and a batch; pages of the file are the system's.
+A cache holds the integers that the quantised network's input layer makes of samples, round(clamp(x * 2^(bits - 2))).
+Each bit width needs its own cache. A process needs about 100 MB for the tables, and a batch; the file is mapped.
 """
 
 import fcntl
@@ -41,7 +42,7 @@ MODULATIONS = (
 SNRS = tuple(range(-20, 31, 2))  # dB
 SAMPLES = 1024  # of a frame
 CELLS = len(MODULATIONS) * len(SNRS)
-BLOCK = 4096  # frames a step where a whole file is read: 32 MB
+BLOCK = 4096  # frames in a step when a whole file is read: 32 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Frames(Dataset):
     labels: int64 (N,), index into `classes`.
     snrs: int64 (N,), dB.
     path: the file, None for arrays.
-    scale: value of one code, None where `x` holds samples.
+    scale: value of one code; None if `x` holds samples.
     """
 
     x: np.ndarray | h5py.Dataset
@@ -71,8 +72,8 @@ class Frames(Dataset):
         return (x, label) if np.ndim(index) else (x[0], label[0])
 
     def samples(self, rows: np.ndarray) -> torch.Tensor:
-        """float32 (len(rows), 2, L), in the order of `rows`; fastest from disk if they ascend."""
-        if isinstance(self.x, h5py.Dataset):  # wants ascending rows without repeats
+        """Frames as float32 (len(rows), 2, L), in the order of `rows`. Ascending rows are read fastest."""
+        if isinstance(self.x, h5py.Dataset):  # needs ascending rows without repeats
             unique, back = np.unique(rows, return_inverse=True)
             x = torch.from_numpy(self.x[unique][back])
         else:
@@ -84,11 +85,12 @@ class Frames(Dataset):
 
 
 def open_frames(path: str | Path) -> Frames:
-    """A file in the original layout, checked, its samples as a memory map.
+    """Open and check a file in the original layout. Its samples are mapped, not read.
 
     Raises:
         DataError: no such file, not HDF5, truncated, a dataset missing, other shapes, dtypes, order or class names.
     """
+    # Open it.
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; fetch RadioML 2018.01A, or run python -m data.modulations {path}")
@@ -101,6 +103,8 @@ def open_frames(path: str | Path) -> Frames:
     if missing := [name for name in "XYZ" if not isinstance(file.get(name), h5py.Dataset)]:
         found = ", ".join(file) or "nothing"
         raise DataError(f"{path}: has no dataset {missing[0]} but {found}; for other layouts see radioml.from_arrays")
+
+    # Shapes, dtypes and order.
     x, y, z = file["X"], file["Y"], file["Z"]
     count = len(x) if x.shape else 0
     expected = {"X": ((count, SAMPLES, 2), "f"), "Y": ((count, len(MODULATIONS)), "iu"), "Z": ((count, 1), "i")}
@@ -117,7 +121,9 @@ def open_frames(path: str | Path) -> Frames:
     labels, snrs = _original_order(count // CELLS)
     _check_order(path, y, z, labels, snrs)
     _check_classes(path, file)
-    offset = x.id.get_offset()  # None: chunked or compressed; then h5py reads it, slowly, and a cache is worth it
+
+    # Map the samples. A chunked or compressed file has no offset: h5py reads it, so slowly that a cache is worth it.
+    offset = x.id.get_offset()
     if offset is not None:
         shape = x.shape
         file.close()
@@ -126,17 +132,17 @@ def open_frames(path: str | Path) -> Frames:
 
 
 def from_arrays(x, labels, snrs=None, classes: tuple[str, ...] = MODULATIONS, path: str | Path | None = None) -> Frames:
-    """Frames of your own, in any order; split, batches and cache work as with the original file.
+    """Use frames of your own, in any order. split, batches and open_cache work as with the original file.
 
-        x = np.load("x.npy", mmap_mode="r")     # or an h5py dataset; it isn't read as a whole
+        x = np.load("x.npy", mmap_mode="r")     # or an h5py dataset; it is not read as a whole
         frames = from_arrays(x, np.load("label.npy"), np.load("snr.npy"), ("BPSK", "QPSK"), "x.npy")
 
     Args:
         x: complex64 (N, L), or float32 (N, L, 2) or (N, 2, L): I and Q, at about unit power.
         labels: integers (N,) below len(classes), or one-hot (N, len(classes)).
-        snrs: integers (N,) or (N, 1), dB; None where unknown, then all 0.
+        snrs: integers (N,) or (N, 1), dB; None if unknown, which counts as 0 dB.
         classes: names in the order of the labels.
-        path: the file that x comes from, if it is to have a cache.
+        path: the file that x comes from; needed for a cache only.
 
     Raises:
         DataError: shapes, dtypes or labels that don't fit.
@@ -157,10 +163,10 @@ def from_arrays(x, labels, snrs=None, classes: tuple[str, ...] = MODULATIONS, pa
 
 
 def create_file(path: str | Path, frames_per_cell: int) -> h5py.File:
-    """A new file in the original layout with Y and Z written and X zero, open for writing X; the caller closes it."""
+    """Create a file in the original layout with Y and Z. X is empty, for the caller to write; the caller closes it."""
     labels, snrs = _original_order(frames_per_cell)
     file = h5py.File(path, "w")
-    # Without fill_time HDF5 would write all of X as zeros when its first frames come.
+    # Without fill_time HDF5 would write zeros to all of X when its first frames are written.
     file.create_dataset("X", (len(labels), SAMPLES, 2), np.float32, fill_time="never")
     one_hot = file.create_dataset("Y", (len(labels), len(MODULATIONS)), np.int64)
     for start in range(0, len(labels), 2**16):
@@ -170,15 +176,16 @@ def create_file(path: str | Path, frames_per_cell: int) -> h5py.File:
 
 
 def split(frames: Frames, validation: float = 0.05, seed: int = 2018) -> dict[str, np.ndarray]:
-    """Rows of "train", "validation" and "test", int64, ascending.
+    """Split frames into "train", "validation" and "test": rows, int64, ascending.
 
-    Test is the challenge's: for every modulation and SNR the list of rows is shuffled by numpy's RandomState(2018), and
-    the first tenth, rounded up, is tested; 255,840 frames of the original file. Validation is the next part of the same
-    lists, so it comes out of what the challenge trains on.
+    The test part is that of the ITU challenge: the rows of each cell (one class at one SNR) are shuffled by numpy's
+    RandomState(2018), and the first tenth, rounded up, is the test part; 255,840 frames of the original file. The
+    validation part comes next in the same lists. So it is taken from what the challenge trains on.
 
     Args:
-        frames: any; those of a cell (one class at one SNR) are taken in the file's order.
+        frames: of any file; the rows of a cell are shuffled in the file's order.
         validation: share of each cell, rounded up.
+        seed: of the shuffling; 2018 is the challenge's.
 
     Raises:
         DataError: a cell has too few frames for three parts.
@@ -203,7 +210,7 @@ def split(frames: Frames, validation: float = 0.05, seed: int = 2018) -> dict[st
 def select(
     frames: Frames, rows: np.ndarray, classes: Iterable[str] | None = None, snrs: Iterable[int] | None = None
 ) -> np.ndarray:
-    """Those of `rows` whose class and SNR (dB) are among the given ones; None is all.
+    """Those of `rows` whose class and SNR in dB are among the given ones. None means all.
 
     Raises:
         DataError: a class or SNR that the frames don't have.
@@ -230,19 +237,19 @@ def batches(
     generator: torch.Generator | None = None,
     device: str | torch.device = "cpu",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One pass over `rows` as (float32 (B, 2, L), int64 (B,)) on `device`; the last batch may be smaller.
+    """One pass over `rows`: yields samples float32 (B, 2, L) and labels int64 (B,) on `device`.
+
+    The last batch may be smaller. A thread reads the next batch while the caller uses the current one.
 
     Args:
-        shuffle: in random order, drawn from `generator` or torch's own; otherwise in the order of `rows`.
-
-    A thread reads the next batch while the caller works on this one.
+        shuffle: use a random order, drawn from `generator` or torch's own; otherwise the order of `rows`.
     """
     if shuffle:
         rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
     parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
     def read(part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        x, label = frames[np.sort(part) if shuffle else part]  # ascending rows are faster from disk
+        x, label = frames[np.sort(part) if shuffle else part]  # ascending rows are read faster
         return x.to(device), label.to(device)
 
     with ThreadPoolExecutor(1) as pool:
@@ -255,24 +262,25 @@ def batches(
 
 
 def encode(x: np.ndarray, bits: int) -> np.ndarray:
-    """int8 codes of samples of any shape, +-2 is full scale; exactly what models.fake_quant.QuantInput(bits) makes."""
+    """Quantise samples of any shape to int8 codes, with +-2 as full scale, exactly as models.fake_quant.QuantInput."""
     n = 2 ** (bits - 1)
     return np.rint(np.clip(x * np.float32(n / 2), -n, n - 1)).astype(np.int8)
 
 
 def open_cache(frames: Frames, bits: int, directory: str | Path | None = None) -> Frames:
-    """The same frames as int8 codes of one bit width, from FILE.codesBITS; written first where it isn't there.
+    """The same frames as int8 codes of one bit width, from the file FILE.codesBITS, which the first call writes.
 
-    Writing shows a bar, goes on where it was interrupted, and ends with reading all of it back against the checksums
-    in FILE.codesBITS.json. Opening compares size and 256 frames with the source; a cache of another file is replaced.
+    Writing shows a progress bar and continues after an interruption. At its end the file is read back and compared with
+    the checksums in FILE.codesBITS.json. Opening compares size and 256 frames with the source. A cache of another
+    source is replaced.
 
     Args:
         frames: from `open_frames`, or `from_arrays` with a path.
         bits: 2 to 8, of the network's input.
-        directory: for the cache; None is beside the file.
+        directory: where the cache is; None for the folder of the file.
 
     Raises:
-        DataError: no path, a sample that isn't a number, no space, no permission, or another process is writing.
+        DataError: no path, a sample that is not a number, no space, no permission, or another process is writing.
     """
     if frames.path is None or frames.scale is not None or not 2 <= bits <= 8:
         raise DataError("a cache needs frames with samples and a path, and 2 to 8 bits")
@@ -290,13 +298,13 @@ def open_cache(frames: Frames, bits: int, directory: str | Path | None = None) -
 
 
 def fingerprint(frames: Frames) -> str:
-    """Tells two files apart without reading them whole: number of frames and CRC-32 of some."""
+    """A text that differs between files: the number of frames and a CRC-32 of 64 of them."""
     probe = np.linspace(0, len(frames) - 1, min(64, len(frames))).astype(np.int64)
     return f"{len(frames)} frames, {zlib.crc32(frames.samples(probe).numpy()):08x}"
 
 
 def verify_cache(frames: Frames, bits: int, directory: str | Path | None = None) -> None:
-    """Read a whole cache against its checksums, and against the source; DataError where they differ."""
+    """Compare a whole cache with its checksums and with the source. Raises DataError if they differ."""
     target = Path(directory or frames.path.parent) / f"{frames.path.name}.codes{bits}"
     codes = open_cache(frames, bits, directory).x
     sums = json.loads(_facts(target).read_text())["crc32"]
@@ -308,9 +316,9 @@ def verify_cache(frames: Frames, bits: int, directory: str | Path | None = None)
 
 
 def _write_cache(frames: Frames, bits: int, target: Path, shape: tuple, source: int) -> None:
-    """Append block by block to TARGET.part, noting each block's checksum, read it back, then rename.
+    """Append block by block to TARGET.part, noting each block's checksum; read it back; rename it to TARGET.
 
-    `source` is a checksum of some frames: notes of another source don't count.
+    source: checksum of some frames. What was written of another source is not used.
     """
     part, facts = target.with_name(target.name + ".part"), _facts(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -320,6 +328,7 @@ def _write_cache(frames: Frames, bits: int, target: Path, shape: tuple, source: 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"{part}: another process is writing it; wait until it has finished") from error
+        # Which blocks an interrupted call has written.
         try:
             notes = json.loads(facts.read_text())
         except (OSError, ValueError):
@@ -328,6 +337,7 @@ def _write_cache(frames: Frames, bits: int, target: Path, shape: tuple, source: 
         bytes_a_frame = shape[1] * shape[2]
         sums = sums[: _intact(part, sums, BLOCK * bytes_a_frame)]
         file.truncate(len(sums) * BLOCK * bytes_a_frame)
+        # Write the others.
         for start in tqdm(starts[len(sums) :], target.name, len(starts), initial=len(sums), unit="block"):
             rows = np.arange(start, min(start + BLOCK, len(frames)))
             samples = frames.samples(rows).numpy()
@@ -341,14 +351,15 @@ def _write_cache(frames: Frames, bits: int, target: Path, shape: tuple, source: 
             temporary = facts.with_suffix(".tmp")
             temporary.write_text(json.dumps({"source": source, "shape": shape, "bits": bits, "crc32": sums}))
             os.replace(temporary, facts)
+        # Read all of it back.
         os.fsync(file.fileno())
         if _intact(part, sums, BLOCK * bytes_a_frame) < len(sums):
-            raise DataError(f"{part}: reads back otherwise than it was written; is the disk sound?")
+            raise DataError(f"{part}: differs from what was written when read back; check the disk and run it again")
         os.replace(part, target)
 
 
 def _intact(path: Path, sums: list[int], block_bytes: int) -> int:
-    """How many blocks at the start of a file have the given checksums."""
+    """The number of blocks, counted from the start of a file, that have the given checksums."""
     with open(path, "rb") as file:
         for number, expected in enumerate(sums):
             if zlib.crc32(file.read(block_bytes)) != expected:
@@ -365,14 +376,14 @@ def _fits(target: Path, shape: tuple) -> bool:
 
 
 def _original_order(frames_per_cell: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and SNRs, int64 (N,), in the original order: by modulation, then SNR."""
+    """Labels and SNRs, int64 (N,), in the original order: by modulation, then by SNR."""
     labels = np.repeat(np.arange(len(MODULATIONS)), len(SNRS) * frames_per_cell)
     snrs = np.tile(np.repeat(np.array(SNRS), frames_per_cell), len(MODULATIONS))
     return labels, snrs
 
 
 def _check_order(path: Path, y: h5py.Dataset, z: h5py.Dataset, labels: np.ndarray, snrs: np.ndarray) -> None:
-    """All of Z, and Y at both ends of every cell (all of it would be half a gigabyte)."""
+    """Compare all of Z, and Y at both ends of each cell (all of Y takes half a gigabyte), with the original order."""
     if len(odd := np.flatnonzero(z[:, 0] != snrs)):
         raise DataError(
             f"{path}: Z is {z[odd[0], 0]} dB in row {odd[0]}, RadioML 2018.01A has {snrs[odd[0]]} dB there; "
@@ -390,7 +401,7 @@ def _check_order(path: Path, y: h5py.Dataset, z: h5py.Dataset, labels: np.ndarra
 
 
 def _check_classes(path: Path, file: h5py.File) -> None:
-    """The original has no names inside; a file that has (attribute "classes") must have the true ones."""
+    """A file with names of classes (attribute "classes") must have the right ones. The original has no names."""
     names = file.attrs.get("classes")
     if names is not None:
         names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)

@@ -1,9 +1,15 @@
-"""From 40 ms of I/Q samples to the 256x256 colour picture and the label mask of the Spectrum Sensing data.
+"""From a frame of 40 ms of I/Q samples to the picture and the labels of the Spectrum Sensing data, 256x256 pixels.
 
-The picture follows the published generator: a 256-sample Hann window every 246 samples, 4096-point centred PSD,
-10 log10(P + eps), min-max rescale over the whole spectrogram, uint8, nearest-neighbour resize, parula colours, flipped
-so that the end of the frame is on top. Only 256 of the 9990 snapshots and 256 of the 4096 frequencies are shown, but
-minimum and maximum are those of all 41 million values: with the shown ones alone every colour would shift.
+    picture = spectrogram_image(iq)         # uint8 (256, 256, 3), RGB
+    labels = channel_mask(carriers)         # uint8 (256, 256), 0 noise, 127 NR, 255 LTE
+
+The picture follows the published generator. A Hann window of 256 samples moves in steps of 246 samples. Each position
+of the window is a snapshot; its power spectral density P has 4096 frequencies. 10 log10(P + eps) is scaled from minimum
+and maximum of the whole spectrogram to 0..255, the colormap index. The result is resized to 256x256 pixels by nearest
+neighbour, flipped so that the end of the frame is in the top row, and coloured with MATLAB's colormap parula.
+
+Only 256 of the 9990 snapshots and 256 of the 4096 frequencies are shown. Still, minimum and maximum must be those of
+all 41 million values: with those of the shown values every colour would change.
 """
 
 import numpy as np
@@ -15,9 +21,9 @@ SIZE = 256  # pixels, both axes
 HZ_PER_PIXEL = SAMPLE_RATE / SIZE  # 240 kHz
 WINDOW, HOP, NFFT = 256, 246, 4096
 SNAPSHOTS = (FRAME_SAMPLES - (WINDOW - HOP)) // HOP  # 9990
-EPS = np.finfo(np.float64).eps  # what the published generator adds before the logarithm: a floor at -156.5 dB
-MINIMUM_STRIDE = 8  # one snapshot in eight is searched for the minimum, see `level_range`
-LABELS = {"NR": 127, "LTE": 255}  # grey values of the mask file
+EPS = np.finfo(np.float64).eps  # the published generator adds it before the logarithm: no level is below -156.5 dB
+MINIMUM_STRIDE = 8  # one snapshot of eight is searched for the minimum, see `level_range`
+LABELS = {"NR": 127, "LTE": 255}  # values in the file of labels
 
 # MATLAB's parula in 64 steps, R2017a and later.
 _PARULA_64 = """
@@ -36,55 +42,59 @@ _PARULA_64 = """
 
 
 def _parula():
+    """The colormap in 256 steps, interpolated linearly: uint8 (256, 3)."""
     steps = np.array(_PARULA_64.split(), float).reshape(64, 3)
     fine = [np.interp(np.linspace(0, 63, 256), np.arange(64), steps[:, channel]) for channel in range(3)]
     return np.round(255 * np.stack(fine, 1)).astype(np.uint8)
 
 
-PARULA = _parula()  # (256, 3) uint8 RGB
+PARULA = _parula()  # uint8 (256, 3), RGB of each colormap index
 
-# Nearest-neighbour resize picks, for each pixel, the input sample whose centre is nearest (ties upwards).
+# Nearest-neighbour resize takes, for each pixel, the snapshot whose centre is nearest; of two equally near the later.
 _ROWS = np.floor((np.arange(SIZE) + 0.5) * SNAPSHOTS / SIZE).astype(int)
 # Frequencies of a centred 4096-point spectrum run from -2047 to 2048 bins; every 16th is shown, the first is bin 8.
 _FIRST_HZ = (8 - NFFT / 2 + 1) * SAMPLE_RATE / NFFT
 _HANN = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))).astype(np.float32)
-_PSD = 1 / (SAMPLE_RATE * float(np.sum(_HANN.astype(np.float64) ** 2)))  # |X|^2 to power per Hz
-_PHASES = (  # window, and a shift by k / 16 of a bin of the 256-point FFT: (16, 256)
+_PSD = 1 / (SAMPLE_RATE * float(np.sum(_HANN.astype(np.float64) ** 2)))  # factor from |FFT|^2 to power per Hz
+_PHASES = (  # (16, 256): the window, times a shift by k / 16 of a bin of the 256-point FFT
     _HANN * np.exp(-2j * np.pi * np.arange(NFFT // WINDOW)[:, None] * np.arange(WINDOW) / NFFT)
 ).astype(np.complex64)
+# A shift by which the 256-point FFT gives exactly the 256 frequencies that are shown.
 _TO_FIRST = np.exp(-2j * np.pi * _FIRST_HZ * np.arange(WINDOW) / SAMPLE_RATE).astype(np.complex64)
 
 
 def _power(segments, nfft):
-    """|FFT|^2 of (n, 256) complex64 windowed segments, zero-padded to nfft -> (n, nfft) float32 tensor."""
+    """|FFT|^2 of windowed segments, zero-padded to nfft: complex64 (n, 256) -> float32 tensor (n, nfft)."""
     spectrum = torch.fft.fft(torch.from_numpy(segments), n=nfft)
     return (spectrum.real * spectrum.real).addcmul_(spectrum.imag, spectrum.imag)
 
 
 def _every_snapshot(iq):
-    """Segments (9990, 256) of the samples, no copy."""
+    """The samples of every snapshot, (9990, 256), not windowed; a view, no copy."""
     return np.lib.stride_tricks.sliding_window_view(iq, WINDOW)[::HOP]
 
 
 def _snapshots(iq, rows):
-    """Windowed segments (len(rows), 256) complex64 of the chosen snapshots."""
+    """Windowed samples of the chosen snapshots, complex64 (len(rows), 256)."""
     return _every_snapshot(iq)[rows] * _HANN
 
 
 def shown_power(iq):
-    """Power spectral density at the pixels of the picture, first snapshot in row 0.
+    """Power spectral density at each pixel of the picture, with the first snapshot in row 0.
 
-    Args: iq complex64 (2457600,).  Returns: float32 (256, 256), power per Hz, columns ascending frequency.
+    Args: iq, complex64 (2457600,).  Returns: float32 (256, 256), power per Hz; columns have ascending frequency.
     """
     return _power(_snapshots(iq, _ROWS) * _TO_FIRST, WINDOW).numpy() * np.float32(_PSD)
 
 
 def _extremes(snapshots, phases, pick):
-    """pick (np.min or np.max) of |FFT|^2 of each snapshot, at 256 frequencies for each row of `phases`.
+    """Smallest or largest |FFT|^2 of each snapshot, over 256 frequencies for each row of `phases`.
 
-    Zero-padding 256 samples to 256 p and the p FFTs of 256 samples, each moved by another p-th of a bin, are the same
-    thing; the second is three times faster. Blocks stay in the processor's cache.
-    Args: snapshots complex64 (n, 256), not windowed; phases complex64 (p, 256), window included.
+    One FFT that is zero-padded from 256 to 256 p samples has the same values as p FFTs of 256 samples, each shifted by
+    another p-th of a bin. The second way is three times faster. The blocks are small enough for the processor's cache.
+
+    Args: snapshots, complex64 (n, 256), not windowed; phases, complex64 (p, 256), with the window; pick, np.min or
+    np.max.
     Returns: float32 (n,).
     """
     found = np.empty(len(snapshots), np.float32)
@@ -103,22 +113,26 @@ def _snapshot_maxima(iq):
 
 
 def _snapshot_minima(iq):
-    """The smallest |FFT|^2 of every eighth snapshot at 4096 frequencies: float32 (1249,)."""
+    """The smallest |FFT|^2 of each eighth snapshot at 4096 frequencies: float32 (1249,)."""
     return _extremes(_every_snapshot(iq)[::MINIMUM_STRIDE], _PHASES, np.min)
 
 
 def level_range(iq, exact=False):
-    """Smallest and largest 10 log10(P + eps) of the full spectrogram in dB.
+    """Smallest and largest 10 log10(P + eps) of the whole spectrogram, in dB.
 
-    exact=True computes all 9990 x 4096 values. The default is some twenty times faster. Maximum: every snapshot at 512
-    frequencies finds the 64 strongest, which are then computed in full. Minimum: noise-like values P near zero have a
-    constant density, so the smallest of N of them is distributed as an eighth of the smallest of N / 8.
+    exact=True computes all 9990 x 4096 values. The default is about twenty times faster:
+
+    - Maximum: all snapshots are computed at 512 frequencies, then the 64 strongest ones at all 4096.
+    - Minimum: one snapshot of eight is computed. Near zero the values P of noise have a constant density. So the
+      smallest of N values is distributed as an eighth of the smallest of N / 8 values.
+
+    Args: iq, complex64 (2457600,).
     """
     if exact:
         blocks = [_power(_snapshots(iq, slice(i, i + 512)), NFFT) for i in range(0, SNAPSHOTS, 512)]
         low, high = min(float(b.min()) for b in blocks), max(float(b.max()) for b in blocks)
     else:
-        # The few that decide are computed again by one zero-padded FFT: values near zero depend on the rounding.
+        # The few snapshots that decide are computed again by one zero-padded FFT: values near zero depend on rounding.
         strongest = np.argpartition(_snapshot_maxima(iq), -64)[-64:]
         weakest = MINIMUM_STRIDE * np.argpartition(_snapshot_minima(iq), 16)[:16]
         high = float(_power(_snapshots(iq, strongest), NFFT).max())
@@ -127,11 +141,13 @@ def level_range(iq, exact=False):
 
 
 def robust_level_range(iq):
-    """A range for frames with a receiver's faults, in dB: neither a few snapshots nor eps set it, as in `level_range`.
+    """Smallest and largest level in dB for frames with a receiver's faults, which a few snapshots cannot change.
 
-    Maximum: the tenth strongest of the 9990 snapshots. Minimum: a tenth of what is the smallest value in the median
-    snapshot, 46 dB below the noise; hardly one of the 65,536 pixels lies lower. A frame whose median snapshot is silent
-    has the range of silence.
+    Maximum: the tenth strongest of the 9990 snapshots. Minimum: the median over the snapshots of their smallest values,
+    divided by ten. That is 46 dB below the noise, and hardly one of the 65,536 pixels is lower. Where that median is 0,
+    since most of the frame is silent, both levels are that of eps.
+
+    Args: iq, complex64 (2457600,).
     """
     high = float(np.partition(_snapshot_maxima(iq), -10)[-10]) * _PSD
     low = float(np.median(_snapshot_minima(iq))) / 10 * _PSD
@@ -139,36 +155,38 @@ def robust_level_range(iq):
 
 
 def spectrogram_levels(iq, exact=False, robust=False):
-    """uint8 (256, 256) colour index of the picture: row 0 is the END of the frame, columns ascending frequency.
+    """Colormap index of each pixel, uint8 (256, 256). Row 0 is the END of the frame; columns have ascending frequency.
 
-    Args: iq complex64 (2457600,), one frame at 61.44 MS/s; exact, see `level_range`; robust, for a frame with a
-    receiver's faults, takes `robust_level_range` instead.
-    Raises: ValueError when the number of samples is another.
+    Args: iq, complex64 (2457600,), one frame at 61.44 MS/s; exact, see `level_range`; robust, use `robust_level_range`
+    instead, for a frame with a receiver's faults.
+    Raises: ValueError for another number of samples.
     """
     if iq.shape != (FRAME_SAMPLES,):
         raise ValueError(f"a frame has {FRAME_SAMPLES} samples, this one has shape {iq.shape}")
     iq = np.ascontiguousarray(iq, np.complex64)
     low, high = robust_level_range(iq) if robust else level_range(iq, exact)
     level = (10 * np.log10(shown_power(iq) + EPS) - low) / max(high - low, 1e-9)
-    return np.round(255 * np.clip(level, 0, 1)).astype(np.uint8)[::-1]
+    return np.round(255 * np.clip(level, 0, 1)).astype(np.uint8)[::-1]  # the first snapshot goes to the bottom
 
 
 def spectrogram_image(iq, exact=False, robust=False):
-    """uint8 (256, 256, 3) RGB picture of one frame; arguments as `spectrogram_levels`."""
+    """The picture of one frame, uint8 (256, 256, 3), RGB. Arguments as for `spectrogram_levels`."""
     return PARULA[spectrogram_levels(iq, exact, robust)]
 
 
 def mask_columns(low_hz, high_hz):
-    """First and last column, both inclusive, that a channel from low_hz to high_hz (baseband) is labelled in.
+    """First and last column, both included, of the label of a channel from low_hz to high_hz (baseband).
 
-    Outside the band that is an empty range: the last lies before the first.
+    For a channel outside the band the last column is before the first.
     """
     first, last = (int(np.floor((SAMPLE_RATE / 2 + hz) / HZ_PER_PIXEL)) for hz in (low_hz, high_hz))
     return max(first, 0), max(-1, min(last, SIZE - 1))
 
 
 def channel_mask(carriers):
-    """uint8 (256, 256) label picture, 0 noise, 127 NR, 255 LTE, over each carrier's nominal channel bandwidth.
+    """Labels of one frame, uint8 (256, 256): 0 noise, 127 NR, 255 LTE.
+
+    A label covers the whole channel bandwidth of its carrier over the whole time, also where nothing is sent.
 
     Args: carriers, dicts with "technology" ("NR" or "LTE"), "center_hz" (baseband) and "bandwidth_hz".
     """

@@ -1,18 +1,19 @@
-"""The MathWorks "Spectrum Sensing with Deep Learning to Identify 5G and LTE Signals" data, and sets in its layout.
+"""Read the MathWorks "Spectrum Sensing with Deep Learning to Identify 5G and LTE Signals" data and sets like it.
 
     python -m data.spectrum_sensing download DIR    # the published archive, about 10 GB of free space
     python -m data.spectrum_sensing check DIR       # counts frames and pixels of a set on disk
 
-A frame is a spectrogram NAME.png beside its labels NAME.hdf (an HDF4 raster, see data/hdf4.py) and, in the archive,
-NAME.mat with its parameters, in a generated set one line of frames.csv:
+A frame is a spectrogram NAME.png with its labels NAME.hdf (an HDF4 raster, see data/hdf4.py). Its parameters are in
+NAME.mat in the archive, and in a line of frames.csv in a generated set:
 
     NR_frame_1.png            one 5G NR carrier        (the archive keeps everything below TrainingData/)
     LTE_frame_1.png           one LTE carrier
     LTE_NR/LTE_NR_frame_1.png one carrier of each: the challenge set
-    FIELD/FIELD_frame_1.png   generated: any number of carriers, as met in the field
-    anything else             a set of its own, never trained on
+    FIELD/FIELD_frame_1.png   generated: any number of carriers, as a receiver meets them
+    anything else             frames of other sources, never trained on
 
-Labels are 0 noise, 127 NR, 255 LTE; a later release has 0, 85, 170 and 255 = unknown, which loss and metrics ignore.
+The files of labels hold 0 for noise, 127 for NR and 255 for LTE. A later release of the archive holds 0, 85, 170, and
+255 for unknown, which loss and metrics ignore. In this file "mask" and "labels" of a frame mean the same.
 """
 
 import argparse
@@ -37,13 +38,13 @@ from data.download import extract, fetch
 from data.hdf4 import read_raster
 
 URL = "https://www.mathworks.com/supportfiles/spc/SpectrumSensing/SpectrumSenseTrainingDataNetwork.tar.gz"
-SPACE = 10e9  # bytes that archive and contents take together
+SPACE = 10e9  # bytes of the archive and its contents together
 
 CLASSES = ("noise", "NR", "LTE")
 IGNORE = 255  # pixels of the class "unknown"
 LABEL_VALUES = {
     "three": {0: 0, 127: 1, 255: 2},
-    "four": {0: 0, 85: 1, 170: 2, 255: IGNORE},  # floor(255 i / 3)
+    "four": {0: 0, 85: 1, 170: 2, 255: IGNORE},  # 255 i / 3
 }
 FOLDERS = {"NR": ".", "LTE": ".", "LTE_NR": "LTE_NR", "FIELD": "FIELD"}  # where the frames of a family lie
 
@@ -56,14 +57,16 @@ class Frame:
     family: str  # "NR", "LTE", "LTE_NR", "FIELD" or "OTHER"
     png: Path
     hdf: Path
-    labels: str = "three"  # a key of LABEL_VALUES, for masks whose values do not tell it
+    labels: str = "three"  # a key of LABEL_VALUES, for masks whose own values do not tell which release they are of
 
 
 def find_frames(root) -> list[Frame]:
-    """Every frame below `root`, in lexicographic order of the relative path of its .png.
+    """Every frame below `root`, in lexicographic order of the relative path of its .png. Nothing is decoded.
 
-    Raises DataError for a folder that is missing or holds no frame, and for a .png without its .hdf or the other way.
+    Raises DataError for a folder that is missing or holds no frame, for a .png without .hdf or an .hdf without .png,
+    and for two frames of one name.
     """
+    # Files by name.
     root = Path(root)
     paths = {}
     for path in root.rglob("*"):
@@ -71,6 +74,7 @@ def find_frames(root) -> list[Frame]:
         if path.suffix in (".png", ".hdf") and not any(part.startswith(".") for part in name.split("/")):
             if paths.setdefault(name, path) != path:
                 raise DataError(f"{path} and {paths[name]} are both {name}; keep one of the two sets in {root}")
+    # Pairs of picture and labels.
     frames = []
     for name in sorted(paths):
         stem, partner = name[:-4], name[:-4] + (".hdf" if name.endswith(".png") else ".png")
@@ -91,8 +95,11 @@ def find_frames(root) -> list[Frame]:
 
 
 def _release(frames: list[Frame]) -> str:
-    """Which labels a set has: 255 alone is LTE in one release and unknown in the other, so look for a telling mask."""
-    for frame in sorted(frames, key=lambda frame: frame.family != "NR"):  # a mask with NR tells, usually the first
+    """Which release a set's labels are of, a key of LABEL_VALUES.
+
+    255 is LTE in one release and unknown in the other, so a mask is needed that has a value of one release alone.
+    """
+    for frame in sorted(frames, key=lambda frame: frame.family != "NR"):  # a mask with NR has one: look there first
         values = set(np.unique(read_raster(frame.hdf)).tolist())
         if values & {127, 85, 170}:
             return "three" if 127 in values else "four"
@@ -100,7 +107,10 @@ def _release(frames: list[Frame]) -> str:
 
 
 def read_mask(frame: Frame) -> np.ndarray:
-    """The classes of a frame, uint8 (H, W): 0 noise, 1 NR, 2 LTE, 255 to be ignored. DataError: unknown values."""
+    """Class of each pixel, uint8 (H, W): 0 noise, 1 NR, 2 LTE, 255 to be ignored.
+
+    Raises DataError for a file that cannot be read, or one with values of neither release.
+    """
     raster = read_raster(frame.hdf)
     counts = np.bincount(raster.ravel(), minlength=256)
     labels = "three" if counts[127] else "four" if counts[85] or counts[170] else frame.labels
@@ -117,7 +127,10 @@ def read_mask(frame: Frame) -> np.ndarray:
 
 
 def read_frame(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Spectrogram, uint8 (3, H, W), and classes, uint8 (H, W). DataError: unreadable, or of different sizes."""
+    """Spectrogram, uint8 (3, H, W), RGB, and the class of each pixel, uint8 (H, W).
+
+    Raises DataError if one of the two cannot be read, or if their sizes differ.
+    """
     try:
         with Image.open(frame.png) as picture:
             image = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
@@ -138,8 +151,8 @@ def _size(array) -> str:
 class SpectrumSensing(VisionDataset):
     """Frames on disk as a torchvision data set: [i] is (image uint8 (3, H, W), mask int64 (H, W)).
 
-    `frames` limits it to a part of the set, such as split(find_frames(root))["train"]. `transforms(image, mask)`
-    moves both together.
+    frames: the part of the set to use, such as split(find_frames(root))["train"]; all frames if None.
+    transforms: called as transforms(image, mask), so that both change together; returns both.
     """
 
     def __init__(self, root, frames: list[Frame] | None = None, transforms=None):
@@ -156,7 +169,7 @@ class SpectrumSensing(VisionDataset):
 
 
 def read_tensors(frames: list[Frame], progress: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decode frames once, by threads: images uint8 (N, 3, H, W) and masks uint8 (N, H, W), about 1.2 GB for 4,500.
+    """Decode frames by threads: images uint8 (N, 3, H, W) and masks uint8 (N, H, W). 4,500 frames take 1.2 GB.
 
     Raises DataError as read_frame does, for frames of different sizes, and for an empty list.
     """
@@ -165,7 +178,7 @@ def read_tensors(frames: list[Frame], progress: bool = True) -> tuple[torch.Tens
     height, width = read_mask(frames[0]).shape
     images = torch.empty((len(frames), 3, height, width), dtype=torch.uint8)
     masks = torch.empty((len(frames), height, width), dtype=torch.uint8)
-    to_images, to_masks = images.numpy(), masks.numpy()  # the same memory; numpy's copies start no threads of their own
+    to_images, to_masks = images.numpy(), masks.numpy()  # the same memory; numpy copies without starting threads
 
     def decode(index: int) -> None:
         image, mask = read_frame(frames[index])
@@ -182,24 +195,34 @@ def read_tensors(frames: list[Frame], progress: bool = True) -> tuple[torch.Tens
         for _ in tqdm(jobs, "frames", len(frames), unit="frame", disable=not progress, file=sys.stderr):
             pass
     finally:
-        pool.shutdown(cancel_futures=True)  # after a fault, do not decode the rest first
+        pool.shutdown(cancel_futures=True)  # after an error, the remaining frames are not decoded
     return images, masks
 
 
 def split(
     frames: list[Frame], seed: int = 42, train_on_combined: float = 0.0, more: Sequence[Frame] = ()
 ) -> dict[str, list[Frame]]:
-    """The reference's split: 80 percent of the frames to train on, 10 to choose by, 10 to report once.
+    """Split frames into 80 percent for training, 10 for validation and 10 for test, as the reference code does.
 
-    As the reference does, `torch.utils.data.random_split` with seed 42 over the frames in lexicographic order; its 20
-    percent are halved into "validation" and "test". It knows NR and LTE frames; FIELD frames join them. LTE_NR frames
-    are "combined", the challenge set, of which a seeded share `train_on_combined` (0 to 1) moves into "train". Frames
-    of no known family are "other" (a key only if there are any). `more` are frames from elsewhere
-    that all join "train". Raises DataError where one of them is of the set itself.
+    NR, LTE and FIELD frames are sorted by name and shuffled as `torch.utils.data.random_split` with seed 42 does it.
+    (The reference code has NR and LTE frames only, and no test part: its last 20 percent are halved here.)
+
+    Args:
+        frames: in any order.
+        seed: of the shuffling.
+        train_on_combined: share of the LTE_NR frames, 0 to 1, that moves from "combined" to "train".
+        more: frames of other folders, which all join "train".
+
+    Returns:
+        {"train": ..., "validation": ..., "test": ..., "combined": LTE_NR frames, the challenge set}, and "other" if
+        there are frames of no known family.
+
+    Raises:
+        DataError: a frame of `more` is in `frames`, too, or the share is not from 0 to 1.
     """
     both = {frame.png.resolve() for frame in frames} & {frame.png.resolve() for frame in more}
     if both:
-        raise DataError(f"{min(both)} is a frame of the set itself: name another folder with more frames to train on")
+        raise DataError(f"{min(both)} is a frame of the set itself; name another folder with more frames to train on")
     if not 0 <= train_on_combined <= 1:
         raise DataError(f"--train-on-combined is a share from 0 to 1, not {train_on_combined}")
     frames = sorted(frames, key=lambda frame: frame.name + ".png")
@@ -207,7 +230,7 @@ def split(
     combined = [frame for frame in frames if frame.family == "LTE_NR"]
     other = [frame for frame in frames if frame.family == "OTHER"]
 
-    def shuffled(frames: list[Frame]) -> list[Frame]:  # as random_split does, which warns of an empty part
+    def shuffled(frames: list[Frame]) -> list[Frame]:  # the order of random_split, without its warning of empty parts
         order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed)).tolist()
         return [frames[i] for i in order]
 
@@ -224,15 +247,17 @@ def split(
 
 
 def class_counts(masks: torch.Tensor) -> np.ndarray:
-    """Pixels of each class in masks (N, H, W) of any integer type: int64 (3,). Ignored pixels are not counted."""
+    """Number of pixels of each class, int64 (3,), in masks (N, H, W) of any integer type, without ignored pixels."""
     counts = sum(torch.bincount(mask.flatten(), minlength=len(CLASSES))[: len(CLASSES)] for mask in masks)
     return counts.cpu().numpy()
 
 
 def class_weights(masks: torch.Tensor) -> torch.Tensor:
-    """Weights median(count)/count of the classes in training masks, float32 (3,), as MathWorks and the reference.
+    """Weight of each class in the loss, float32 (3,): median(count) / count, as MathWorks and the reference code.
 
-    About .29, 1.0, 2.02 on the archive. A class without pixels does not enter the median and has weight 0.
+    On the archive they are about 0.29, 1.0 and 2.02. A class without pixels has weight 0 and no part in the median.
+
+    Args: masks, (N, H, W) of any integer type, of the training part.
     """
     counts = class_counts(masks)
     present = counts > 0
@@ -242,9 +267,11 @@ def class_weights(masks: torch.Tensor) -> torch.Tensor:
 
 
 def frame_snr(root, frames: list[Frame]) -> list[float | None]:
-    """SNR in dB of each frame's strongest carrier: from root/frames.csv, else from its .mat; None where neither tells.
+    """SNR in dB of each frame's strongest carrier, None where it is not known.
 
-    The .mat is read where scipy is installed; its SNRdB assumes a signal power of 0 dBW, so the true one is lower.
+    It comes from root/frames.csv, or else from the frame's .mat, if scipy is installed. The SNR in a .mat assumes a
+    signal power of 0 dBW, so the true one is lower.
+
     Raises DataError for a frames.csv or .mat that cannot be understood.
     """
     table, snr = Path(root) / "frames.csv", {}
@@ -252,7 +279,7 @@ def frame_snr(root, frames: list[Frame]) -> list[float | None]:
         try:
             with open(table, newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
-                    snr[row["frame"]] = float(row["snr_db"]) if row["snr_db"] else None  # empty: no carrier
+                    snr[row["frame"]] = float(row["snr_db"]) if row["snr_db"] else None  # empty if without carrier
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{table} cannot be understood ({error!r}); it needs the columns frame and snr_db (a number or "
@@ -262,6 +289,7 @@ def frame_snr(root, frames: list[Frame]) -> list[float | None]:
 
 
 def _mat_snr(path: Path) -> float | None:
+    """SNR in dB of a file of parameters; None without the file, the value or scipy."""
     try:
         from scipy.io import loadmat
     except ImportError:  # scipy is not among the requirements
@@ -270,7 +298,7 @@ def _mat_snr(path: Path) -> float | None:
         return None
     try:
         params = loadmat(path, simplify_cells=True, variable_names=["params"]).get("params")
-    except Exception as error:  # scipy's reader raises a dozen kinds for a damaged file
+    except Exception as error:  # scipy raises many kinds of errors for a damaged file
         raise DataError(f"{path} cannot be read as a MATLAB file ({error}); replace or remove it") from None
     carriers = params if isinstance(params, list | np.ndarray) else [params]
     values = [np.max(carrier["SNRdB"]) for carrier in carriers if isinstance(carrier, dict) and "SNRdB" in carrier]
@@ -278,7 +306,7 @@ def _mat_snr(path: Path) -> float | None:
 
 
 def check(root) -> str:
-    """Read every mask of a set: how many frames each family has, and its pixel shares."""
+    """Read every mask of a set. Returns a table: number of frames and share of each class by family."""
     counts, pixels = Counter(), Counter()
     for frame in tqdm(find_frames(root), "masks", unit="frame", file=sys.stderr):
         counts[frame.family] += 1
@@ -293,7 +321,10 @@ def check(root) -> str:
 
 
 def download(root, url: str = URL) -> list[Frame]:
-    """Fetch and unpack the archive into `root`, unless frames are there; see data/download.py for what may go wrong."""
+    """Fetch the archive and unpack it into `root`, unless frames are there already. Returns the frames.
+
+    Raises DataError as data/download.py does, with a hint at synthetic sets.
+    """
     root = Path(root)
     work = root / ".download"  # on the same disk, so that contents can be renamed into place
     pending = work.exists() and any(work.iterdir())
@@ -323,7 +354,7 @@ def main(argv=None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 

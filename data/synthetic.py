@@ -3,9 +3,10 @@
     python -m data.synthetic datasets/spectrum_sensing                                     # 4,500 frames, 20 minutes
     python -m data.synthetic datasets/small --nr 60 --lte 60 --combined 30 --field 120     # a minute or two
 
-Each frame becomes a picture (.png) and a mask (.hdf): NR_ and LTE_ at the root, both together in LTE_NR/, scenes from
-the field in FIELD/ (data/frames.py tells what they are). frames.csv beside them lists each frame's carriers and SNR.
-Interrupted, the same command goes on where it was. Minutes are for two cores.
+Each frame becomes a picture (.png) and its labels (.hdf). NR_ and LTE_ frames are at the root, frames with both in
+LTE_NR/, and frames as a receiver meets them outside a laboratory in FIELD/ (see data/frames.py). frames.csv lists the
+carriers and the SNR of each frame. If the command is interrupted, run it again: it continues where it stopped. The
+times are for two cores.
 """
 
 import argparse
@@ -27,25 +28,26 @@ from data.hdf4 import write_raster
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, channel_mask, spectrogram_image
 
 DEFAULT_COUNTS = {"NR": 900, "LTE": 900, "LTE_NR": 900, "FIELD": 1800}
-SMALL_COUNTS = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # to train or score on where no data set is given
-FEW_COUNTS = {"NR": 5, "LTE": 5, "LTE_NR": 5, "FIELD": 5}  # to look at a network's outputs
+SMALL_COUNTS = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # for scripts that are given no data set
+FEW_COUNTS = {"NR": 5, "LTE": 5, "LTE_NR": 5, "FIELD": 5}  # enough to compare the outputs of two networks
 COLUMNS = ["frame", "family", "seed", "snr_db", "carriers"]  # of frames.csv
 
 
 def frame_name(family, index):
-    """Path of a frame below the set's root, without suffix."""
+    """Path of a frame within the set, without suffix, such as "LTE_NR/LTE_NR_frame_3"."""
     folder = f"{family}/" if family in ("LTE_NR", "FIELD") else ""
     return f"{folder}{family}_frame_{index}"
 
 
 def _replace(path, write):
-    """Call write(temporary path), then rename, so that a file is there whole or not at all."""
+    """Call write(temporary path), then rename, so that the file exists either completely or not at all."""
     temporary = path.with_name(f".{path.name}.part")
     write(temporary)
     os.replace(temporary, path)
 
 
 def _write_frame(job):
+    """Make one frame and write its files; runs in a worker process. Returns its row of frames.csv."""
     root, family, index, seed, keep_iq = job
     torch.set_num_threads(1)
     iq, carriers = make_frame(family, index, seed)
@@ -54,14 +56,14 @@ def _write_frame(job):
     _replace(stem.with_suffix(".hdf"), lambda path: write_raster(path, mask, compression="rle"))
     if keep_iq:
         _write_sigmf(stem, iq, carriers)
-    # The picture comes last: where it is there, the frame is complete.
+    # The picture is written last: if it exists, the frame is complete.
     _replace(stem.with_suffix(".png"), lambda path: Image.fromarray(spectrogram_image(iq)).save(path, format="PNG"))
     snr = max((carrier["snr_db"] for carrier in carriers), default="")
     return frame_name(family, index), family, seed, snr, json.dumps(carriers)
 
 
 def _write_sigmf(stem, iq, carriers):
-    """The frame's samples as a SigMF recording, each carrier an annotation."""
+    """Write the frame's samples as a SigMF recording with an annotation for each carrier."""
     meta = {
         "global": {
             "core:datatype": "cf32_le",
@@ -90,7 +92,7 @@ def _leave_interrupts_to_the_parent():
 
 
 def _read_rows(path):
-    """Rows of frames.csv by frame; a last row that a kill left unfinished is dropped."""
+    """Rows of frames.csv, {frame: row}, without a last row that is incomplete because the process was killed."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
@@ -104,20 +106,24 @@ def _write_rows(path, rows):
 
 
 def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
-    """Write a data set, going on where an interrupted call stopped.
+    """Write a data set. Frames that an earlier, interrupted call has completed are kept.
 
-    Args: counts, frames of each family (DEFAULT_COUNTS); workers, processes (all cores); keep_iq, also write complex64
-    SigMF recordings (20 MB a frame).  Raises: DataError when the folder holds frames of another seed.
+    Args: counts, {family: number of frames}, DEFAULT_COUNTS if None; workers, number of processes, one for each core if
+    None; keep_iq, also write SigMF recordings (complex64, 20 MB a frame).
+    Raises: DataError if the folder holds frames of another seed, or for a negative seed or no workers.
     """
     if seed < 0 or workers is not None and workers < 1:
-        raise DataError(f"seed {seed} and {workers} workers can't be used: a seed is 0 or more, workers are 1 or more")
+        raise DataError(f"seed {seed} with {workers} workers can't be used; a seed is 0 or more, workers are 1 or more")
     root, counts = Path(directory), dict(DEFAULT_COUNTS if counts is None else counts)
     root.mkdir(parents=True, exist_ok=True)
+    # What is there already.
     journal = root / "frames.csv"
     done = _read_rows(journal)
     other = [row for row in done.values() if row[2] != str(seed)]
     if other:
         raise DataError(f"{journal} lists frames of seed {other[0][2]}, not {seed}; choose another folder or that seed")
+
+    # What is missing.
     jobs = []
     for family, count in counts.items():
         (root / frame_name(family, 0)).parent.mkdir(exist_ok=True)
@@ -128,6 +134,8 @@ def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
                 jobs.append((str(root), family, index, seed, keep_iq))
     if not jobs:
         return
+
+    # Generate it, and add a row for each frame.
     _replace(journal, lambda path: _write_rows(path, done.values()))
     processes = min(workers or os.cpu_count(), len(jobs))
     pool = multiprocessing.get_context("spawn").Pool(processes, _leave_interrupts_to_the_parent)
@@ -136,21 +144,21 @@ def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
         for row in tqdm(rows, total=len(jobs), desc=f"generating {root}", unit="frame"):
             if row[0] not in done:
                 csv.writer(file).writerow(row)
-                file.flush()  # a row is there only when its frame is complete
+                file.flush()  # only complete frames have a row
 
 
 def default_set(workers=None, counts=None):
-    """Where the scripts find frames if no folder is named: the full set if it is there, else a small one.
+    """Folder of frames for a script that is given none: the full set if it exists, else a small generated one.
 
-    Args: workers, processes (all cores); counts, frames of each family that the caller needs (SMALL_COUNTS). The small
-    set grows with them: frames that an earlier call made are kept, and there may be more than asked for.
+    Args: workers, as for `generate`; counts, frames of each family that the caller needs, SMALL_COUNTS if None. Only
+    missing frames of the small set are made. It may hold more frames than asked for.
     """
     full, small = Path("datasets/spectrum_sensing"), Path("datasets/small")
     if full.exists():
         return full
     counts = SMALL_COUNTS if counts is None else counts
     number = sum(counts.values())
-    print(f"no {full}, so {number} synthetic frames in {small}: missing ones are made now, about one a second")
+    print(f"{full} does not exist: {number} synthetic frames in {small} are used, missing ones made (one a second)")
     generate(small, counts, workers=workers)
     return small
 
@@ -158,10 +166,10 @@ def default_set(workers=None, counts=None):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("directory", help="folder to write the set to")
-    parser.add_argument("--nr", type=int, default=DEFAULT_COUNTS["NR"], help="single-signal NR frames")
-    parser.add_argument("--lte", type=int, default=DEFAULT_COUNTS["LTE"], help="single-signal LTE frames")
+    parser.add_argument("--nr", type=int, default=DEFAULT_COUNTS["NR"], help="frames with an NR carrier")
+    parser.add_argument("--lte", type=int, default=DEFAULT_COUNTS["LTE"], help="frames with an LTE carrier")
     parser.add_argument("--combined", type=int, default=DEFAULT_COUNTS["LTE_NR"], help="frames with both")
-    parser.add_argument("--field", type=int, default=DEFAULT_COUNTS["FIELD"], help="frames as met in the field")
+    parser.add_argument("--field", type=int, default=DEFAULT_COUNTS["FIELD"], help="frames as a receiver meets them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=None, help="processes, default all cores")
     parser.add_argument("--keep-iq", action="store_true", help="also write SigMF recordings, 20 MB a frame")
@@ -177,7 +185,7 @@ def main(argv=None):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on where {args.directory} is incomplete", file=sys.stderr)
+        print(f"stopped; run the same command again to complete {args.directory}", file=sys.stderr)
         return 130
     print(f"{sum(counts.values())} frames in {args.directory}")
     return 0

@@ -1,7 +1,7 @@
-"""Frames whose masks are not to be read, or not there: for training without labels.
+"""Read frames without their labels, for training on unlabelled pictures.
 
-frames = find_pictures("my_recordings")             # as data.spectrum_sensing.find_frames, but opens no mask
-images = read_pictures(frames)                      # uint8 (N, 3, H, W)
+frames = find_pictures("my_recordings")         # as data.spectrum_sensing.find_frames, but no mask is needed
+images = read_pictures(frames)                  # uint8 (N, 3, H, W)
 """
 
 import sys
@@ -19,9 +19,10 @@ from data.spectrum_sensing import FOLDERS, Frame
 
 
 def find_pictures(root) -> list[Frame]:
-    """Every NAME.png below `root` in lexicographic order, as a frame whose mask may be missing.
+    """Every NAME.png below `root` in lexicographic order, each as a Frame whose mask may be missing.
 
-    Names, families and order are those of find_frames, so `split` gives the same parts. DataError: no picture.
+    Names, families and order are those of find_frames, so that data.spectrum_sensing.split gives the same parts.
+    Raises DataError if there is no picture.
     """
     root, frames = Path(root), {}
     for path in root.rglob("*.png"):
@@ -37,7 +38,10 @@ def find_pictures(root) -> list[Frame]:
 
 
 def read_pictures(frames: list[Frame], progress: bool = True) -> torch.Tensor:
-    """Decode frames once: uint8 (N, 3, H, W). DataError: none, unreadable, or of different sizes."""
+    """Decode the pictures of frames: uint8 (N, 3, H, W), RGB.
+
+    Raises DataError for an empty list, a picture that cannot be read, and pictures of different sizes.
+    """
     if not frames:
         raise DataError("there are no frames to read; choose a folder with more frames")
     images = None
@@ -56,7 +60,7 @@ def read_pictures(frames: list[Frame], progress: bool = True) -> torch.Tensor:
 
 
 def with_release(frames: list[Frame]) -> list[Frame]:
-    """Frames of find_pictures that do have masks: read these, and note their release as find_frames does."""
+    """The same frames with `labels` set from their masks, as find_frames sets it. Every frame must have a mask."""
     values = set()
     for frame in frames:
         values |= set(np.unique(read_raster(frame.hdf)).tolist())

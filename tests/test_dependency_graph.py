@@ -18,8 +18,8 @@ from utils import checkpoint, dependency_graph
 from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify
 from utils.widths import zero_pad_channels
 
-MODELS = ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet", "mnasnet1_0",
-          "regnet_y_400mf", "deeplabv3_mobilenet_v3_large"]  # fmt: skip
+QUICK = ["resnet18", "squeezenet1_1", "mobilenet_v3_small"]  # residuals; concatenation; squeeze-and-excitation
+MORE = ["shufflenet_v2_x0_5", "googlenet", "mnasnet1_0", "regnet_y_400mf", "deeplabv3_mobilenet_v3_large"]
 FACTORIES = {
     "googlenet": ("torchvision.models.googlenet", {"aux_logits": True, "init_weights": False}),
     "deeplabv3_mobilenet_v3_large": (
@@ -43,7 +43,7 @@ def zeroed(model, plan):
     return model
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in MORE])
 def test_half_of_a_torchvision_model_leaves_exactly_and_comes_back_from_a_file(name, tmp_path):
     model, images = build(name)
     graph = DependencyGraph(model, images)
@@ -67,7 +67,7 @@ def test_half_of_a_torchvision_model_leaves_exactly_and_comes_back_from_a_file(n
     )
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=pytest.mark.slow if seed > 9 else ()) for seed in range(30)])
 def test_random_network_prunes_exactly(seed):
     model = RandomGraph(seed).double().eval()
     graph = DependencyGraph(model, X.double())
@@ -237,11 +237,9 @@ def test_a_model_that_writes_into_itself_is_left_as_it_was_and_its_training_head
 
 
 def test_memory_format_changes_nothing(graph):
-    model, images = build("mobilenet_v3_small")
-    plain = DependencyGraph(model, images)
-    other = model.to(memory_format=torch.channels_last)
-    found = DependencyGraph(other, images.contiguous(memory_format=torch.channels_last))
-    assert [(g.name, g.size) for g in found.groups] == [(g.name, g.size) for g in plain.groups]
+    other = Chain().eval().to(memory_format=torch.channels_last)
+    found = DependencyGraph(other, X.contiguous(memory_format=torch.channels_last))
+    assert [(g.name, g.size) for g in found.groups] == [(g.name, g.size) for g in graph.groups]
 
 
 def test_verify_finds_a_wrong_network(chain, graph):
@@ -256,7 +254,10 @@ def test_verify_finds_a_wrong_network(chain, graph):
         verify(chain, nn.Sequential(pruned, nn.Linear(5, 4)), plan, X)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v3_small"] + [pytest.param(n, marks=pytest.mark.slow) for n in ("shufflenet_v2_x0_5", "resnet18")],
+)
 def test_channels_of_zeros_change_widths_and_nothing_else(name):
     model, images = build(name)
     wide = zero_pad_channels(model.eval(), images, 24)

@@ -1,14 +1,11 @@
 """The downloader against a local HTTP server that misbehaves.  pytest tests/test_download.py"""
 
 import gzip
-import http.server
-import io
 import shutil
 import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from pathlib import Path
 
@@ -17,75 +14,16 @@ import pytest
 
 from data import DataError, download
 from data.download import extract, fetch
+from tests.conftest import packed, serving
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `content`; `breaks` lists after how many bytes each of the next replies breaks off (None: it does not)."""
-
-    daemon_threads = True
-
-    def __init__(self, content: bytes = CONTENT):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/set/archive.tar.gz"
-        self.content, self.etag = content, '"one"'
-        self.breaks, self.ranges, self.if_range, self.status = [], True, True, None
-        self.flowing = threading.Event()  # cleared: after a reply's last byte the line stays open, silent
-        self.flowing.set()
-        self.asked, self.sent = [], 0
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        server, wanted = self.server, self.headers.get("Range")
-        server.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.ranges else 0
-        if server.if_range and self.headers.get("If-Range", server.etag) != server.etag:
-            start = 0
-        if server.status or start >= len(server.content):
-            return self.send_error(server.status or 416)
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        self.send_header("Content-Length", str(len(body)))
-        if start:
-            total = len(server.content)
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self.end_headers()
-        limit = server.breaks.pop(0) if server.breaks else None
-        body = body[:limit]
-        self.wfile.write(body)
-        server.sent += len(body)
-        server.flowing.wait()
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0.0)
-    server = Server()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def packed(members: dict) -> bytes:
-    """A .tar.gz of {name: bytes, or a TarInfo for special members}."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
-        for name, content in members.items():
-            if isinstance(content, tarfile.TarInfo):
-                archive.addfile(content)
-            else:
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
+    with serving(CONTENT) as server:
+        yield server
 
 
 def test_a_connection_that_breaks_off_is_taken_up_where_it_was(server, tmp_path):

@@ -106,12 +106,12 @@ FAULTS = {
     "without raster": (lambda d: rewritten(d, (30, 106)), "holds no 8-bit raster"),
     "without dimensions": (lambda d: rewritten(d, (303, 203)), "gives no dimensions"),
     "group of absent elements": (lambda d: rewritten(d, (306, 300)), "lists elements that it does not hold"),
-    "wider than its pixels": (lambda d: patched(d, 300, 0, ">i", 257), "65536 pixels where 257x256"),
+    "wider than its pixels": (lambda d: patched(d, 300, 0, ">i", 257), "65536 pixels instead of 257x256"),
     "of negative height": (lambda d: patched(d, 300, 4, ">i", -256), "claims 256x-256"),
     "of three components": (lambda d: patched(d, 300, 12, ">h", 3), "of 3 components"),
-    "called uncompressed": (lambda d: patched(d, 300, 16, ">H", 0), "stored otherwise"),
+    "called uncompressed": (lambda d: patched(d, 300, 16, ">H", 0), "stored in another way"),
     "JPEG": (lambda d: patched(d, 300, 16, ">H", 13), "uses compression 13"),
-    "a run too long": (lambda d: patched(d, 303, 0, ">B", 0xFF), "pixels where 256x256"),
+    "a run too long": (lambda d: patched(d, 303, 0, ">B", 0xFF), "pixels instead of 256x256"),
 }
 
 
@@ -129,7 +129,7 @@ def test_a_faulty_file_raises_one_sentence_naming_it(tmp_path, fault):
 def test_any_damage_is_read_or_refused_but_never_anything_else(tmp_path):
     data = (DATA / "rect64x200_rle.hdf").read_bytes()
     rng, path, refused = np.random.default_rng(0), tmp_path / "mask.hdf", 0
-    for _ in range(600):
+    for _ in range(300):
         broken = bytearray(data[: rng.integers(4, len(data) + 1)] if rng.random() < 0.2 else data)
         for place in rng.integers(0, min(300, len(broken)), 3):
             broken[place] = rng.integers(0, 256)
@@ -138,7 +138,7 @@ def test_any_damage_is_read_or_refused_but_never_anything_else(tmp_path):
             assert read_raster(path).dtype == np.uint8
         except DataError:
             refused += 1
-    assert refused > 200
+    assert refused > 100
 
 
 def test_a_missing_file_and_a_folder_raise_one_sentence(tmp_path):

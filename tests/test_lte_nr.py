@@ -112,7 +112,7 @@ def test_a_receiver_finds_lte_timing_and_cell_identity(cell_id, tdd):
     assert 3 * max(scores, key=scores.get)[0] + n_id_2 == cell_id
 
 
-@pytest.mark.parametrize("cell_id", [5, 1006])
+@pytest.mark.parametrize("cell_id", [pytest.param(5, marks=pytest.mark.slow), 1006])
 def test_a_receiver_finds_nr_timing_and_cell_identity(cell_id):
     rng, shift = np.random.default_rng(cell_id), 4321
     config = nr(cell_id=cell_id, ssb_case="C", ssb_blocks=(0, 1, 0, 0), load=0.3)
@@ -156,7 +156,7 @@ def test_occupied_bandwidth_is_the_resource_blocks(wave, resource_blocks, scs):
     assert wave.occupied_hz == resource_blocks * 12 * scs
 
 
-@pytest.mark.parametrize("snr_db", [0.0, 15.0, 30.0])
+@pytest.mark.parametrize("snr_db", [0.0, pytest.param(15.0, marks=pytest.mark.slow), 30.0])
 def test_requested_snr_is_measured_in_the_frame(snr_db):
     rng = np.random.default_rng(3)
     wave = nr_waveform(nr(20e6, 30e3, load=1.0, downlink_symbols=np.tile([14, 14, 0, 0], 20), ssb_blocks=(0,)), rng)
@@ -341,7 +341,7 @@ def test_a_noise_floor_has_no_blocks_that_could_be_carriers():
 
 def test_a_narrow_capture_is_filled_up_at_about_its_own_floor_and_at_its_own_edges():
     rng, steps = np.random.default_rng(1), []
-    for _ in range(200):
+    for _ in range(80):
         band = Band()
         band.spectrum[:] = 1
         _, floor = _narrow_capture(band, [{"technology": "NR", "center_hz": 4e6, "bandwidth_hz": 10e6}], rng)

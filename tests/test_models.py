@@ -80,7 +80,7 @@ def test_dilated_layer_equals_pytorch_with_gradients_on_every_side_of_its_guard(
     assert difference(results(fast, x), results(plain, x)) < 1e-12
 
 
-@pytest.mark.parametrize("name", [MOBILENET, "lraspp_mobilenet_v3_large"])
+@pytest.mark.parametrize("name", [MOBILENET, pytest.param("lraspp_mobilenet_v3_large", marks=pytest.mark.slow)])
 def test_speed_up_changes_neither_names_nor_output_nor_gradients_of_a_whole_network(name):
     plain = segmentation.build(name).double()
     fast = speed_up(copy.deepcopy(plain))

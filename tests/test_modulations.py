@@ -10,6 +10,7 @@ from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, open_frames
 
 SYMBOL = 8  # samples
 LINEAR = tuple(constellations())
+QUICK = ("OOK", "QPSK", "64QAM", "128APSK")  # one of each kind
 # The mean pulse of 1,024 genuine frames from 25 samples before to 32 after a symbol's sample, found by least squares.
 GENUINE_PULSE = np.array(
     """
@@ -89,7 +90,9 @@ def test_least_squares_recover_the_genuine_pulse_from_generated_frames():
         assert abs(spectrum[round(rate / SYMBOL * 4096)] - spectrum[0] - decibels) < 0.8
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LINEAR]
+)
 def test_symbols_lie_on_the_constellation(name, monkeypatch):
     monkeypatch.setattr(modulations, "ROLL_OFF", (0.5, 0.5))
     monkeypatch.setattr(modulations, "LATE", (0.55, 0.55))
@@ -243,7 +246,18 @@ def test_rayleigh_taps_have_unit_power_and_the_delay_spread():
     assert np.isclose(strength.std() / strength.mean(), 1, atol=0.1)
 
 
-def test_file_has_the_original_layout(tmp_path):
+@pytest.fixture
+def cheap_frames(monkeypatch):
+    """Noise around a number that tells class and SNR, instead of signals: for tests of the file around the frames."""
+
+    def noise(modulation, snr_db, count, rng, delay_spread=0.0):
+        mean = MODULATIONS.index(modulation) + snr_db / 100
+        return rng.normal(mean, 0.01, (count, SAMPLES, 2)).astype(np.float32)
+
+    monkeypatch.setattr(modulations, "make_frames", noise)
+
+
+def test_file_has_the_original_layout(tmp_path, cheap_frames):
     path = tmp_path / "new" / "set.hdf5"
     generate(path, 2, seed=5, workers=1)
     with h5py.File(path) as file:
@@ -254,8 +268,9 @@ def test_file_has_the_original_layout(tmp_path):
     assert np.array_equal(z[:, 0], np.tile(np.repeat(np.arange(-20, 31, 2), 2), 24))
     assert np.isfinite(x).all() and (np.abs(x).max((1, 2)) > 0).all()
     cell = 12 * len(SNRS) + 25  # 16QAM at 30 dB
-    expected = make_frames("16QAM", 30, 2, random([5, cell]))
+    expected = modulations.make_frames("16QAM", 30, 2, random([5, cell]))
     assert np.array_equal(x[2 * cell : 2 * cell + 2], expected)
+    assert np.allclose(x.mean((1, 2)), y.argmax(1) + z[:, 0] / 100, atol=0.005)  # each frame is where its label is
     assert np.array_equal(open_frames(path).x, x)
     assert [file.name for file in path.parent.iterdir()] == ["set.hdf5"]
     generate(path, 2, seed=5)  # whole: nothing to do
@@ -263,7 +278,7 @@ def test_file_has_the_original_layout(tmp_path):
         generate(path, 2, seed=6)
 
 
-def test_who_needs_a_few_frames_makes_a_few_and_finds_them_again(tmp_path, monkeypatch):
+def test_who_needs_a_few_frames_makes_a_few_and_finds_them_again(tmp_path, monkeypatch, cheap_frames):
     monkeypatch.chdir(tmp_path)
     made = []
     real = modulations.generate
@@ -275,8 +290,9 @@ def test_who_needs_a_few_frames_makes_a_few_and_finds_them_again(tmp_path, monke
     assert modulations.default_file(few=True) == modulations.SMALL_FILE  # which then serves both
 
 
-def test_interrupted_generation_goes_on_and_gives_the_same_file_with_more_workers(tmp_path, monkeypatch):
-    generate(tmp_path / "whole", 1, workers=1)
+def interrupt_and_complete(folder, monkeypatch, workers):
+    """Write a file at once, and another with an interruption; compare them. Returns its frames."""
+    generate(folder / "whole", 1, workers=1)
     write = modulations._write_cell
 
     def stop_at_600(job):
@@ -284,17 +300,29 @@ def test_interrupted_generation_goes_on_and_gives_the_same_file_with_more_worker
             raise KeyboardInterrupt
         return write(job)
 
-    monkeypatch.setattr(modulations, "_write_cell", stop_at_600)
-    with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path / "parts", 1, workers=1)
-    monkeypatch.undo()
-    assert not (tmp_path / "parts").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(modulations, "_write_cell", stop_at_600)
+        with pytest.raises(KeyboardInterrupt):
+            generate(folder / "parts", 1, workers=1)
+    assert not (folder / "parts").exists()
     with pytest.raises(DataError, match="other options"):
-        generate(tmp_path / "parts", 1, seed=1, workers=1)
-    with (tmp_path / ".parts.done").open("a") as file:
+        generate(folder / "parts", 1, seed=1, workers=1)
+    with (folder / ".parts.done").open("a") as file:
         file.write("60")  # a kill may leave half a line
-    generate(tmp_path / "parts", 1, workers=2)
-    assert np.array_equal(open_frames(tmp_path / "parts").x, open_frames(tmp_path / "whole").x)
+    generate(folder / "parts", 1, workers=workers)
+    frames = open_frames(folder / "parts")
+    assert np.array_equal(frames.x, open_frames(folder / "whole").x)
+    return frames
+
+
+def test_interrupted_generation_goes_on_and_gives_the_same_file(tmp_path, monkeypatch, cheap_frames):
+    interrupt_and_complete(tmp_path, monkeypatch, workers=1)
+
+
+@pytest.mark.slow
+def test_more_workers_complete_the_same_file_of_real_signals(tmp_path, monkeypatch):
+    frames = interrupt_and_complete(tmp_path, monkeypatch, workers=2)
+    assert np.array_equal(frames.x[[617]], make_frames("OQPSK", 18, 1, random([0, 617])))
 
 
 def test_command_line_says_what_is_wrong_in_one_sentence(tmp_path, capsys):

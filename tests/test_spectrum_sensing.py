@@ -4,7 +4,6 @@ import csv
 import shutil
 import struct
 import sys
-import threading
 import zlib
 from collections import Counter
 from contextlib import nullcontext
@@ -30,8 +29,7 @@ from data.spectrum_sensing import (
     read_tensors,
     split,
 )
-from tests.conftest import write_frames
-from tests.test_download import Server, packed
+from tests.conftest import packed, serving, write_frames
 
 
 @pytest.fixture
@@ -348,11 +346,8 @@ def server(folder, monkeypatch):
         if path.is_file()
     }
     monkeypatch.setattr(download, "PAUSE", 0.0)
-    server = Server(packed(files))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(packed(files)) as server:
+        yield server
 
 
 def test_download_survives_a_break_and_leaves_only_the_set(server, folder, tmp_path, capsys):
