@@ -470,7 +470,8 @@ def card(name: str) -> str:
     else:
         facts["parameters"] = f"{data['parameters']:,}"
     facts["size"] = f"{data['bytes'] / 1e6:.2f} MB"
-    facts["trained by"] = f"`{data['trained_by']}`"
+    commands = data.get("commands") or [data["trained_by"]]  # one after the other, the last one's result is this file
+    facts["trained by"] = ", then ".join(f"`{command}`" for command in commands)
     facts["scores"] = card_scores(data)
     facts["hardware"] = f"{machine(data)}, PyTorch {data['torch']}"
     facts["SHA-256"] = f"`{data['sha256']}`"
