@@ -1,10 +1,7 @@
-"""Shared by all tests: one thread, small frames that look a little like spectrograms, and comparisons."""
+"""Shared by all tests: one thread, small frames that look a little like spectrograms, generated carriers, a server."""
 
 import csv
 import functools
-
-"""Shared by all tests: one thread, folders of small frames that look a little like spectrograms, an HTTP server."""
-
 import http.server
 import io
 import json
