@@ -131,16 +131,19 @@ class FrameEvidence:
         center_hz: float | None,
         floor: float | None,
         guess: float | None = None,
+        blind_seconds: float | None = None,
     ):
-        """samples: complex64 (n,), as received. floor: power per Hz of the noise, None where it is not known.
-        guess: what it may be then; the absence of a prefix needs GUESS_MARGIN times the energy.
-
-        The synchronisation raster needs center_hz. Without it NR cells are looked for only if `blind_seconds` is set,
-        for so long in each band.
+        """
+        Args:
+            samples: complex64 (n,), as received.
+            center_hz: of the capture, for the synchronisation raster.
+            floor: power per Hz of the noise, None where it is not known.
+            guess: what it may be then; the absence of a prefix needs GUESS_MARGIN times the energy.
+            blind_seconds: without center_hz NR cells are searched in each band for so long; None: not at all.
         """
         self.samples, self.sample_rate, self.center_hz, self.floor = samples, sample_rate, center_hz, floor
         self.guess = guess if floor is None else None
-        self.blind_seconds: float | None = None
+        self.blind_seconds = blind_seconds
 
     @cached_property
     def spectrum(self):
