@@ -229,8 +229,7 @@ def test_the_middle_of_a_wide_idle_carrier_is_found_in_a_narrow_capture_that_the
     nothing = np.repeat(np.float32([0.9, 0.05, 0.05])[:, None, None], 256, 1).repeat(256, 2)
     monkeypatch.setattr(segment, "predict", lambda model, picture: nothing)
     wave = lte(10e6, 86, load=0.0)
-    spectrum, keep = np.fft.fft(wave.samples), round(1.92e6 * 0.04 / 2)
-    samples = np.fft.ifft(np.r_[spectrum[:keep], spectrum[-keep:]])
+    samples = resampled(wave.samples, round(1.92e6 * 0.04))
     samples = samples / samples.std() + 0.3 * noise(len(samples)) + 2.0  # the receiver's DC
     samples = samples * np.exp(-2j * np.pi * 42e3 / 1.92e6 * np.arange(len(samples)))
     (row,) = find(samples, rate=1.92e6)
@@ -268,7 +267,7 @@ def test_a_prefix_of_15_khz_without_a_cell_in_no_width_of_nr_is_called_lte():
     assert judge("NR", Evidence(prefix=prefix), fits_nr=False)[:2] == ("NR", "unproven")  # its edges are unknown
 
 
-def test_a_carrier_that_leaves_no_floor_is_found_by_its_cell(monkeypatch, tmp_path, untrained):
+def test_a_carrier_that_leaves_no_floor_is_found_by_its_cell(find, monkeypatch):
     def nearly_all_noise(model, picture):
         label = np.zeros((3, 256, 256))
         label[0], label[2, :, :126] = 0.6, 0.9  # one column of the capture: the others tell a wrong floor
@@ -276,14 +275,7 @@ def test_a_carrier_that_leaves_no_floor_is_found_by_its_cell(monkeypatch, tmp_pa
 
     monkeypatch.setattr(segment, "predict", nearly_all_noise)
     wave = lte(10e6, 30, load=0.8)
-    spectrum = np.fft.fft(at(wave, 0.0, 25.0) + 0 * noise())
-    middle = round(0.96e6 * 0.04)
-    samples = np.fft.ifft(np.r_[spectrum[:middle], spectrum[-middle:]])
+    samples = resampled(at(wave, 0.0, 25.0), round(1.92e6 * 0.04))
     samples = samples / samples.std() + 0.1 * noise(len(samples))
-    path = tmp_path / "recording.cf32"
-    samples.astype(np.complex64).tofile(path)
-    known = ["--datatype", "cf32_le", "--sample-rate", "1.92e6", "--center-frequency", str(CENTER), "--pictures", "0"]
-    known += ["--checkpoint", str(untrained), "--device", "cpu", "--out", str(tmp_path / "out")]
-    assert segment.main([str(path), *known]) == 0
-    (row,) = json.loads((tmp_path / "out" / "result.json").read_text())["carriers"]
+    (row,) = find(samples, rate=1.92e6)
     assert row["technology"] == "LTE" and row["cells"][0]["cell_id"] == 30

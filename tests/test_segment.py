@@ -259,6 +259,10 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_pat
     assert "no such checkpoint" in fails(tmp_path / "flat.png", "--checkpoint", tmp_path / "missing.pt")
     assert "not a checkpoint" in fails(tmp_path / "flat.png", "--checkpoint", bare)
     assert "modulation" in fails(tmp_path / "flat.png", "--checkpoint", other)
+    damaged = tmp_path / "damaged.pt"
+    checkpoint.save(damaged, checkpoint.load(untrained))
+    (tmp_path / "damaged.calibration.json").write_text('{"curves": {"cell": [1]}}')
+    assert "damaged.calibration.json: damaged" in fails(tmp_path / "flat.png", "--checkpoint", damaged)
     assert "try --device cpu" in fails(tmp_path / "flat.png", "--device", "warp", *use)
     monkeypatch.setattr(segment, "WEIGHTS", tmp_path / "none.pt")
     assert "none.pt: no such checkpoint; train one" in fails(tmp_path / "flat.png")

@@ -9,8 +9,8 @@
 
 The file follows a frame: columns of the spectrogram become bands (utils/bands.py), a band gets its edges, level,
 evidence (data/evidence.py), name and confidence, and becomes one row, or several where cells show several carriers.
-Then rows of many frames become one row a carrier. A column is 240 kHz wide; a frame has 40 ms. Needs numpy, data/ and
-utils/bands.py.
+Then rows of many frames become one row a carrier. A column is 240 kHz wide; a frame has 40 ms. Needs numpy, data/,
+utils/bands.py and utils/runs.py.
 """
 
 import itertools
@@ -27,6 +27,7 @@ from data.lte_nr import LTE_RB, standard_channels
 from data.spectrogram import HZ_PER_PIXEL, SIZE
 from data.spectrum_sensing import CLASSES
 from utils.bands import MIN_COLUMNS, STRONG_DB, find_bands, fit_bands, lines, narrow_peaks, unclaimed, whole_bands
+from utils.runs import RunError
 
 # A row of one frame
 ACTIVE_DB = 2.0  # mean level over the floor from which on a carrier counts as active
@@ -422,7 +423,7 @@ def rows_beside(view: View, band: FittedBand, channels: list[tuple[float, float]
 
 
 def merge(carriers: list[Carrier], found: list[Carrier]) -> None:
-    """Add a frame's carriers to those of the frames before it, in place; values are means weighted by time."""
+    """Add the rows of a frame to the rows of the frames before it, in place; values become means weighted by time."""
     free = list(range(len(carriers)))
     for new in found:
         distance = {i: _apart_hz(carriers[i], new) for i in free if _same(carriers[i], new)}
@@ -435,9 +436,9 @@ def merge(carriers: list[Carrier], found: list[Carrier]) -> None:
 
 
 def join(carriers: list[Carrier]) -> list[Carrier]:
-    """Rows that have become one carrier's, by the means of their edges, put together; at no time were both there.
+    """Put rows together that are one carrier's by their mean edges and never appeared at the same time.
 
-    Where the evidence came late, a carrier had another name before: that row goes into the one with better ground.
+    A carrier whose evidence came late had another name before. That row goes into the row with the better ground.
     """
     rows = []
     for new in sorted(carriers, key=lambda carrier: (GROUNDS.index(carrier.ground), -carrier.weight)):
@@ -450,11 +451,11 @@ def join(carriers: list[Carrier]) -> list[Carrier]:
 
 
 def share_of_recording(carriers: list[Carrier], seen: dict[tuple[float | None, float], int]) -> None:
-    """Make `active`, so far of the frames that a carrier was found in, the share of all samples that could show it.
+    """Make `active` a share of all samples that could show the carrier, not only of the frames with the carrier.
 
     Args:
         carriers: changed in place.
-        seen: {(centre frequency or None, width) in Hz of what was received: samples}.
+        seen: {(centre frequency or None, width), in Hz, of a part of the spectrum: samples that show it}.
     """
     for carrier in carriers:
         middle, total = (carrier.lower_hz + carrier.upper_hz) / 2, 0
@@ -470,7 +471,7 @@ def _apart_hz(a: Carrier, b: Carrier) -> float:
 
 
 def _joins(old: Carrier, new: Carrier) -> bool:
-    """Whether both are one carrier's rows; with different technologies if the old one's has better ground."""
+    """Whether both rows are one carrier's. The technologies may differ if the old row has the better ground."""
     if old.technology != new.technology and GROUNDS.index(old.ground) >= GROUNDS.index(new.ground):
         return False
     return old.absolute == new.absolute and _near(old, new)
@@ -481,7 +482,7 @@ def _same(a: Carrier, b: Carrier) -> bool:
 
 
 def _near(a: Carrier, b: Carrier) -> bool:
-    """Edges that lie near each other, or more than half of what both cover in common."""
+    """Whether edges lie near each other, or both rows share more than half of what they cover together."""
     common = min(a.upper_hz, b.upper_hz) - max(a.lower_hz, b.lower_hz)
     whole = max(a.upper_hz, b.upper_hz) - min(a.lower_hz, b.lower_hz)
     return _apart_hz(a, b) <= SAME_HZ or common > whole / 2
@@ -494,7 +495,8 @@ def _meet(a: list, b: list) -> bool:
 
 
 def _absorb(old: Carrier, new: Carrier) -> None:
-    """Make old the mean of both, weighted by time; of an edge that only one has seen, that one's."""
+    """Make old the mean of both rows, weighted by time."""
+    # Edges; an edge that one row has seen and the other has not is taken from the one
     total = old.weight + new.weight
     for edge, cut in (("lower_hz", "cut_below"), ("upper_hz", "cut_above")):
         if getattr(old, cut) and not getattr(new, cut):
@@ -502,18 +504,24 @@ def _absorb(old: Carrier, new: Carrier) -> None:
             setattr(old, cut, False)
         elif getattr(old, cut) == getattr(new, cut):
             setattr(old, edge, (old.weight * getattr(old, edge) + new.weight * getattr(new, edge)) / total)
+
+    # Shares and level
     for name in ("active", "confidence"):
         a, b = getattr(old, name), getattr(new, name)
         setattr(old, name, None if a is None or b is None else (old.weight * a + new.weight * b) / total)
     if old.level_db is not None and new.level_db is not None:  # of powers
         power = old.weight * 10 ** (old.level_db / 10) + new.weight * 10 ** (new.level_db / 10)
         old.level_db = 10 * math.log10(power / total)
+
+    # The better ground; new cells of the same ground are added
     if GROUNDS.index(new.ground) < GROUNDS.index(old.ground):
         old.ground, old.evidence = new.ground, new.evidence
     elif new.ground == old.ground == "cell":
         more = [cell["words"] for identity, cell in new.cells.items() if identity not in old.cells]
         old.evidence = ", ".join([old.evidence, *more])
     old.cells = new.cells | old.cells
+
+    # Time
     old.weight, old.seen = total, old.seen + new.seen
     runs = []
     for start, count in sorted(old.runs + new.runs):
@@ -525,25 +533,26 @@ def _absorb(old: Carrier, new: Carrier) -> None:
 
 
 # ---- confidence -----------------------------------------------------------------------------------------------------
-# The network's mean softmax probability is no probability of being right: on what it has never seen it is confidently
-# wrong. `python -m experiments.confidence` counts, for each ground that a row rests on, how often rows are right, and
-# writes the file beside the network: a logistic curve of the network's probability for "unproven" rows and for
-# pictures, a share for the others (Platt 1999).
+# The network's mean softmax probability is not the chance of being right: the network is sure of signals that it has
+# never seen, and wrong. `python -m experiments.confidence` counts how often rows of each ground are right, and writes
+# the file beside the network. "Unproven" rows and pictures have a logistic curve of the network's probability (Platt
+# 1999), the other grounds one share.
 
-LEAST = 0.5  # an unproven row less likely than that is "other"
+LEAST = 0.5  # an unproven row with a lower confidence is "other"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """curves: {ground: (offset, slope)} of logit(p) = offset + slope * logit(network's probability)."""
+    """The chance that a row is right, for each ground."""
 
+    # {ground: (offset, slope)}: logit(confidence) = offset + slope * logit(network's probability)
     curves: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def beside(cls, weights: Path) -> "Calibration":
-        """Of the file beside a network; without one a row's confidence stays the network's probability.
+        """The calibration beside a network's file. Without it a row's confidence stays the network's probability.
 
-        Raises: ValueError for a damaged file.
+        Raises: RunError for a damaged file.
         """
         path = weights.with_suffix(".calibration.json")
         if not path.exists():
@@ -552,10 +561,10 @@ class Calibration:
             curves = json.loads(path.read_text())["curves"]
             return cls({ground: (float(offset), float(slope)) for ground, (offset, slope) in curves.items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: damaged ({error}); make it with python -m experiments.confidence") from error
+            raise RunError(f"{path}: damaged ({error}); make it with python -m experiments.confidence") from error
 
     def confidence(self, ground: str, probability: float) -> float:
-        """Of a row with that ground and the network's mean probability, 0 to 1."""
+        """Confidence, 0 to 1, of a row with this ground and this mean probability of the network."""
         if ground not in self.curves:
             return probability
         offset, slope = self.curves[ground]
