@@ -89,23 +89,23 @@ def main(argv: list[str] | None = None) -> int:
     # Frame by frame: picture and labels, bands, evidence and rows; rows are merged with those of the frames before
     frame_notes = FrameNotes()
     if recording:
+        count = len(recording)
         frames = (frame_notes.add(frame) for frame in recording.frames())
         views = (label_frame(frame, logits_of, args.blind_search) for frame in frames)
     else:
+        count = 1
         views = [label_picture(picture, logits_of, args.sample_rate or SAMPLE_RATE, args.center_frequency)]
         notes.append("a picture has no samples: the evidence is -, the network alone decides")
     proofs = None if args.no_evidence else Proofs()
     carriers = []
     shown = Counter()  # samples by what part of the spectrum they show
     remove_pictures(args.out)
-    number = 0
-    for view in tqdm(views, total=len(recording) if recording else 1, unit="frame", file=sys.stderr):
+    for number, view in enumerate(tqdm(views, total=count, unit="frame", file=sys.stderr)):
         found = find_carriers(view, proofs)
         merge(carriers, found)
         shown[view.center_hz, view.span_hz] += view.count
         if args.pictures is None or number < args.pictures:
             save_picture(view, found, args.out / f"frame_{number:05d}.png")
-        number += 1
 
     # The whole recording: one row a carrier, with its share of all time and a calibrated confidence
     carriers = join(carriers)
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"note: {note}")
     result = {
         "recording": args.recording.name,
-        "frames": number,
+        "frames": count,
         "checkpoint": str(args.checkpoint),
         "command": command(),
         "notes": notes,
