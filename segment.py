@@ -201,7 +201,7 @@ def label_frame(frame: Frame, logits_of: Callable, blind_seconds: float | None =
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, list[str]]:
-    """A spectrogram as uint8 (256, 256, 3), and what is odd about it."""
+    """A spectrogram as uint8 (256, 256, 3), and a note if it was scaled."""
     try:
         with Image.open(path) as image:
             size, picture = image.size, image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.NEAREST)
@@ -222,7 +222,7 @@ def label_picture(picture: np.ndarray, logits_of: Callable, span_hz: float, cent
     return View(0, FRAME_SAMPLES, center_hz, span_hz, span_hz / SIZE, picture, probability, power)
 
 
-# ---- what is written ------------------------------------------------------------------------------------------------
+# ---- files that are written -----------------------------------------------------------------------------------------
 
 
 def remove_pictures(folder: Path) -> None:

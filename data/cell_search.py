@@ -121,7 +121,7 @@ class Spectrum(NamedTuple):
     delay: float  # of the filter in seconds
 
 
-# ---- what is sent ---------------------------------------------------------------------------------------------------
+# ---- signals that are sent ------------------------------------------------------------------------------------------
 
 
 def _in_time(primary, bins):

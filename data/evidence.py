@@ -135,7 +135,7 @@ class FrameEvidence:
             samples: complex64 (n,), as received.
             center_hz: of the capture, for the synchronisation raster.
             floor: power per Hz of the noise, None where it is not known.
-            guess: what it may be then; the absence of a prefix needs GUESS_MARGIN times the energy.
+            guess: the likely floor then; a missing prefix needs GUESS_MARGIN times the energy to be proof.
             blind_seconds: without center_hz NR cells are searched in each band for so long; None: not at all.
         """
         self.samples, self.sample_rate, self.center_hz, self.floor = samples, sample_rate, center_hz, floor
@@ -266,16 +266,16 @@ def apart(cells: tuple[LteCell, ...]) -> list[list[LteCell]]:
 class Proofs:
     """Evidence of bands, kept for a while: a second of the recording, or less if nothing was found."""
 
-    def __init__(self, seconds: float = 1.0, untold_seconds: float = 0.2):
-        self.seconds, self.untold_seconds = seconds, untold_seconds
+    def __init__(self, seconds: float = 1.0, unknown_seconds: float = 0.2):
+        self.seconds, self.unknown_seconds = seconds, unknown_seconds
         self.known: list[tuple[float, float, float | None, float, Evidence]] = []  # edges, capture, time
 
     def of(self, look: FrameEvidence, time_s: float, low_hz: float, high_hz: float, **about) -> Evidence:
         """The result of `look.of(low_hz, high_hz, **about)`, or the one for these edges from a short time ago."""
         for i, (low, high, center, before, evidence) in enumerate(self.known):
             if center == look.center_hz and max(abs(low - low_hz), abs(high - high_hz)) <= SAME_EDGE_HZ:
-                told = evidence.proven or (evidence.prefix and evidence.prefix.outcome != "unknown")
-                if time_s - before < (self.seconds if told else self.untold_seconds):
+                known = evidence.proven or (evidence.prefix and evidence.prefix.outcome != "unknown")
+                if time_s - before < (self.seconds if known else self.unknown_seconds):
                     return evidence
                 del self.known[i]
                 break

@@ -349,7 +349,7 @@ def notes(frames: Iterable[Iterable[Event]], sample_rate: float, offset: int = 0
     """One line a kind: how many samples, when and in how many frames, and what was done for the picture.
 
     Args:
-        frames: events of each frame, their samples numbered through the recording (each told once, see `within`).
+        frames: events of each frame, numbered as the recording's samples are, each in one frame (see `within`).
         sample_rate: Hz.
         offset: number of the recording's first sample, from which times count.
     """

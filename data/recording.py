@@ -141,9 +141,9 @@ class Frame:
 class FrameNotes:
     """What a reader of the results should know about the frames, one line for each kind of event.
 
-    told = FrameNotes()
-    for frame in recording.frames(): told.add(frame)
-    print("\\n".join(told.lines(recording)))
+    frame_notes = FrameNotes()
+    for frame in recording.frames(): frame_notes.add(frame)
+    print("\\n".join(frame_notes.lines(recording)))
     """
 
     def __init__(self):

@@ -233,8 +233,8 @@ def predictor(
     def predict(images: torch.Tensor) -> torch.Tensor:
         labels = []
         for frame, image in zip(logits_of(images), images, strict=True):
-            levels, palette = levels_of(image[None])  # frame by frame: the rest of the batch has no influence
-            if palette is None:
+            levels, colormap = levels_of(image[None])  # frame by frame: the rest of the batch has no influence
+            if colormap is None:
                 labels.append(frame.argmax(0).cpu())
             else:
                 labels.append(fit_channels(frame, levels[0], channels))

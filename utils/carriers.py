@@ -408,7 +408,7 @@ def channels_in_wide_band(row: Carrier, centers: list[float]) -> list[tuple[floa
 
 
 def rows_beside(view: View, band: FittedBand, channels: list[tuple[float, float]], proofs: Proofs) -> list[Carrier]:
-    """Rows of what a band holds outside the channels of its LTE cells."""
+    """Rows of the parts of a band that lie outside the channels of its LTE cells."""
     zero = view.columns / 2 - view.origin_hz / view.column_hz
     edges = [zero + hz / view.column_hz for channel in channels for hz in channel]  # in columns
     ends = [band.first, *(min(max(round(edge), band.first), band.stop) for edge in edges), band.stop]
