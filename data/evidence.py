@@ -32,7 +32,7 @@ WEAKEST_DB = 0.5  # nothing is looked for in a band whose level over the floor i
 GUESS_MARGIN = 4.0  # factor on the energy that a missing prefix needs as proof, where the floor is a guess
 LEAST_ENERGY = 100.0  # Hz s; an SS/PBCH block of 3.6 MHz and .29 ms at 0 dB has 250
 SYNC_SECONDS = 0.0105  # two half frames: an LTE downlink has sent its synchronisation signals twice by then
-SYNC_DB = 6.0  # level over the floor from which on these signals are found (docs/cell_search.md)
+SYNC_DB = 6.0  # level over the floor from which on these signals are found (docs/cell_search.md: detection by SNR)
 SAME_EDGE_HZ = 0.5e6  # edges of one carrier differ by less from frame to frame
 SAME_CENTER_HZ = 0.3e6  # cells whose centres lie nearer than that share one carrier
 
