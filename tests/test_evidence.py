@@ -183,6 +183,7 @@ def test_a_band_narrower_than_any_channel_is_other(find):
     assert {row["technology"] for row in rows} <= {"other"}
 
 
+@pytest.mark.slow  # four carriers side by side show the same split in less time
 def test_strong_carriers_whose_skirts_fill_the_gaps_are_parted_by_their_cells(find):
     rng = np.random.default_rng(3)
     waves = [at(lte(10e6, 100 + i, load=load, seed=i), hz, 28)
