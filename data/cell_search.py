@@ -1,14 +1,15 @@
-"""LTE and 5G NR cells by their synchronisation signals, which nothing else on the air sends.
+"""LTE and 5G NR cells, found by their synchronisation signals, which nothing else on the air sends.
 
     cells = lte_cells(samples, sample_rate=19.2e6, centers_hz=0.0, capture_hz=1815.3e6)
     cells = lte_cells(samples, 61.44e6, lte_centers(-9.2e6, 8.9e6, 2655e6), 2655e6)   # edges from a spectrogram
     cells = nr_cells(samples, 61.44e6, (-20e6, 20e6), capture_hz=3550e6)
 
-Samples go in as received, never repeated or mended. Two steps, as in a phone (TS 36.211 clause 6.11, TS 38.211 clause
-7.4.2): the primary signal (PSS) gives time, frequency and a third of the identity; the secondary one (SSS) the rest.
-Correlation peaks of the PSS are candidates only, for strong interference has them as well. A cell is found when its
-SSS stands out from the 335 other words of the SSS. docs/cell_search.md shows false alarms and detection, measured by
-experiments/cell_search_trials.py. Needs numpy and data/sequences.py.
+Samples must be as received, never repeated or mended. The search has two steps, as in a phone (TS 36.211 clause 6.11,
+TS 38.211 clause 7.4.2). The primary signal (PSS) gives time, frequency and one of three roots; the secondary signal
+(SSS) gives the rest of the identity. Peaks of the correlation with the PSS are only candidates, since strong
+interference has peaks too. A cell is found when its SSS stands out from the 335 other words of the SSS. False alarms
+and detection are in docs/cell_search.md, measured by experiments/cell_search_trials.py. A frame here is LTE's radio
+frame of 10 ms. Needs numpy and data/sequences.py.
 """
 
 import time
@@ -22,38 +23,38 @@ import numpy as np
 from data.sequences import lte_pss, lte_sss, nr_pss, nr_sss
 
 SIZE = 128  # FFT size for PSS and SSS; a symbol of 15 kHz has 128 samples at 1.92 MS/s, one of 30 kHz at 3.84 MS/s
-HALF = 64  # the middle 62 or 64 subcarriers are enough to find the PSS
+HALF = 64  # FFT size for the search of the PSS: its middle 62 or 64 subcarriers are enough
 PREFIX = 9  # samples of 128 in a normal cyclic prefix; at 15 kHz the first of half a millisecond is one longer
-PART = 8  # samples of the PSS that are correlated as one,
+PART = 8  # samples of the PSS that are correlated as one part,
 SPAN = 5  # for frequency hypotheses that lie within so many subcarriers
-BLOCK = 8192  # lags at a time, so that the processor's cache holds them
-PEAKS = 200  # lags and hypotheses of a group that are kept, several to a peak
+BLOCK = 8192  # lags that are computed at a time; they fit the processor's cache
+PEAKS = 200  # pairs of lag and hypothesis that are kept of a group; several belong to one peak
 CANDIDATES = 24  # peaks of the PSS whose SSS is tried
 SMOOTH = 7  # subcarriers over which the channel is taken as constant, some 100 kHz at 15 kHz
-WORDS, SHARE = 3, 0.05  # cells with the same PSS at the same time, and the least energy of one against the strongest
-THRESHOLD = 21.0
-NO_CELL = 10.5, 1.1  # location and scale of the highest statistic of searches where no cell is
-LEAST_SECONDS = 0.5e-3  # PSS and SSS with what is between; nothing is found in less
+WORDS, SHARE = 3, 0.05  # most cells with one PSS at one time, and the least energy of one against the strongest
+THRESHOLD = 21.0  # of the statistic from which on a cell is found
+NO_CELL = 10.5, 1.1  # location and scale of the highest statistic in searches without a cell
+LEAST_SECONDS = 0.5e-3  # PSS, SSS and what is between them; less can't show a cell
 
-LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece: by then a clock's error is no longer known
+LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece, since the clock's error adds up
 LTE_QUICK_SECONDS = 0.0103  # two half frames, and the symbol that begins in the second
-LTE_REACH, LTE_REACH_HZ = 60e-6, 160e3  # receivers of a television stick's kind are off by that
-LTE_EDGE_HZ = 0.2e6  # of the PSS's .47 MHz beside its centre, so much must lie in the capture
-LTE_USUAL_HZ = 2e9  # for the clock's error where the capture's frequency is not known
+LTE_REACH, LTE_REACH_HZ = 60e-6, 160e3  # largest frequency error: share of the carrier frequency, and at least Hz
+LTE_EDGE_HZ = 0.2e6  # so much of the PSS's .47 MHz on each side of its centre must lie in the capture
+LTE_USUAL_HZ = 2e9  # carrier frequency for the clock's error where it is not known
 LTE_RASTER_HZ = 100e3  # TS 36.104 clause 5.7.2
-NR_SECONDS = 0.0404  # two periods of 20 ms and the block that begins at their end
+NR_SECONDS = 0.0404  # two periods of 20 ms, and the block that begins at their end
 NR_REACH, NR_REACH_HZ = 20e-6, 10e3
 NR_USUAL_HZ = 3e9
 
 
 class LteCell(NamedTuple):
-    """A cell that was found. It stands out if statistic > THRESHOLD, which is so for all that lte_cells returns."""
+    """A cell that was found, with statistic > THRESHOLD unless a lower one was asked for."""
 
     cell_id: int  # 0 .. 503
     duplex: str  # "FDD" or "TDD"
     prefix: str  # cyclic prefix, "normal" or "extended"
     offset_hz: float  # measured centre of the carrier against the capture's centre
-    start_s: float  # when a radio frame begins; the others do some multiple of 10 ms before and after
+    start_s: float  # when one radio frame begins; they repeat every 10 ms
     statistic: float  # energy of the SSS over the mean of the other 335 words
 
 
@@ -69,16 +70,16 @@ class NrCell(NamedTuple):
 
 
 def false_alarm_rate(statistic):
-    """Chance that a search where no cell is gives this statistic or more.
+    """Chance that a search without a cell gives this statistic or more: 1 in 14,000 at THRESHOLD.
 
-    A Gumbel distribution, by moments, of the worst kind of emission in docs/cell_search.md; 1 in 14,000 at THRESHOLD.
+    A Gumbel distribution, fitted by moments to the worst kind of emission in docs/cell_search.md.
     """
     location, scale = NO_CELL
     return -np.expm1(-np.exp((location - np.asarray(statistic)) / scale))
 
 
 class SyncSignal(NamedTuple):
-    """What a search must know of PSS and SSS. Times in samples at SIZE * spacing_hz."""
+    """PSS and SSS as a search needs them. Times in samples at SIZE * spacing_hz."""
 
     spacing_hz: float
     bins: np.ndarray  # int (B,): FFT bins of the sequences
@@ -96,7 +97,7 @@ class Candidates(NamedTuple):
     root: np.ndarray
     lag: np.ndarray  # sample of the first period at which the PSS begins, at SIZE * spacing_hz
     hz: np.ndarray  # against the capture's centre
-    drift: np.ndarray  # periods last longer by this part
+    drift: np.ndarray  # share by which periods last longer
 
 
 class Hit(NamedTuple):
@@ -116,11 +117,11 @@ class Spectrum(NamedTuple):
     bins: np.ndarray
     rate: float
     center_hz: float
-    seconds: float  # of samples; the rest of M / rate are zeros
-    delay: float  # seconds by which the filter is late
+    seconds: float  # time that the samples last; zeros follow up to M / rate
+    delay: float  # of the filter in seconds
 
 
-# ---- what is sent ---------------------------------------------------------------------------------------------------
+# ---- signals that are sent ------------------------------------------------------------------------------------------
 
 
 def _in_time(primary, bins):
@@ -183,8 +184,8 @@ def nr_raster(low_hz, high_hz):
 def _without_glitches(samples, block=1024, most=16):
     """complex64 (n,) with glitches set to 0.
 
-    Glitches are up to 16 samples in 1024 of which one is 12 times as strong as the others are in the mean; a burst that
-    begins or ends there has more.
+    A glitch is up to 16 samples in 1024, of which one has 12 times the mean amplitude of the others. A burst has more
+    samples.
     """
     whole = len(samples) // block * block
     level = np.abs(samples[:whole]).reshape(-1, block)
@@ -236,10 +237,10 @@ def _spectrum(samples, sample_rate, center_hz, width_hz, spacing_hz):
 
 
 def _without_lines(bins, seconds):
-    """Scale lines down that stand 15 dB over the spectrum around them, as those of DC and spurs do.
+    """Scale lines down, as of DC and spurs, that stand 15 dB over the spectrum around them.
 
-    Powers are summed over 200 Hz: synchronisation and reference signals repeat after 5 and 10 ms, so that finer bins
-    would show lines of their own.
+    Powers are summed over 200 Hz. Finer bins would show lines of synchronisation and reference signals, which repeat
+    after 5 and 10 ms.
     """
     width = max(1, round(200 * seconds))
     cells = len(bins) // width
@@ -257,7 +258,7 @@ def _without_lines(bins, seconds):
 
 
 def _tune(spectrum, center_hz, rate):
-    """Samples at `rate` around center_hz, complex64 (n,), and the centre to the next bin."""
+    """Samples at `rate` around center_hz, complex64 (n,), and their centre in Hz, rounded to a bin."""
     size, width = len(spectrum.bins), spectrum.rate / len(spectrum.bins)
     out_size = round(rate / width)
     shift = round((center_hz - spectrum.center_hz) / width)
@@ -275,14 +276,19 @@ def _tune(spectrum, center_hz, rate):
 def _correlate(samples, replicas, offsets):
     """Correlation with the PSS over the local amplitude: float32 (3, F, T) in 0 .. 1.
 
-    Args: samples complex64 (n,); replicas (3, HALF); offsets (F,), cycles a sample. Parts of the replica are
-    correlated once, then added up with the phases of each offset: two matrix products instead of an FFT an offset.
+    Parts of the replica are correlated once, then added up with the phases of each offset: two matrix products take
+    the place of one FFT for each offset.
+
+    Args: samples complex64 (n,); replicas (3, HALF); offsets (F,), in cycles a sample.
     """
+    # Local amplitude
     parts, lags = HALF // PART, len(samples) - HALF + 1
     energy = np.cumsum(np.square(samples.real) + np.square(samples.imag), dtype=float)
     energy = np.concatenate([energy[HALF - 1 : HALF], energy[HALF:] - energy[:-HALF]])  # (T,)
     energy = np.maximum(energy, 1e-3 * energy.mean() + 1e-30)  # silence is no signal
     scale = (1 / np.sqrt(energy)).astype(np.float32)
+
+    # Parts, and the phases that add them up
     chips = np.conj(replicas).reshape(3 * parts, PART)
     turn = np.exp(-2j * np.pi * np.outer(offsets, (np.arange(parts) + 0.5) * PART)).astype(np.complex64)  # (F, parts)
     out = np.empty((3, len(offsets), lags), np.float32)
@@ -294,7 +300,7 @@ def _correlate(samples, replicas, offsets):
         partial = (chips @ shifted).reshape(3, parts, starts)
         row, column = partial.strides[1:]
         for root in range(3):
-            # Row p begins p parts later: lag t needs part p's correlation at t + p * PART. A view, no copy.
+            # Lag t needs the correlation of part p at t + p * PART. This is a view with row p moved; nothing is copied.
             late = np.lib.stride_tricks.as_strided(partial[root], (parts, count), (row + PART * column, column))
             out[root, :, block] = np.abs(turn @ late) * scale[block]
     return out
@@ -303,7 +309,7 @@ def _correlate(samples, replicas, offsets):
 def _fold(correlation, rows, drifts, length):
     """Sum over periods of `length` lags: float32 (3, P, length), and the number of periods (length,).
 
-    Args: correlation (3, F, T); rows (P,) of F; drifts (P,), how much longer the periods last.
+    Args: correlation (3, F, T); rows (P,), which of F; drifts (P,), the share by which periods last longer.
     """
     lags = correlation.shape[2]
     length = min(length, lags)
@@ -332,7 +338,7 @@ def _primary(spectrum, signal, hypotheses, seconds):
     correlation = _correlate(samples, signal.replicas, (hz - center) / rate)
     folded, count = _fold(correlation, rows, hypotheses.drift, signal.period * HALF // SIZE)  # (3, P, L)
 
-    # Peaks in standard deviations.
+    # Peaks, in standard deviations: first the best lags, then the best hypotheses and roots there
     some = correlation[:, :, :: max(1, correlation.shape[2] // 1024)]
     mean, deviation = some.mean() * count, (some.std() + 1e-30) * np.sqrt(count)
     highest = (folded.max((0, 1)) - mean) / deviation
@@ -345,7 +351,7 @@ def _primary(spectrum, signal, hypotheses, seconds):
 
 
 def _strongest(candidates, spacing_hz):
-    """CANDIDATES at most; a lag beside a peak's at nearly its frequency is no further peak."""
+    """The strongest peaks, CANDIDATES at most; what lies beside a peak in time and frequency belongs to it."""
     table, found = np.array(candidates, float), []  # (5, n)
     while table.size and len(found) < CANDIDATES:
         peak = table[:, np.argmax(table[0])]
@@ -360,7 +366,7 @@ def _strongest(candidates, spacing_hz):
 
 
 def _symbols(samples, starts, hz, signal):
-    """FFT of the symbols that begin at starts, int (C, ...), moved by hz (C,): complex (C, ..., B)."""
+    """FFT of the symbols that begin at starts, int (C, ...), with hz (C,) taken out: complex (C, ..., B)."""
     time = np.arange(SIZE) / (SIZE * signal.spacing_hz)
     turn = np.exp(-2j * np.pi * hz.reshape(-1, *[1] * starts.ndim) * time)
     moved = samples[starts[..., None] + np.arange(SIZE)] * turn
@@ -370,10 +376,11 @@ def _symbols(samples, starts, hz, signal):
 def _secondary(samples, signal, candidates, threshold):
     """Words of the SSS that stand out, a list of Hit; hz exact to some 100 Hz. Samples at SIZE * spacing_hz.
 
-    The channel is taken from the PSS beside, smoothed over the subcarriers; only phases are used, so that no line and
-    no strong period outweighs the rest. All periods are added coherently. The statistic of a word is its energy over
-    the mean of the other words': about exponential for noise, and emissions that repeat raise both.
+    Only phases are used, so that no line and no strong period outweighs the rest. All periods are added coherently. The
+    statistic of a word is its energy over the mean energy of the other words. It is about exponentially distributed
+    for noise; an emission that repeats raises both energies.
     """
+    # The channel, from the PSS of each period, smoothed over the subcarriers
     rate, periods = SIZE * signal.spacing_hz, -(-len(samples) // signal.period)
     last = len(samples) - SIZE
     begin = np.round(np.arange(periods) * signal.period * (1 + candidates.drift[:, None])).astype(int)
@@ -386,6 +393,7 @@ def _secondary(samples, signal, candidates, threshold):
     total = np.cumsum(np.pad(channel, ((0, 0), (0, 0), (SMOOTH // 2 + 1, SMOOTH // 2))), -1)
     channel = total[..., SMOOTH:] - total[..., :-SMOOTH]  # (C, M, B)
 
+    # Phases of the SSS at all places that it may have against the PSS, added up over even and over odd periods
     places = signal.places
     starts = primary[:, None] + places[:, None]  # (C, places, M)
     there = received[:, None] & (starts >= 0) & (starts <= last)
@@ -394,6 +402,7 @@ def _secondary(samples, signal, candidates, threshold):
     sums, count = ([values[:, :, parity::2].sum(2) for parity in (0, 1)] for values in (phases, there))
     sums, count = np.stack(sums, 2).astype(np.complex64), np.stack(count, 2)  # (C, places, 2, B): even, odd periods
 
+    # Compare with all words of the candidates' roots
     hits = []
     for root in set(candidates.root.tolist()):
         rows = candidates.root == root
@@ -413,8 +422,8 @@ def _secondary(samples, signal, candidates, threshold):
                 hits.append(Hit(float(statistic[c, place]), *where, float(fine[c, place])))
             if statistic.max() < THRESHOLD:
                 break
-            # Words resemble each other: take the strongest out before the next one is looked for. What its channel was
-            # not quite known for stays behind, and may resemble a word too.
+            # Words resemble each other: take the strongest out before the next one is looked for. The channel is not
+            # known exactly, so a part stays behind that may resemble another word: hence the least energy.
             least = np.maximum(least, SHARE * strongest)
             amplitude = best_match / np.maximum(count[rows].sum(2) * len(signal.bins), 1)
             rest = rest - words[best] * (count[rows] * amplitude[..., None])[..., None].astype(np.complex64)
@@ -422,9 +431,10 @@ def _secondary(samples, signal, candidates, threshold):
 
 
 def _refine(samples, signal, candidates, primary):
-    """Sample (C,) and frequency (C,) at which the whole PSS fits best, around those that its middle gave.
+    """Shift in samples (C,) and frequency (C,) at which the whole PSS fits best, near those that its middle gave.
 
-    Frequency: the phase from the first half of the symbol to the second. Args: primary int (C, M), begins of the PSS.
+    The phase from the first half of the symbol to the second gives the frequency. Args: primary int (C, M), the sample
+    at which each PSS begins.
     """
     spectrum = np.zeros((len(candidates.root), SIZE), complex)
     spectrum[:, signal.bins] = signal.primary[candidates.root]
@@ -466,9 +476,9 @@ class Centers(NamedTuple):
 
 
 def _hypotheses(grid, centers, signal, seconds):
-    """Hypotheses for those frequencies of `grid` (F,) that some centre may cause, in a search over `seconds`.
+    """Hypotheses for the frequencies of `grid` (F,) at which some centre may appear, in a search over `seconds`.
 
-    A receiver whose clock is slow measures frequencies too high and periods too short, by the same part.
+    A receiver whose clock is slow measures frequencies too high and periods too short, by the same share.
     """
     lag = 1 / (HALF * signal.spacing_hz)
     finest = lag / max(seconds - signal.period / (SIZE * signal.spacing_hz), lag)  # moves the last period by one lag
@@ -483,8 +493,9 @@ def _hypotheses(grid, centers, signal, seconds):
 def _search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.inf):
     """Hits among hypotheses, strongest first; PSS candidates come from the first `seconds` only.
 
-    deadline, on time.monotonic's clock: frequencies not reached by then are left out.
+    deadline: on the clock of time.monotonic; frequencies that are not reached by then are left out.
     """
+    # PSS, for a group of hypotheses at a time
     found, first = [], -np.inf
     while len(rest := hypotheses.between(first, np.inf).hz) and (not found or time.monotonic() < deadline):
         group = hypotheses.between(rest[0], rest[0] + SPAN * signal.spacing_hz)
@@ -495,7 +506,7 @@ def _search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.in
         return []
     candidates = _strongest(Candidates(*map(np.concatenate, zip(*found, strict=True))), signal.spacing_hz)
 
-    # One tuning serves all candidates whose sequences lie in the samples' bandwidth, but for a few subcarriers.
+    # SSS. One tuning is enough for candidates whose sequences lie in its bandwidth, but for a few subcarriers.
     span = max(SPAN, SIZE - len(signal.bins)) * signal.spacing_hz
     hits, left = [], np.argsort(candidates.hz)
     while len(left):
@@ -511,7 +522,7 @@ def _search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.in
 
 
 def _apart(frequencies, distance_hz):
-    """Those of the frequencies that are so far from all before them."""
+    """Frequencies that are farther than distance_hz from all that were kept before them, ascending."""
     kept = []
     for hz in frequencies:
         if all(abs(hz - other) > distance_hz for other in kept):
@@ -520,7 +531,7 @@ def _apart(frequencies, distance_hz):
 
 
 def _best_of_each(cells):
-    """One entry for each identity, the one with the highest statistic, sorted by it."""
+    """One cell for each identity, the one with the highest statistic; sorted by that."""
     best = {}
     for cell in sorted(cells, key=lambda cell: -cell.statistic):
         best.setdefault(cell.cell_id, cell)
@@ -548,20 +559,22 @@ def lte_cells(
     capture_hz: float | None = None,
     least: float = THRESHOLD,
 ) -> list[LteCell]:
-    """LTE cells, what stands out most first; empty where none does. TS 36.211 clause 6.11.
+    """LTE cells, highest statistic first; empty where none stands out. TS 36.211 clause 6.11.
 
     Args:
-        samples: complex64 (n,), as received. 5.3 ms hold a PSS and its SSS in any case.
+        samples: complex64 (n,), as received. Any 5.3 ms hold a PSS and its SSS.
         centers_hz: centre or possible centres of a carrier against the capture's centre, see lte_centers. A cell may
             lie beside by 60 ppm of its frequency, or by 160 kHz if that is more.
         capture_hz: frequency of the capture's centre.
-        least: below THRESHOLD also words that do not stand out are returned, which trials need.
-    Raises: ValueError if the samples are too slow for a PSS.
+        least: threshold of the statistic. Trials set a lower one, to see words that do not stand out.
+    Raises: ValueError if the sample rate is too low for a PSS.
     """
     signal = lte_signal()
     samples = _without_glitches(_checked(samples, sample_rate, signal))
     if len(samples) < LEAST_SECONDS * sample_rate:
         return []
+
+    # Frequencies at which the centres may appear, in steps of half a subcarrier
     hz = np.unique(np.asarray(centers_hz, float))
     on_air = hz + capture_hz if capture_hz else np.full(len(hz), LTE_USUAL_HZ)
     centers = Centers(hz, on_air, np.maximum(LTE_REACH_HZ, LTE_REACH * on_air))
@@ -572,6 +585,8 @@ def lte_cells(
         return []
     nearest = np.abs(grid[:, None] - hz).argmin(1)
     quick = Hypotheses(grid, (hz[nearest] - grid) / on_air[nearest])
+
+    # Piece by piece
     pieces = -(-len(samples) // round(LTE_PIECE_SECONDS * sample_rate))
     more = np.log(pieces)  # as many chances for a false alarm
     cells = []
@@ -579,7 +594,8 @@ def lte_cells(
         start, stop = (number * len(samples) // pieces for number in (piece, piece + 1))
         width = high - low + HALF * signal.spacing_hz
         spectrum = _spectrum(samples[start:stop], sample_rate, (low + high) / 2, width, signal.spacing_hz)
-        # Strong cells show in two half frames. Where one did, others of its carrier are looked for in all half frames.
+        # Two half frames show strong cells. Then all half frames are searched: at the frequencies of the strong cells,
+        # whose carriers may have more cells, or everywhere if there are none.
         hits = _search(spectrum, signal, quick, least + more, LTE_QUICK_SECONDS)
         if spectrum.seconds > LTE_QUICK_SECONDS:
             found = _apart([hit.hz for hit in hits if hit.statistic > THRESHOLD + more], signal.spacing_hz)
@@ -617,19 +633,19 @@ def nr_cells(
     blind_seconds: float | None = None,
     least: float = THRESHOLD,
 ) -> list[NrCell]:
-    """NR cells, what stands out most first; empty where none does. TS 38.211 clause 7.4.2.
+    """NR cells, highest statistic first; empty where none stands out. TS 38.211 clause 7.4.2.
 
-    Looks for SS/PBCH blocks of 15 and 30 kHz (above 3 GHz 30 kHz only, TS 38.104 table 5.4.3.3-1) at the points of the
-    synchronisation raster whose PSS lies inside the band, 20 ppm or 10 kHz beside at most.
+    Looks for SS/PBCH blocks of 15 and 30 kHz (above 3 GHz only 30 kHz, TS 38.104 table 5.4.3.3-1) at the points of the
+    synchronisation raster whose PSS lies inside the band. A cell may lie beside a point by 20 ppm or 10 kHz.
 
     Args:
-        samples: complex64 (n,), as received; 20.4 ms hold a block if they come every 20 ms, 40.4 ms are used at most.
-        band_hz: edges of the band against the capture's centre; what is outside the capture is left out.
+        samples: complex64 (n,), as received. 20.4 ms hold a block if blocks come every 20 ms; at most 40.4 ms are used.
+        band_hz: edges of the band against the capture's centre; the part outside the capture is left out.
         capture_hz: frequency of the capture's centre; without it only a blind search is possible.
         spacing_hz: subcarrier spacing if it is known, 15e3 or 30e3.
-        blind_seconds: search all frequencies of the band instead, for so long: some .2 s a MHz.
+        blind_seconds: search all frequencies of the band instead, for at most so long; a MHz takes about .2 s.
         least: as in lte_cells.
-    Raises: ValueError if the samples are too slow for a PSS, or capture_hz is missing in a search that is not blind.
+    Raises: ValueError if the sample rate is too low for a PSS, or capture_hz is missing in a search that is not blind.
     """
     if capture_hz is None and blind_seconds is None:
         raise ValueError("the synchronisation raster needs the capture's centre frequency; give it or blind_seconds")
@@ -639,6 +655,7 @@ def nr_cells(
     if len(samples) < LEAST_SECONDS * sample_rate:
         return []
     for spacing in (15e3, 30e3) if spacing_hz is None else (spacing_hz,):
+        # Where blocks may be
         signal = nr_signal(spacing)
         width = SIZE * spacing
         inside = sample_rate / 2 - 0.35 * width  # a PSS that the capture's edge cuts can be found
@@ -646,6 +663,8 @@ def nr_cells(
         centers = _nr_centers(low, high, capture_hz, spacing, blind_seconds is not None)
         if len(centers.hz) == 0:
             continue
+
+        # Hypotheses around these, in steps of half a subcarrier
         spectrum = _spectrum(samples, sample_rate, (low + high) / 2, high - low + width, spacing)
         steps = np.ceil(centers.reach / (spacing / 2))
         grid = [hz + np.arange(-n, n + 1) * spacing / 2 for hz, n in zip(centers.hz, steps, strict=True)]

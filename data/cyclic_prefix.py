@@ -1,4 +1,4 @@
-"""Is there an LTE or 5G NR cyclic prefix in a band? What the samples prove, whatever is sent. NumPy only.
+"""Is there an LTE or 5G NR cyclic prefix in a band? The answer needs no knowledge of the data that is sent.
 
     spectrum = frame_spectrum(samples, sample_rate)              # once for 40 ms
     band = band_samples(spectrum, low_hz=2.5e6, high_hz=12e6)    # once for each band
@@ -6,13 +6,14 @@
     evidence.outcome, evidence.spacing_hz                        # "prefix", 15000.0; or "none", None; "unknown", None
 
 Each OFDM symbol begins with a copy of its own end: 66.67 microseconds earlier at 15 kHz subcarrier spacing, 33.33 at
-30 kHz, 16.67 at 60 kHz (TS 36.211 clause 6.12, TS 38.211 clause 5.3.1). The product of the samples with those one lag
-later, summed over all half milliseconds (the symbols' pattern repeats with that period), shows boxes where the prefixes
-are. A filter with the shape of these boxes finds them; it has zero mean, so a signal that correlates all the time
-(a tone, a comb, pulses with that period) gives nothing. The same filter at lags nearby tells how much chance, or a
-signal that correlates at any lag, would give.
+30 kHz, 16.67 at 60 kHz (TS 36.211 clause 6.12, TS 38.211 clause 5.3.1). So the samples are multiplied with those one
+lag later. The pattern of the symbols repeats after half a millisecond, so the products are summed over all half
+milliseconds. The sum shows boxes where the prefixes are, and a filter with the shape of these boxes finds them. The
+filter has zero mean: a signal that correlates all the time (a tone, a comb, pulses with that period) gives nothing. The
+same filter at lags nearby shows what chance would give, or a signal that correlates at any lag.
 
-Samples must be as they were received. Repeated samples correlate at lags of their own; a filled gap proves nothing.
+Samples must be as received. Repeated samples correlate at lags of their own, and a filled gap proves nothing. Needs
+numpy only.
 """
 
 from functools import lru_cache
@@ -30,23 +31,24 @@ MOST_SUBBANDS = 12
 NARROWEST_HZ = 480e3
 CELL_HZ, CELL_LIMIT = 20e3, 2.0  # a cell of the spectrum is limited to so many times its sub-band's median
 
-RANGE_DB = 25  # what is that far under the band's strongest moment counts as noise: a strong burst has skirts
-LEAST_WEIGHT = 0.02  # of what seems to be noise: the floor may be wrong
-COUNTED_SHARE = 0.5  # from this share of signal in the power on, time and bandwidth count as energy
-CLOCK_PPM, DRIFT_STEP_SECONDS = 60, 1.2e-6  # a receiver's clock may be off by so much; it is searched in such steps
+RANGE_DB = 25  # power that far below the band's strongest moment counts as noise: a strong burst has skirts
+LEAST_WEIGHT = 0.02  # weight of what seems to be noise; not 0, since the floor may be wrong
+COUNTED_SHARE = 0.5  # time and bandwidth count as energy if the signal has this share of the power
+CLOCK_PPM, DRIFT_STEP_SECONDS = 60, 1.2e-6  # a receiver's clock may be off by so much; drifts are tried in such steps
 
-# Lags nearby, relative. Nearer ones would hurt: one resource block of 180 kHz has a peak 8% of the lag wide. Farther
-# ones too: reference signals on every sixth subcarrier have peaks a sixth of the lag away.
+# Lags nearby, relative to the lag. Nearer ones would show the carrier itself: one resource block of 180 kHz has a peak
+# 8% of the lag wide. So would farther ones: reference signals on every sixth subcarrier have peaks a sixth of the lag
+# away.
 CONTROLS = (-0.15, -0.13, -0.11, -0.09, 0.09, 0.11, 0.13, 0.15)
-CANDIDATE, CLEAR = 4.0, 25.0  # below, they need not be looked at; above, three sub-bands are enough for that
-CHANCE = 3.3  # deviations; the highest output over noise, all eight lags taken together
+CANDIDATE, CLEAR = 4.0, 25.0  # lower peaks need no look at lags nearby; for higher ones three sub-bands are enough
+CHANCE = 3.3  # highest output over noise in deviations, over all eight lags nearby
 
-# Chosen with experiments/prefix_trials.py, which tells how often these are wrong.
-THRESHOLD = 7.0  # deviations
-RARE_PENALTY = 1.5  # extended prefixes and 60 kHz are rare on the air: their peaks count so much less
-LEAST_SHARE = 0.75  # of the mean squared correlation inside and outside of the prefixes' time: the inside's
-MOST_OF_ONE = 0.8  # of the peak may come from one of the half millisecond's prefixes
-ENOUGH = 10_000.0
+# Chosen with experiments/prefix_trials.py, which measures how often these are wrong.
+THRESHOLD = 7.0  # deviations from which on there is a prefix
+RARE_PENALTY = 1.5  # peaks of extended prefixes and of 60 kHz, which are rare on the air, are divided by this
+LEAST_SHARE = 0.75  # of the mean squared correlation, this share must lie inside the time of the prefixes
+MOST_OF_ONE = 0.8  # largest share of a peak that may come from one of the half millisecond's prefixes
+ENOUGH = 10_000.0  # Hz s; energy from which on a missing prefix means that there is none
 
 
 class FrameSpectrum(NamedTuple):
@@ -66,24 +68,24 @@ class Band(NamedTuple):
 class PrefixEvidence(NamedTuple):
     """What `cyclic_prefix` found.
 
-    outcome: "prefix"; "none", which proves that the band holds no LTE and no NR; "unknown", the band is too weak or too
-    short to tell. energy: (signal / (signal + noise))^2, integrated over time and bandwidth (seconds x Hz); 0 without a
-    noise floor. enough: the energy from which on no prefix means "none".
+    outcome: "prefix"; or "none", which proves that the band holds neither LTE nor NR; or "unknown" if the band is too
+    weak or too short to tell. energy: (signal / (signal + noise))^2, integrated over time and bandwidth (seconds x Hz);
+    0 without a noise floor.
     """
 
     outcome: str
     spacing_hz: float | None  # 15e3, 30e3 or 60e3
-    contrast: dict  # {spacing: height of the peak in deviations}, see `cyclic_prefix`; empty for too short a band
+    contrast: dict  # {spacing: height of the peak in deviations}, see `cyclic_prefix`; empty if the band is too short
     energy: float
-    enough: float
-    extended: bool | None = None  # the extended prefix, 1/4 of a symbol
+    enough: float  # energy from which on a missing prefix means "none"
+    extended: bool | None = None  # whether it is the extended prefix, 1/4 of a symbol
     offset_hz: float | None = None  # of the subcarriers against multiples of spacing_hz from the capture's centre
     slot_start_s: float | None = None  # start of a half millisecond of the carrier after the first sample, 0 .. .0005
 
 
 class _Peak(NamedTuple):
-    height: float  # in deviations; 0 if the correlation is not in the time of prefixes alone
-    above_noise: float  # the same, whatever the lags nearby give
+    height: float  # in deviations; 0 if the rest of the time correlates as the prefixes do
+    above_noise: float  # the same without regard to the lags nearby
     extended: bool
     value: complex
     start: int  # sample
@@ -92,8 +94,8 @@ class _Peak(NamedTuple):
 def frame_spectrum(samples: np.ndarray, sample_rate: float, fft=np.fft.fft) -> FrameSpectrum:
     """Spectrum of samples, complex (n,), for all bands of a frame; `fft` may be a faster one than NumPy's.
 
-    Single glitches would fill the whole spectrum: samples above ten times the power that one in a thousand exceeds are
-    limited to it. Raises ValueError for no samples, or such that are no finite numbers.
+    A single glitch would fill the whole spectrum. So power is limited to ten times the value that one sample in a
+    thousand exceeds. Raises ValueError if there are no samples, or some are not finite.
     """
     samples = np.asarray(samples, np.complex64)
     power = np.square(samples.real) + np.square(samples.imag)
@@ -110,21 +112,24 @@ def frame_spectrum(samples: np.ndarray, sample_rate: float, fft=np.fft.fft) -> F
 def band_samples(spectrum: FrameSpectrum, low_hz: float, high_hz: float) -> Band:
     """Samples of low_hz .. high_hz (against the capture's centre) in sub-bands of about 1.92 MHz.
 
-    Filter and decimation are a cut through the spectrum; sub-bands start at multiples of 60 kHz and have rates on that
-    grid. In each, a cell of 20 kHz that rises more than 3 dB above the median cell is pressed down to that: the
-    receiver's DC, spurs, narrow interferers. Bands above 24 MHz are represented by their 12 strongest sub-bands.
+    A cut through the spectrum filters and decimates; sub-bands start at multiples of 60 kHz and have rates on that
+    grid. In each sub-band, cells of 20 kHz are limited to 3 dB above the median cell; this removes the receiver's DC,
+    spurs and narrow interferers. Of a band above 24 MHz the 12 strongest sub-bands are taken.
 
-    Raises ValueError for a band of which the capture has less than 480 kHz.
+    Raises ValueError if the capture has less than 480 kHz of the band.
     """
+    # Sub-bands, in steps of the grid
     lines, rate = spectrum
     seconds = len(lines) / rate
     first = int(np.ceil(max(low_hz, -rate / 2) / GRID))
-    width = int(np.floor(min(high_hz, rate / 2) / GRID)) - first  # both in steps of the grid
+    width = int(np.floor(min(high_hz, rate / 2) / GRID)) - first
     if width * GRID < NARROWEST_HZ:
         raise ValueError(f"{low_hz:.0f} .. {high_hz:.0f} Hz: the capture has less than {NARROWEST_HZ:.0f} Hz of that")
     count = max(1, round(width * GRID / SUBBAND_HZ))
     step = width // count
     first += (width - count * step) // 2
+
+    # Their lines, limited, and back to samples
     size = round(step * GRID * seconds)  # lines of a sub-band, and its samples
     starts = [round((first + i * step) * GRID * seconds) for i in range(count)]
     parts = np.stack([_cut(lines, start, size) for start in starts])  # (sub-bands, size)
@@ -137,7 +142,7 @@ def band_samples(spectrum: FrameSpectrum, low_hz: float, high_hz: float) -> Band
 
 
 def _cut(lines, start, size):
-    """`size` lines from `start` on, which is negative for negative frequencies."""
+    """`size` lines of the spectrum from `start` on, which is negative for negative frequencies."""
     start %= len(lines)
     if start + size <= len(lines):
         return lines[start : start + size]
@@ -157,15 +162,18 @@ def _limit_cells(parts, width):
 def cyclic_prefix(band: Band, floor: float | None = None) -> PrefixEvidence:
     """Decide on the cyclic prefix in a band.
 
-    Args: band, of `band_samples`, .6 milliseconds or more, better 10 to 40; floor, power per Hz of the noise, in the
-    samples' units. Without it a prefix is found as well, but its absence proves nothing.
+    Args:
+        band: from `band_samples`; .6 milliseconds at least, better 10 to 40.
+        floor: power per Hz of the noise, in the samples' units. Without it a prefix can be found too, but a missing one
+            proves nothing.
 
-    A contrast is the filter's highest output at a lag in deviations: of noise, or of what the filter gives at lags
-    nearby where that is more. It is 0 where the rest of the time correlates like the time of the supposed prefixes, or
-    one prefix alone makes the output. From THRESHOLD on there is a prefix, and the highest contrast tells the spacing.
+    The contrast of a spacing is the highest output of the filter at its lag. It is measured in deviations of noise, or
+    of the outputs at lags nearby if these are larger. It is 0 if the rest of the time correlates like the time of the
+    supposed prefixes, or if one prefix alone makes the output. From THRESHOLD on there is a prefix, and the highest
+    contrast tells the spacing.
 
-    "none" supposes that the floor is right within 2 dB and that the band's energy is that of one emission: a carrier
-    under a stronger one's noise is not seen.
+    "none" is right if the floor is right within 2 dB and the band holds one emission: a carrier below a stronger
+    emission is not seen.
     """
     least = round(band.rate * (BLOCK_SECONDS + (1 + max(CONTROLS)) / min(SPACINGS) + 1 / GRID))
     if band.samples.shape[1] < least:
@@ -175,7 +183,7 @@ def cyclic_prefix(band: Band, floor: float | None = None) -> PrefixEvidence:
     contrast = {spacing: peak.height for spacing, peak in peaks.items()}
     spacing = max(contrast, key=contrast.get)
     if contrast[spacing] < THRESHOLD:
-        # A peak in doubt: high over noise, and not explained by what the lags nearby give.
+        # A peak is doubtful if it is high over noise and the lags nearby do not explain it.
         doubtful = any(p.above_noise >= THRESHOLD and p.height >= CANDIDATE for p in peaks.values())
         outcome = "none" if energy >= ENOUGH and not doubtful else "unknown"
         return PrefixEvidence(outcome, None, contrast, energy, ENOUGH)
@@ -186,12 +194,14 @@ def cyclic_prefix(band: Band, floor: float | None = None) -> PrefixEvidence:
 
 
 def _equalise(band, floor):
-    """(samples with their weight, complex64 (sub-bands, samples); energy as in PrefixEvidence).
+    """(Weighted samples, complex64 (sub-bands, samples); energy as in PrefixEvidence).
 
-    Power is measured over 67 microseconds. Samples are divided by its root, and by their own magnitude if that is more:
-    bursts, gain steps and pulses count no more than the rest. A product of two has the square of the share of signal in
-    the power as its weight: the share itself would be best, but what is known of the share of noise is off by .1.
+    Power is measured over 67 microseconds. Samples are divided by its root, or by their own magnitude if that is more,
+    so that bursts, gain steps and pulses count no more than the rest. The weight of a product of two samples is the
+    square of the signal's share of the power. The share itself would be best if it were known exactly, but it is off
+    by .1.
     """
+    # Power of cells, and the signal's share of it
     samples, rate = band
     width = round(rate / GRID)  # a cell is 16.7 microseconds
     count = samples.shape[1] // width
@@ -203,6 +213,8 @@ def _equalise(band, floor):
     noise = np.float32(max((floor or 0) * rate, power.max() * 10 ** (-RANGE_DB / 10)))
     share = np.maximum(power - noise, 0) / np.maximum(power, np.float32(1e-37))
     energy = 0.0 if floor is None else float(np.square(share[share > COUNTED_SHARE], dtype=float).sum() * width)
+
+    # Weights
     scale = np.sqrt(np.maximum(share * share, np.float32(LEAST_WEIGHT)))[..., None]
     root = np.maximum(np.sqrt(power), np.float32(1e-18))[..., None]  # zeros stay zeros
     weighted = cells * (scale / np.maximum(magnitude, root))
@@ -216,7 +228,8 @@ def _peak(weighted, rate, spacing):
     folded, deviation = _fold(weighted, lag, rate)
     height, extended, shifts, start, value = _highest(folded, forms, rate)
     height /= max(deviation, 1e-30) * (RARE_PENALTY if spacing == 60e3 else 1)
-    # How the correlation is spread over the half millisecond that begins with the first prefix.
+
+    # Prefixes correlate, and the rest of the half millisecond does not; the first prefix begins it here
     total = sum(np.roll(row, -move - start) for row, move in zip(folded, shifts, strict=True))
     boxes = forms[extended][0]  # (prefixes, P)
     inside = boxes.sum(0)
@@ -225,8 +238,10 @@ def _peak(weighted, rate, spacing):
     each = (boxes * (total * np.conj(value)).real).sum(1)
     if within < LEAST_SHARE * (within + beyond) or each.max() > MOST_OF_ONE * each.sum():
         return _Peak(0.0, 0.0, extended, value, start)
+
+    # Does the signal correlate like this at lags nearby as well?
     above_noise = height
-    if height >= CANDIDATE:  # chance, or does the signal give that at any lag?
+    if height >= CANDIDATE:
         some = weighted[:: -(-len(weighted) // 3)] if height >= CLEAR else weighted
         heights = []
         for away in {round(lag * part) for part in CONTROLS} - {-1, 0, 1}:
@@ -239,8 +254,11 @@ def _peak(weighted, rate, spacing):
 
 @lru_cache(maxsize=32)
 def _box_filters(rate, spacing):
-    """{extended: (boxes, filter)} for half a millisecond, P samples: the part of each sample that each prefix covers,
-    float (prefixes, P); and the conjugate spectrum of their sum less its mean, with unit energy, complex (P,)."""
+    """{extended: (boxes, filter)} for half a millisecond of P samples.
+
+    boxes: the part of each sample that each prefix covers, float (prefixes, P). filter: conjugate spectrum of the sum
+    of the boxes without its mean, with unit energy, complex (P,).
+    """
     edges = np.arange(round(rate * BLOCK_SECONDS) + 1) / rate
     symbol, forms = 1 / spacing, {}
     for extended in (False, True):
@@ -256,8 +274,11 @@ def _box_filters(rate, spacing):
 
 
 def _fold(weighted, lag, rate):
-    """Products with the samples one lag later, summed over half milliseconds and sub-bands: (complex (segments, P), a
-    segment up to 10 ms; deviation of one of the P sums over all segments if the samples were independent)."""
+    """Products with the samples one lag later, summed over half milliseconds and sub-bands.
+
+    Returns: complex (segments, P), a segment has up to 10 ms; and the standard deviation that a sum over all segments
+    would have if the samples were independent.
+    """
     period = round(rate * BLOCK_SECONDS)
     blocks = (weighted.shape[1] - lag) // period
     starts = np.arange(0, max(1, blocks - SEGMENT_BLOCKS // 2), SEGMENT_BLOCKS)
@@ -270,7 +291,7 @@ def _fold(weighted, lag, rate):
 
 
 def _highest(folded, forms, rate):
-    """Highest output of the filters over all starts and clock errors: (height, extended, shifts, start, value)."""
+    """The highest output of the filters over all starts and clock errors: (height, extended, shifts, start, value)."""
     segments = len(folded)
     seconds = segments * SEGMENT_BLOCKS * BLOCK_SECONDS
     steps = int(np.ceil(CLOCK_PPM * 1e-6 * seconds / DRIFT_STEP_SECONDS)) if segments > 1 else 0

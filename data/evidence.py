@@ -1,13 +1,13 @@
-"""What the samples of a frame prove of a band that a network found: cells, a cyclic prefix, or that there is neither.
+"""What the samples of a frame prove about a band that the network found: cells, a cyclic prefix, or neither.
 
     look = FrameEvidence(samples, sample_rate, center_hz, floor)     # samples as received, up to 40 ms
     evidence = look.of(low_hz, high_hz)                              # edges against the capture's centre
-    technology, words = judge("NR", evidence, fits_nr=False)
+    technology, ground, words = judge("NR", evidence, fits_nr=False)
 
-A picture can't tell LTE from other OFDM, nor a receiver's filter from a carrier. The samples can. A cell's
-synchronisation signals are proof, and every OFDM symbol of LTE and NR has a cyclic prefix at a known lag. What has
-none, although it is strong enough to show one, is neither. Needs torch for its FFT, data/cell_search.py and
-data/cyclic_prefix.py.
+A picture can't tell LTE from other OFDM, nor a receiver's filter from a carrier. The samples can. The synchronisation
+signals of a cell are proof. Every OFDM symbol of LTE and NR has a cyclic prefix at a known lag; a band that is strong
+enough to show a prefix and has none is neither LTE nor NR. docs/evidence.md has the rules and how often they are
+wrong. A frame is up to 40 ms of samples. Needs torch for its FFT, data/cell_search.py and data/cyclic_prefix.py.
 """
 
 from dataclasses import dataclass
@@ -23,39 +23,36 @@ PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside t
 NR_SECONDS = 0.0204  # one period of SS/PBCH blocks
 BLOCK_HZ = 2e6  # their narrowest PSS has 1.905 MHz
 PIECE_HZ = 5e6  # of a band that seems to have no prefix
-BESIDE_HZ = 1.4e6  # beside a possible centre: the receiver's error, the signals, and room for the filter
-SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the edges that the network gave
-LTE_WIDEST_HZ = 20.5e6  # a channel of 20 MHz as a network sees it
+BESIDE_HZ = 1.4e6  # taken on each side of a possible centre: receiver's error, signals, and room for the filter
+SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the network's edges
+LTE_WIDEST_HZ = 20.5e6  # a channel of 20 MHz as the network sees it
 NARROW_HZ = 3e6  # a capture so narrow is searched in any case
 NARROWEST_HZ = 0.9e6  # no channel is narrower than 1.4 MHz; a network's band may miss a column on either side
-WEAKEST_DB = 0.5  # level over the floor below which nothing is looked for
-GUESS_MARGIN = 4.0  # as much energy as a carrier at 0 dB lacks, whose share of the power is taken for 1
-LEAST_ENERGY = 100.0  # Hz s; a block of 3.6 MHz and .29 ms at 0 dB has 250
-SYNC_SECONDS = 0.0105  # two half frames: an LTE downlink has sent its signals twice by then
-SYNC_DB = 6.0  # level over the floor from which on these are found (docs/RESULTS.md: detection by SNR)
-SAME_EDGE_HZ = 0.5e6  # edges of one carrier from frame to frame
-SAME_CENTER_HZ = 0.3e6  # cells that lie nearer than that share one carrier
+WEAKEST_DB = 0.5  # nothing is looked for in a band whose level over the floor is lower
+GUESS_MARGIN = 4.0  # factor on the energy that a missing prefix needs as proof, where the floor is a guess
+LEAST_ENERGY = 100.0  # Hz s; an SS/PBCH block of 3.6 MHz and .29 ms at 0 dB has 250
+SYNC_SECONDS = 0.0105  # two half frames: an LTE downlink has sent its synchronisation signals twice by then
+SYNC_DB = 6.0  # level over the floor from which on these signals are found (docs/cell_search.md: detection by SNR)
+SAME_EDGE_HZ = 0.5e6  # edges of one carrier differ by less from frame to frame
+SAME_CENTER_HZ = 0.3e6  # cells whose centres lie nearer than that share one carrier
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Of one band. lte, nr: cells found. prefix: None where the band is too narrow or too short for the question.
-
-    sync_due: whether an LTE downlink here would have shown its synchronisation signals. whole: both edges lie in the
-    capture.
-    """
+    """What was found in one band."""
 
     lte: tuple[LteCell, ...] = ()
     nr: tuple[NrCell, ...] = ()
-    prefix: PrefixEvidence | None = None
-    sync_due: bool = False
-    whole: bool = False
+    prefix: PrefixEvidence | None = None  # None where the band is too narrow, or was too weak to be looked at
+    sync_due: bool = False  # whether an LTE downlink here would have shown its synchronisation signals
+    whole: bool = False  # whether both edges lie in the capture
 
     @property
     def proven(self) -> str | None:
-        """The technology that a cell, or the prefix of 30 kHz that LTE has not, proves; or None.
+        """The technology that is proven, by a cell or by a prefix of 30 kHz, which LTE does not have; or None.
 
-        60 kHz is so rare on the air that chirps are likelier: two of 1,000 tuned ones showed it, none showed 30 kHz.
+        A prefix of 60 kHz is no proof: it is so rare on the air that chirps are more likely. Two of 1,000 chirps that
+        were tuned to mimic a prefix showed 60 kHz, none showed 30 kHz.
         """
         if self.lte or self.nr:
             lte, nr = (max((cell.statistic for cell in cells), default=0) for cells in (self.lte, self.nr))
@@ -86,22 +83,22 @@ def judge(technology: str, evidence: Evidence, fits_nr: bool, center_hz: float |
     if evidence.sync_due and not fits_nr:
         return "other", "refuted", "prefix 15 kHz, no LTE or NR cell"
     if technology == "other":
-        technology = "NR" if evidence.sync_due else "LTE"  # nothing else has that prefix and no cell to be found
+        technology = "NR" if evidence.sync_due else "LTE"  # a due LTE cell would have been found
     elif evidence.whole and not fits_nr:
         technology = "LTE"  # no NR channel is as wide
     return technology, "unproven", "prefix 15 kHz, unproven"
 
 
 def nothing_there(evidence: Evidence) -> bool:
-    """Whether a band whose mean power is the floor's holds no burst either, not even one SS/PBCH block."""
+    """Whether a band at the noise floor in the mean holds no burst either, not even one SS/PBCH block."""
     return evidence.prefix is None or evidence.prefix.energy < LEAST_ENERGY
 
 
 def cells_plain(evidence: Evidence, center_hz: float | None) -> dict[str, dict]:
-    """{identity: plain values, words for the table} of the cells found, the strongest first.
+    """{identity: plain values and words for the table} of the cells found, the strongest first.
 
-    Frequencies count from the capture's centre, or are absolute where that is known. Centres stand in the words where
-    they differ: then carriers lie inside one another.
+    Frequencies count from the capture's centre, or are absolute where that is known. The words name the cells' centres
+    where these differ: then carriers lie inside one another.
     """
     cells = evidence.lte if evidence.proven == "LTE" else evidence.nr
     offsets = [cell.offset_hz for cell in cells]
@@ -131,39 +128,43 @@ class FrameEvidence:
         center_hz: float | None,
         floor: float | None,
         guess: float | None = None,
+        blind_seconds: float | None = None,
     ):
-        """samples: complex64 (n,), as received. floor: power per Hz of the noise, None where it is not known.
-        guess: what it may be then; the absence of a prefix needs GUESS_MARGIN times the energy.
-
-        The synchronisation raster needs center_hz. Without it NR cells are looked for only if `blind_seconds` is set,
-        for so long in each band.
+        """
+        Args:
+            samples: complex64 (n,), as received.
+            center_hz: of the capture, for the synchronisation raster.
+            floor: power per Hz of the noise, None where it is not known.
+            guess: the likely floor then; a missing prefix needs GUESS_MARGIN times the energy to be proof.
+            blind_seconds: without center_hz NR cells are searched in each band for so long; None: not at all.
         """
         self.samples, self.sample_rate, self.center_hz, self.floor = samples, sample_rate, center_hz, floor
         self.guess = guess if floor is None else None
-        self.blind_seconds: float | None = None
+        self.blind_seconds = blind_seconds
 
     @cached_property
     def spectrum(self):
         return frame_spectrum(self.samples, self.sample_rate, lambda x: torch.fft.fft(torch.from_numpy(x)).numpy())
 
     def around(self, low_hz: float, high_hz: float) -> tuple[np.ndarray, float, float]:
-        """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, their centre)."""
+        """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, centre in Hz)."""
         lines, rate = self.spectrum
         width = rate / len(lines)  # of a line
         first, stop = (int(np.clip(round(hz / width), -len(lines) // 2, len(lines) // 2)) for hz in (low_hz, high_hz))
         stop -= (stop - first) % 2
-        part = (
-            np.roll(lines, -first)[: stop - first] if first < 0 < stop else lines[first % len(lines) :][: stop - first]
-        )
+        if first < 0 < stop:
+            part = np.roll(lines, -first)[: stop - first]
+        else:
+            part = lines[first % len(lines) :][: stop - first]
         middle = (first + stop) // 2
         centred = torch.fft.ifft(torch.from_numpy(np.roll(part, -(stop - first) // 2))).numpy()
         return centred * np.float32((stop - first) / len(lines)), (stop - first) * width, middle * width
 
     def prefix(self, low_hz: float, high_hz: float) -> PrefixEvidence | None:
-        """Of a band; None where it is too narrow.
+        """The cyclic prefix in a band; None where the band is too narrow.
 
-        The correlation's phase tells how a carrier's subcarriers lie against the capture's centre. Carriers of several
-        centres in one band may cancel each other, so where the whole band shows no prefix, its pieces are asked.
+        The phase of the correlation depends on a carrier's centre. So several carriers in one band may cancel each
+        other: where the whole band shows no prefix, its pieces are looked at.
         """
         try:
             whole = self._prefix(low_hz, high_hz)
@@ -185,24 +186,31 @@ class FrameEvidence:
         return evidence
 
     def of(self, low_hz: float, high_hz: float, cut: bool = False, level_db: float | None = None) -> Evidence:
-        """Prefix, then the cells that it leaves possible.
+        """Evidence in a band: its prefix, then the cells that are possible with this prefix.
 
-        Args: edges against the capture's centre; cut, whether the carrier goes on outside of the capture; level_db,
-        mean power of the band over the floor, None where it is not known.
+        Args:
+            low_hz, high_hz: edges against the capture's centre.
+            cut: whether the carrier goes on outside the capture.
+            level_db: mean power of the band over the floor, None where it is not known.
         """
         if high_hz - low_hz < NARROWEST_HZ or (level_db is not None and level_db < WEAKEST_DB):
             return Evidence()
         half = self.sample_rate / 2
         low_hz, high_hz = max(low_hz, -half), min(high_hz, half)
+
+        # Prefix
         prefix = self.prefix(low_hz, high_hz)
         outcome = prefix.outcome if prefix else "unknown"
         spacing = prefix.spacing_hz if prefix else None
+
+        # Cells. In a wide band without a prefix only the middle is searched: the whole band would take a second.
         lte, nr = [], []
-        # Of a wide band without any sign of a prefix only the middle is searched: all of it would take a second.
         if outcome == "unknown" and (not cut or high_hz - low_hz <= NARROW_HZ) or spacing == 15e3:
             lte = self._lte(low_hz, high_hz, cut, spacing == 15e3)
         if not lte and (self.center_hz or self.blind_seconds) and outcome != "none":
             nr = self._nr(low_hz, high_hz, spacing)
+
+        # Whether an LTE cell would have been found
         middle = (low_hz + high_hz) / 2
         whole = not cut and abs(middle) + PSS_HZ / 2 + SLACK_HZ < half
         due = whole and len(self.samples) >= SYNC_SECONDS * self.sample_rate and (level_db or 0) >= SYNC_DB
@@ -221,12 +229,18 @@ class FrameEvidence:
         return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
 
     def _lte(self, low_hz, high_hz, cut, wide):
-        """LTE cells: around the band's middle, or with `wide` anywhere in it where the middle has none."""
+        """LTE cells around the band's middle; with `wide` also elsewhere in the band, if the middle has none."""
         if high_hz - low_hz < PSS_HZ:
             low_hz, high_hz = (low_hz + high_hz - PSS_HZ) / 2, (low_hz + high_hz + PSS_HZ) / 2
         anywhere = max(SLACK_HZ, (high_hz - low_hz - PSS_HZ) / 2)
-        several = high_hz - low_hz > LTE_WIDEST_HZ  # then a cell in the middle is not all
-        for slack in [anywhere] if cut or wide and several else [SLACK_HZ, anywhere] if wide else [SLACK_HZ]:
+        several = high_hz - low_hz > LTE_WIDEST_HZ  # carriers; a cell in the middle may not be the only one
+        if cut or wide and several:
+            slacks = [anywhere]
+        elif wide:
+            slacks = [SLACK_HZ, anywhere]
+        else:
+            slacks = [SLACK_HZ]
+        for slack in slacks:
             centers = lte_centers(low_hz, high_hz, self.center_hz, slack)
             if not len(centers):
                 continue
@@ -239,7 +253,7 @@ class FrameEvidence:
 
 
 def apart(cells: tuple[LteCell, ...]) -> list[list[LteCell]]:
-    """LTE cells by carrier, ascending: those whose centres lie within SAME_CENTER_HZ share one."""
+    """LTE cells grouped by carrier, ascending: cells whose centres lie within SAME_CENTER_HZ share a carrier."""
     groups: list[list[LteCell]] = []
     for cell in sorted(cells, key=lambda cell: cell.offset_hz):
         if groups and cell.offset_hz - groups[-1][-1].offset_hz < SAME_CENTER_HZ:
@@ -250,18 +264,18 @@ def apart(cells: tuple[LteCell, ...]) -> list[list[LteCell]]:
 
 
 class Proofs:
-    """Evidence of bands, looked for once and again after each second of the recording; sooner if nothing was told."""
+    """Evidence of bands, kept for a while: a second of the recording, or less if nothing was found."""
 
-    def __init__(self, seconds: float = 1.0, untold_seconds: float = 0.2):
-        self.seconds, self.untold_seconds = seconds, untold_seconds
+    def __init__(self, seconds: float = 1.0, unknown_seconds: float = 0.2):
+        self.seconds, self.unknown_seconds = seconds, unknown_seconds
         self.known: list[tuple[float, float, float | None, float, Evidence]] = []  # edges, capture, time
 
     def of(self, look: FrameEvidence, time_s: float, low_hz: float, high_hz: float, **about) -> Evidence:
-        """`look.of(low_hz, high_hz, **about)`, or what it gave for these edges a short time ago."""
+        """The result of `look.of(low_hz, high_hz, **about)`, or the one for these edges from a short time ago."""
         for i, (low, high, center, before, evidence) in enumerate(self.known):
             if center == look.center_hz and max(abs(low - low_hz), abs(high - high_hz)) <= SAME_EDGE_HZ:
-                told = evidence.proven or (evidence.prefix and evidence.prefix.outcome != "unknown")
-                if time_s - before < (self.seconds if told else self.untold_seconds):
+                known = evidence.proven or (evidence.prefix and evidence.prefix.outcome != "unknown")
+                if time_s - before < (self.seconds if known else self.unknown_seconds):
                     return evidence
                 del self.known[i]
                 break

@@ -1,15 +1,15 @@
-"""What a receiver does to its samples that is not on the air: found in 40 ms of I/Q, told, and mended for a picture.
+"""Faults of a receiver, which were not on the air: found in 40 ms of I/Q, reported, and mended for a picture.
 
     events = find_events(samples, sample_rate)
     mended = mend(samples, events)                     # `samples` stay as they are
     fill_gaps(mended, events, noise_power, rng)
     print("\n".join(notes([events], sample_rate)))
 
-Dropped samples are runs of one value, as drivers write them (zeros, or the last value again and again). A glitch is one
-sample, three at most, far above its surroundings. Saturated samples stand at the extreme value, more of them than just
-below it. A gain step scales everything, the noise floor too; a carrier that comes or goes leaves the floor between
-carriers as it was. A burst over the whole capture raises everything as well, but ends within 3 ms; power can't tell
-where it came from, so it is only noted. Needs numpy only.
+Dropped samples are runs of one value, as drivers write them: zeros, or the last value repeated. A glitch is one to
+three samples far above their surroundings. Saturated samples have the extreme value, and there are more of them than
+just below it. A gain step scales everything, the noise floor too; a carrier that starts or stops leaves the floor
+beside it as it was. A burst over the whole capture raises everything too, but ends within 3 ms; its power can't tell
+whether the receiver or a transmitter made it, so it is only noted. A frame is up to 40 ms of samples. Needs numpy only.
 """
 
 from collections.abc import Iterable
@@ -18,29 +18,29 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 BLOCK = 256  # samples whose energy and extremes are taken together
-LEAST_RUN = 16  # samples of one value in a row; more where the recording repeats its values by chance
-MOST_RUNS = 2000  # in 40 ms: a recording with more rests at one value, below its converter's step
-GLITCH = 100.0  # 20 dB: power of a glitch over the mean power around it; OFDM and noise stay below 15 dB
-MOST_GLITCHES = 20  # in 40 ms: more of them are pulses that somebody sends
+LEAST_RUN = 16  # samples of one value in a row; more where the recording often repeats a value by chance
+MOST_RUNS = 2000  # in 40 ms; with more runs the signal lies below one step of the converter
+GLITCH = 100.0  # 20 dB: power of a glitch over the power around it; OFDM and noise stay below 15 dB
+MOST_GLITCHES = 20  # in 40 ms; more are pulses that a transmitter sends
 SATURATED = 1e-4  # least share of samples at the extreme value
 STEP_SECONDS = 0.5e-3  # resolution of the level over time
 LOOKS = 16  # FFTs in such a step
-LEAST_DB = 1.5  # of a gain step; and how well what changes together must agree
-BURST_DB = 6.0
-LONG_STEPS = 6  # 3 ms: a level that ends sooner is a burst, not the receiver's gain
-MOST_NOISE_DB = 10.0  # of a gain step where all cells could be one carrier's; more would be its coming or going
-MOST_CHANGES = 4  # in 40 ms: what switches more often is a transmitter, TDD for example
+LEAST_DB = 1.5  # smallest gain step, and largest difference between levels that changed together
+BURST_DB = 6.0  # smallest burst
+LONG_STEPS = 6  # 3 ms; a level that lasts less is a burst, not the receiver's gain
+MOST_NOISE_DB = 10.0  # largest gain step where all cells look like noise: more is a carrier that starts or stops
+MOST_CHANGES = 4  # in 40 ms; a transmitter switches more often, with TDD for example
 MENDED = ("dropped", "glitch", "gain")  # kinds that `mend` changes
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something the receiver did. kind: dropped, glitch, saturated, gain, burst or silent."""
+    """A fault of the receiver."""
 
-    kind: str
+    kind: str  # dropped, glitch, saturated, gain, burst or silent
     start: int  # number of the first sample
-    count: int  # samples that it lasts; of saturation, those at the extreme value
-    db: float = 0.0  # of a gain step or burst: level against the rest of the frame
+    count: int  # samples that it lasts; for saturation, samples at the extreme value
+    db: float = 0.0  # level of a gain step or burst against the rest of the frame
 
 
 def find_events(samples: np.ndarray, sample_rate: float) -> list[Event]:
@@ -63,10 +63,10 @@ def find_events(samples: np.ndarray, sample_rate: float) -> list[Event]:
 
 
 def mend(samples: np.ndarray, events: Iterable[Event]) -> np.ndarray:
-    """A copy, complex64 (count,), with the gain of its longest stretch throughout and glitches replaced.
+    """A copy, complex64 (count,), without gain steps and glitches.
 
-    A glitch becomes the mean of its two neighbours. `events` count from the first of these samples. Gaps stay: first
-    measure the floor on what `without_gaps` leaves, then `fill_gaps`.
+    All samples get the gain of the longest stretch. A glitch becomes the mean of its two neighbours. Gaps stay: first
+    measure the floor on what `without_gaps` leaves, then call `fill_gaps`. `events` count from the first sample here.
     """
     mended = samples.copy()
     for event in events:
@@ -79,7 +79,7 @@ def mend(samples: np.ndarray, events: Iterable[Event]) -> np.ndarray:
 
 
 def fill_gaps(samples: np.ndarray, events: Iterable[Event], noise_power: float, rng: np.random.Generator) -> None:
-    """Put white noise of that mean power where samples were dropped, in place."""
+    """Put white noise of this mean power where samples were dropped, in place."""
     for event in events:
         if event.kind == "dropped":
             pairs = rng.standard_normal((event.count, 2), np.float32) * np.float32(np.sqrt(noise_power / 2))
@@ -87,7 +87,7 @@ def fill_gaps(samples: np.ndarray, events: Iterable[Event], noise_power: float, 
 
 
 def without_gaps(samples: np.ndarray, events: Iterable[Event]) -> np.ndarray:
-    """The samples that were not dropped, put together; what the noise floor is measured on."""
+    """The samples that were not dropped, put together; the noise floor is measured on them."""
     keep = np.ones(len(samples), bool)
     for event in events:
         if event.kind == "dropped":
@@ -96,7 +96,7 @@ def without_gaps(samples: np.ndarray, events: Iterable[Event]) -> np.ndarray:
 
 
 def within(events: Iterable[Event], start: int, count: int) -> list[Event]:
-    """Events that begin in these samples, and their part of a gap, so that frames that overlap tell each once."""
+    """Events that begin in these samples, and the part of a gap inside: so frames that overlap report each once."""
     inside = []
     for event in events:
         if event.kind in ("dropped", "silent"):
@@ -119,7 +119,7 @@ def _repeats(samples):
 
 
 def _dropped(samples, same, extremes):
-    """Runs of one value, where the samples around them are lively."""
+    """Runs of one value among samples that change."""
     # Every run of LEAST_RUN has eight repeats in a row that begin at a multiple of eight.
     eights = np.flatnonzero(same.view(np.uint64) == 0x0101010101010101)
     runs = _stretches(eights)
@@ -132,10 +132,13 @@ def _dropped(samples, same, extremes):
             start -= 1
         while stop < len(samples) and same[stop]:
             stop += 1
-        start = max(start - 1, end)  # the value that is repeated may be a sample of its own; it is gone all the same
+        start = max(start - 1, end)  # the first of the equal values may be a true sample; it counts as dropped too
         around = np.r_[same[max(start - 64, 1) : start], same[stop + 1 : min(stop + 65, len(samples))]]
         chance = float(around.mean()) if len(around) else 1.0
-        needed = LEAST_RUN if chance < 0.2 else LEAST_RUN * 4 if chance < 0.5 else np.inf
+        if chance < 0.2:
+            needed = LEAST_RUN
+        else:
+            needed = LEAST_RUN * 4 if chance < 0.5 else np.inf
         value = samples[start + 1 : start + 2].view(np.float32)
         clipped = np.isin(value, extremes).all() and stop - start < BLOCK
         if stop - start >= needed and not clipped:
@@ -153,7 +156,7 @@ def _stretches(numbers):
 
 
 def _glitches(samples, peak, energy):
-    """Single samples (three at most) GLITCH above the mean power around them, and above all other samples too."""
+    """One to three samples GLITCH above the power around them, which also stand above all other samples."""
     found, blocks = {}, set()
     for block in np.flatnonzero(peak**2 > 0.1 * energy):
         first = max(block * BLOCK - BLOCK // 2, 0)
@@ -171,9 +174,9 @@ def _glitches(samples, peak, energy):
 
 
 def _saturated(blocks, low, high, whole):
-    """Values at the extreme, where they are more than twice as many as those up to 3% (or one step) below it.
+    """Values at the extreme, if they are more than twice as many as those up to 3% (or one step) below it.
 
-    whole: bool (B,), blocks without dropped samples; these may have the extreme value, too.
+    whole: bool (B,), blocks without dropped samples, which may have the extreme value too.
     """
     if not whole.all():
         blocks, low, high = blocks[whole], low[whole], high[whole]
@@ -185,9 +188,8 @@ def _saturated(blocks, low, high, whole):
             continue
         size = sign * blocks[touching][:64]
         full = sign * extreme
-        near = min(
-            size[size < full].max(initial=-full), full * np.float32(31 / 32)
-        )  # or a coarse converter's next value
+        next_value = size[size < full].max(initial=-full)  # one step lower, of a coarse converter
+        near = min(next_value, full * np.float32(31 / 32))
         extremes.append(extreme)
         at += int((some == extreme).sum())
         below += int((sign * some >= near).sum()) - int((some == extreme).sum())
@@ -199,13 +201,16 @@ def _saturated(blocks, low, high, whole):
 
 
 def _level_changes(samples, sample_rate, energy, spoilt):
-    """Gain steps and bursts over the whole capture; `spoilt`, gaps and glitches, whose time is left out."""
+    """Gain steps and bursts over the whole capture; the time of `spoilt`, gaps and glitches, is left out."""
+    # Is there any change of level?
     step = int(STEP_SECONDS * sample_rate)
     per_step = max(1, round(step / BLOCK))
     power = energy[: len(energy) // per_step * per_step].reshape(-1, per_step).mean(1)
     power = power[power > 0]
     if len(samples) < 2 * LONG_STEPS * step or power.max() < power.min() * 10 ** (LEAST_DB / 10):
         return []
+
+    # The level that all columns share, in time steps
     looks = _looks(samples, sample_rate, step)
     for event in spoilt:
         looks[event.start // step : (event.start + event.count - 1) // step + 1] = np.nan
@@ -213,6 +218,8 @@ def _level_changes(samples, sample_rate, energy, spoilt):
     levels = _levels(common)
     if not levels:
         return []
+
+    # Where it changes for long, and where for a short time
     steps = [(a, b) for a, b in zip(levels, levels[1:], strict=False) if abs(a[2] - b[2]) >= LEAST_DB]
     bursts = _bursts(levels, np.where(agreed, common, -np.inf))
     if len(steps) + len(bursts) > MOST_CHANGES:
@@ -232,10 +239,10 @@ def _looks(samples, sample_rate, step):
 
 
 def _common_change(looks):
-    """How far all columns have moved together from their means over time, in dB: (steps,), and whether all have, bool.
+    """The change in dB that all columns share against their means over time, (steps,); and whether all agree, bool.
 
-    The quietest columns are those between carriers: they stay where a carrier comes or goes, not where gain changes. So
-    they alone count where the others do not agree.
+    The quietest columns lie between carriers. A gain step changes them, a carrier that starts or stops does not. So
+    only they count where the others do not agree.
     """
     power = looks.mean(1)  # (steps, columns)
     usual = power[np.isfinite(power[:, 0])].sum(0) / len(power)
@@ -254,7 +261,7 @@ def _common_change(looks):
 
 
 def _levels(common):
-    """Stretches of LONG_STEPS and more of one level: [(first step, behind the last, dB)], ascending."""
+    """Stretches of one level that last LONG_STEPS or more: [(first step, behind the last, dB)], ascending."""
     runs = [[0, 1, common[0]]]
     for i, level in enumerate(common[1:], 1):
         first, stop, mean = runs[-1]
@@ -266,7 +273,7 @@ def _levels(common):
 
 
 def _bursts(levels, common):
-    """Steps between two stretches of one level that rise above it: [(first step, behind the last)]."""
+    """Time steps that rise above the level before and after them: [(first step, behind the last)]."""
     bursts = []
     for (_, first, before), (stop, _, after) in zip(levels, levels[1:], strict=False):
         if abs(before - after) < LEAST_DB and stop > first and common[first:stop].max() > before + BURST_DB:
@@ -275,14 +282,15 @@ def _bursts(levels, common):
 
 
 def _gains(looks, cuts, step, count):
-    """Events of the stretches between sample numbers `cuts` whose spectra are the longest one's times a factor.
+    """Gain events: stretches between sample numbers `cuts` whose spectrum is the longest stretch's times a factor.
 
-    The quiet quarter of the columns gives the factor. It must have moved the low quantiles of all cells of time and
-    frequency alike: traffic takes cells away from the noise.
+    The quiet quarter of the columns gives the factor. The low quantiles of all cells of time and frequency must have
+    moved by the same factor. More traffic moves them differently, since it takes cells away from the noise.
     """
+    # Stretches, the longest first, with their spectra
     edges = [0, *cuts, count]
     stretches = list(zip(edges, edges[1:], strict=False))
-    stretches.sort(key=lambda stretch: stretch[0] - stretch[1])  # the longest first
+    stretches.sort(key=lambda stretch: stretch[0] - stretch[1])
     quiet = np.argsort(np.nanmean(looks, (0, 1)))[: looks.shape[2] // 4]
     levels, quantiles = [], []
     for first, stop in stretches:
@@ -292,6 +300,8 @@ def _gains(looks, cuts, step, count):
             return []
         levels.append(10 * np.log10(cells[..., quiet].mean((0, 1))))
         quantiles.append(10 * np.log10(np.percentile(cells, (5, 15, 30, 95))))
+
+    # Compare each with the longest
     events = []
     for (first, stop), level, found in zip(stretches, levels, quantiles, strict=True):
         db = float(np.median(level - levels[0]))
@@ -304,7 +314,7 @@ def _gains(looks, cuts, step, count):
 
 
 def _burst_event(samples, energy, step, burst):
-    """Where in the time steps of a burst it begins and ends."""
+    """A burst that begins and ends to the sample; burst: (first time step, behind the last)."""
     first, stop = burst[0] * step, min(burst[1] * step, len(samples))
     blocks = slice(first // BLOCK, max(first // BLOCK + 1, stop // BLOCK))
     top = (blocks.start + int(energy[blocks].argmax())) * BLOCK
@@ -315,7 +325,7 @@ def _burst_event(samples, energy, step, burst):
 
 
 def _change(samples, first, stop):
-    """The sample from `first` to `stop` at which the power changes most likely (exponentially distributed)."""
+    """The sample from `first` to `stop` at which the power most likely changes, if it is exponentially distributed."""
     total = np.cumsum(np.abs(samples[first:stop]).astype(np.float64) ** 2)
     n = np.arange(1, len(total))
     before, after = total[:-1] / n, (total[-1] - total[:-1]) / (len(total) - n)
@@ -330,7 +340,7 @@ TEXTS = {  # kind: name, what was done
     "glitch": ("glitches", "replaced by the neighbours' mean for the picture"),
     "saturated": ("saturation", "at the extreme value; what looks like weak carriers may be its distortion"),
     "gain": ("gain steps", "the whole spectrum, floor included; levelled for the picture"),
-    "burst": ("bursts over the whole capture", "receiver or transmitter, power can't tell; left as they are"),
+    "burst": ("bursts over the whole capture", "of the receiver or of a transmitter; left as they are"),
     "silent": ("silence", "nothing but one value"),
 }
 
@@ -339,7 +349,7 @@ def notes(frames: Iterable[Iterable[Event]], sample_rate: float, offset: int = 0
     """One line a kind: how many samples, when and in how many frames, and what was done for the picture.
 
     Args:
-        frames: events of each frame, their samples numbered through the recording (each told once, see `within`).
+        frames: events of each frame, numbered as the recording's samples are, each in one frame (see `within`).
         sample_rate: Hz.
         offset: number of the recording's first sample, from which times count.
     """

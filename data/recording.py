@@ -5,11 +5,12 @@
         for first_column, iq in frame.pieces():
             picture = spectrogram_image(iq)
 
-SigMF (NAME.sigmf-meta beside NAME.sigmf-data) or bare I/Q samples. One frame is in memory at a time. Its spectrum is
-cut or widened to 61.44 MHz: a narrower capture gets white noise at its own floor where it has nothing, a wider one is
-cut in pieces that overlap by half. The last frame is the last 40 ms, so it overlaps the one before; a recording of less
-than 40 ms is repeated. A receiver's faults are mended for the picture (data/receiver_events.py); `Frame.samples` stay
-as received. SigMF: https://sigmf.org. Needs numpy, torch, data/spectrogram.py and data/receiver_events.py.
+A recording is SigMF (NAME.sigmf-meta beside NAME.sigmf-data, https://sigmf.org) or bare I/Q samples. A frame is 40 ms
+of it; one frame is in memory at a time. Its spectrum is cut or widened to 61.44 MHz. A narrower capture gets white
+noise beside it, as strong as its own noise floor. A wider capture is cut in pieces that overlap by half. The last frame
+is the last 40 ms, so it may overlap the frame before. A recording of less than 40 ms is repeated for the picture.
+A receiver's faults are mended for the picture (data/receiver_events.py); `Frame.samples` stay as received. Needs numpy,
+torch, data/spectrogram.py and data/receiver_events.py.
 """
 
 import json
@@ -28,13 +29,13 @@ from data.receiver_events import MENDED, Event, fill_gaps, find_events, mend, no
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, SAMPLE_RATE, SIZE
 
 FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE  # 40 ms
-LEVELS = (0.003, 100)  # root mean square of samples that are used as they are; others are scaled to 1
-RATES = (1e6, 1e9)  # Hz; below, no carrier fits; above, a frame takes several GB
+LEVELS = (0.003, 100)  # samples with a root mean square between these are used as they are; others are scaled to 1
+RATES = (1e6, 1e9)  # Hz; no carrier fits in less, and a frame of more takes several GB
 SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: a column in lines of a 40 ms spectrum, 25 Hz apart
-EDGE_HZ = HZ_PER_PIXEL / 2  # width of the raised cosine from the capture's spectrum to the noise beside it
-CUT_HZ = 4 * HZ_PER_PIXEL  # and at a piece's edge inside the capture, where a neighbour piece shows the rest
-FLOOR_SAMPLES = 800_000  # that the noise floor is measured on; evenly spread, of faster captures
-GUESS_DB = 15.0  # of the floor below a carrier that fills the capture; LTE at any load was read as LTE with 10 to 20
+EDGE_HZ = HZ_PER_PIXEL / 2  # width of the raised cosine between the capture's spectrum and the noise beside it
+CUT_HZ = 4 * HZ_PER_PIXEL  # its width at a piece's edge inside the capture, where a neighbour piece shows the rest
+FLOOR_SAMPLES = 800_000  # the noise floor is measured on so many samples, evenly spread over the frame
+GUESS_DB = 15.0  # guess of a floor below a carrier that fills the capture: LTE at any load is found with 10 to 20
 # What `noise_floor` says of a floor that it can't measure.
 FLOOR_NOTES = {
     "even": "the capture is filled evenly, by noise alone or by a carrier at least as wide",
@@ -44,24 +45,24 @@ FLOOR_NOTES = {
 
 @dataclass(frozen=True)
 class Capture:
-    """A stretch of a recording at one centre frequency: sample number in the file, samples, byte, Hz or None."""
+    """A stretch of a recording at one centre frequency."""
 
-    start: int
-    count: int
-    byte: int
+    start: int  # number of the first sample in the file
+    count: int  # samples
+    byte: int  # where they begin in the file
     center_hz: float | None
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Up to 40 ms of samples as received. Those that the frame before has too come first and count there."""
+    """Up to 40 ms of samples as received. Samples that the frame before has too come first and count there."""
 
     start: int  # number of the first sample; the recording's first has the number `Recording.offset`
     samples: np.ndarray  # complex64 (count,)
     sample_rate: float
     center_hz: float | None
     floor: float  # power per Hz of the noise, see `noise_floor`
-    damaged: int = 0  # new samples that were no numbers (NaN, infinite) and count as 0
+    damaged: int = 0  # new samples that were NaN or infinite and count as 0
     seed: int = 0
     overlap: int = 0  # samples that the frame before has too
     mended: np.ndarray | None = None  # complex64 (count,): what the picture shows in place of `samples`
@@ -75,12 +76,12 @@ class Frame:
 
     @property
     def new_count(self) -> int:
-        """How many new samples there are: all frames' together are the recording's."""
+        """Samples that no frame before has had. Their sum over all frames is the recording's length."""
         return len(self.samples) - self.overlap
 
     @property
     def new_rows(self) -> slice:
-        """Rows of the picture, of which the first is the frame's end, that hold the new samples, each once."""
+        """Rows of the picture that hold the new samples, each once. The picture's first row is the frame's end."""
         row = self.sample_rate * FRAME_SECONDS / SIZE  # samples
         stop = min(SIZE, max(1, int(len(self.samples) / row + 1e-6)))
         first = min(math.ceil(self.overlap / row - 1e-6), stop - 1)
@@ -93,6 +94,7 @@ class Frame:
         first column, where column c holds the baseband frequencies from 240 kHz * c to 240 kHz * (c + 1). A frame of
         less than 40 ms is repeated until these are full.
         """
+        # The frame's samples, repeated up to 40 ms
         half = SIZE // 2
         reach = columns(self.sample_rate) // 2 - half  # columns from 0 to the centre of the outermost piece
         whole = max(round(self.sample_rate * FRAME_SECONDS), len(self.samples))
@@ -103,6 +105,8 @@ class Frame:
         if self.sample_rate == SAMPLE_RATE:
             yield -half, samples
             return
+
+        # Pieces of its spectrum
         spectrum = torch.fft.fftshift(torch.fft.fft(torch.from_numpy(samples))).numpy()
         spectrum *= np.float32(FRAME_SAMPLES / whole)
         count = 1 if reach <= 0 else 1 + math.ceil(2 * reach / half)
@@ -117,8 +121,9 @@ class Frame:
         placed = slice(inside.start - first, inside.stop - first)
         piece = _noise(rng, FRAME_SAMPLES)
         piece *= np.float32(math.sqrt(self.floor * SAMPLE_RATE * FRAME_SAMPLES))
-        # Signal and noise share the power at edges, so that the floor has no step there. A cut through the spectrum is
-        # softer: its two ends are neighbours for the sampled signal, and would leak into each other.
+
+        # Signal and noise share the power at the edges, so that the floor has no step there. A cut inside the capture
+        # is softer: both ends of a sampled spectrum are neighbours and would leak into each other.
         line = np.arange(inside.start, inside.stop, dtype=np.float32) + 0.5
         share = np.minimum(line, whole - line) / (EDGE_HZ * FRAME_SECONDS)
         if first > 0:
@@ -134,11 +139,11 @@ class Frame:
 
 
 class FrameNotes:
-    """What a reader of the results should know of the frames, one line a subject.
+    """What a reader of the results should know about the frames, one line for each kind of event.
 
-    told = FrameNotes()
-    for frame in recording.frames(): told.add(frame)
-    print("\\n".join(told.lines(recording)))
+    frame_notes = FrameNotes()
+    for frame in recording.frames(): frame_notes.add(frame)
+    print("\\n".join(frame_notes.lines(recording)))
     """
 
     def __init__(self):
@@ -177,13 +182,14 @@ def columns(sample_rate: float) -> int:
 def noise_floor(samples: np.ndarray, sample_rate: float) -> tuple[float, str]:
     """Power per Hz of the noise in complex64 (count,) samples, and how it is known; 0 for silence.
 
-    "measured": within 1 dB where a twentieth of the area is free. The lowest 5% of the cells of 480 kHz and 67
-    microseconds decide, so the gaps of a carrier's time grid are enough. The outer 5% of the band on each side are left
-    out: receivers' filters fall off there. "even": nothing stands above the floor. "guessed": the lowest cells are not
-    spread as noise is, so a carrier fills the capture, and the floor is a guess GUESS_DB below the mean.
+    "measured": right within 1 dB if a twentieth of the area is free. The area is divided into cells of 480 kHz and 67
+    microseconds, and the lowest 5% of them decide; gaps in a carrier's time grid are enough. The outer 5% of the band
+    on each side are left out, since receivers' filters fall off there. "even": nothing stands above the floor.
+    "guessed": the lowest cells are not spread as noise is, so a carrier fills the capture. The floor is then taken to
+    lie GUESS_DB below the mean.
     """
     cells = _cells(samples, sample_rate)  # (time, frequency)
-    cells = cells[(cells > 0).all(1)]  # a receiver that stopped for a while wrote zeros
+    cells = cells[(cells > 0).all(1)]  # without the zeros of a receiver that stopped for a while
     if cells.size == 0:
         return 0.0, "measured"
     mean = float(cells.mean())
@@ -272,11 +278,13 @@ class Recording:
         """Numbers (count, 2) as stored -> Frame."""
         pairs, damaged = _to_floats(pairs)
         level = _level(pairs)
-        # The picture's logarithm has a floor at -156 dB per Hz, where the units of some recordings would end up. The
-        # generator's frames have levels of .003 to 3.
+        # Scale the samples if needed. The picture's logarithm has a lower limit of -156 dB per Hz, which the units of
+        # some recordings would reach. The generator's frames have levels of .003 to 3.
         if level > 0 and not LEVELS[0] < level < LEVELS[1]:
             pairs /= level
         samples = np.ascontiguousarray(pairs, np.float32).view(np.complex64)[:, 0]
+
+        # Mend the receiver's faults, and measure the floor without them
         events = find_events(samples, self.sample_rate)
         mended = None
         if any(event.kind in MENDED for event in events):
@@ -303,7 +311,7 @@ class Recording:
 
 
 def _to_floats(pairs):
-    """Numbers (count, 2) as stored -> float32 or float64 (count, 2) within -1 .. 1, and where they were none, bool."""
+    """Numbers (count, 2) as stored -> float32 or float64 (count, 2), integers within -1 .. 1; bool, not finite."""
     kind, size = pairs.dtype.kind, pairs.dtype.itemsize
     floats = np.ascontiguousarray(pairs, np.float32 if size < 8 else np.float64)
     if kind != "f":

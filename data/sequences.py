@@ -6,16 +6,16 @@ import numpy as np
 
 
 def gold_sequence(c_init, length):
-    """Pseudo-random bits c(n), TS 36.211 clause 7.2 and TS 38.211 clause 5.2.1.
+    """Pseudo-random bits c(n), uint8 (n, length), for c_init, int or int array (n,).
 
-    Args: c_init, int or int array (n,).  Returns: uint8 (n, length).
+    TS 36.211 clause 7.2, TS 38.211 clause 5.2.1.
     """
     c_init = np.atleast_1d(np.asarray(c_init, np.int64))
     total = 1600 + length + 31
     x1, x2 = np.zeros((1, total + 28), np.uint8), np.zeros((len(c_init), total + 28), np.uint8)
     x1[:, 0] = 1
     x2[:, :31] = (c_init[:, None] >> np.arange(31)) & 1
-    for i in range(0, total - 31, 28):  # the longest feedback tap is 3, so 28 new bits depend on known ones only
+    for i in range(0, total - 31, 28):  # the longest feedback tap is 3, so 28 new bits depend on known bits only
         x1[:, i + 31 : i + 59] = x1[:, i + 3 : i + 31] ^ x1[:, i : i + 28]
         x2[:, i + 31 : i + 59] = (
             x2[:, i + 3 : i + 31] ^ x2[:, i + 2 : i + 30] ^ x2[:, i + 1 : i + 29] ^ x2[:, i : i + 28]

@@ -28,7 +28,7 @@ from data.recording import open_recording
 from data.spectrogram import SAMPLE_RATE
 from experiments.prefix_emissions import EMISSIONS, white
 from utils import pictures
-from utils.carriers import Calibration, logit
+from utils.carriers import Calibration, find_carriers, logit
 from utils.runs import RunError, command, hardware, run, write_json
 
 RATES = (15.36e6, 20e6, 30.72e6)  # of the emissions
@@ -39,7 +39,9 @@ BINS = np.linspace(0, 1, 6)
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="the network, default the shipped student")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=segment.WEIGHTS, help="the network, default the shipped student"
+    )
     parser.add_argument("--draws", type=int, default=200, help="recordings of each half")
     parser.add_argument("--seed", type=int, default=60)
     parser.add_argument("--points", type=Path, metavar="FILE", help="fit to an earlier call's rows, make no recordings")
@@ -70,8 +72,8 @@ def rows_of(samples, rate, logits_of, proofs):
         path = Path(folder) / "draw.cf32"
         samples.tofile(path)
         recording = open_recording(path, "cf32_le", rate, CENTER_HZ)
-        (view,) = (segment.look_at(frame, logits_of) for frame in recording.frames())
-    return segment.find_carriers(view, proofs)
+        (view,) = (segment.label_frame(frame, logits_of) for frame in recording.frames())
+    return find_carriers(view, proofs)
 
 
 def is_right(row, carriers):
@@ -146,7 +148,7 @@ def curves_of(points):
 def main():
     args = parse_args()
     torch.set_num_threads(1)
-    logits_of, weights = segment.load_network(args.checkpoint, "cpu")
+    logits_of = segment.load_network(args.checkpoint, "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.points:
         facts = json.loads(args.points.read_text())
@@ -154,18 +156,22 @@ def main():
     else:
         halves = collect(args, logits_of)
         facts = {"command": command(), "hardware": hardware(), "seed": args.seed, "draws": args.draws, "points": halves}
-        write_json(args.out / f"points_{weights.stem}.json", facts)
+        write_json(args.out / f"points_{args.checkpoint.stem}.json", facts)
+
+    # Rows by ground, of both halves together
     both = {g: halves["even"].get(g, []) + halves["odd"].get(g, []) for g in {**halves["even"], **halves["odd"]}}
     if not both.get("picture"):
         raise RunError("the network found no carrier at all: name another --checkpoint, or more --draws")
 
-    # Each half is told its confidence by the other half's curves
+    # Reliability: each half gets its confidence from the other half's curves
     told = {"samples": [], "picture": []}
     for half, other in (("even", "odd"), ("odd", "even")):
         calibration = Calibration({g: tuple(curve) for g, curve in curves_of(halves[other]).items()})
         for ground, found in halves[half].items():
             kind = "picture" if ground == "picture" else "samples"
             told[kind] += [(calibration.confidence(ground, p), right) for p, right in found]
+
+    # Table, calibration file, chart
     tables = {name: reliability(np.array(found)) for name, found in told.items() if found}
     counts = {g: [len(found), sum(right for _, right in found)] for g, found in both.items()}
     print("rows and right ones by ground: " + ", ".join(f"{g} {n}, {r}" for g, (n, r) in counts.items()))
@@ -175,10 +181,10 @@ def main():
             print(f"  {confidence:.2f}  {true:.2f}  {rows}")
     origin = {name: facts[name] for name in ("command", "hardware", "seed", "draws")}
     result = origin | {"curves": curves_of(both), "rows_and_right": counts, "reliability": tables}
-    write_json(weights.with_suffix(".calibration.json"), result)
+    write_json(args.checkpoint.with_suffix(".calibration.json"), result)
     series = {name: [(confidence, true) for confidence, true, _ in table] for name, table in tables.items()}
     picture = pictures.line_chart(series | {"ideal": [(0.0, 0.0), (1.0, 1.0)]}, "confidence", "share right")
-    picture.save(args.out / f"reliability_{weights.stem}.png")
+    picture.save(args.out / f"reliability_{args.checkpoint.stem}.png")
     return 0
 
 

@@ -6,6 +6,8 @@ Made to look for false alarms of data/cyclic_prefix.py: where an emission has a 
 OFDM symbol of 15, 30 or 60 kHz, or its lag, it takes it in half of the draws.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 # Seconds: lags; symbols with prefix; half a millisecond.
@@ -181,34 +183,45 @@ def gsm(rng, rate, n):
     """GMSK bursts of 546 in slots of 577 microseconds, on one to ten carriers of 200 kHz."""
     out = np.zeros(n, complex)
     for _ in range(rng.integers(1, 11)):
-        out += 10 ** rng.uniform(-1, 0) * _fsk(rng, rate, n, 1 / 270833, 67.7e3, 576.9e-6, 546e-6, False)
+        out += 10 ** rng.uniform(-1, 0) * _keyed(rng, rate, n, Keying(1 / 270833, 67.7e3, 576.9e-6, 546e-6, False))
     return out
 
 
 def bluetooth(rng, rate, n):
-    return _fsk(rng, rate, n, 1e-6, 160e3, 625e-6, 366e-6, True)
+    return _keyed(rng, rate, n, Keying(1e-6, 160e3, 625e-6, 366e-6, True))
 
 
 def dect(rng, rate, n):
-    return _fsk(rng, rate, n, 1 / 1.152e6, 288e3, 10e-3 / 24, 368e-6, rng.random() < 0.5)
+    return _keyed(rng, rate, n, Keying(1 / 1.152e6, 288e3, 10e-3 / 24, 368e-6, rng.random() < 0.5))
 
 
 def fsk(rng, rate, n):
     bit = _period(rng, 1e-6, 1e-3)
-    return _fsk(rng, rate, n, bit, rng.uniform(0.2, 2) / bit, 1.0, 1.0, False)
+    return _keyed(rng, rate, n, Keying(bit, rng.uniform(0.2, 2) / bit, 1.0, 1.0, False))
 
 
-def _fsk(rng, rate, n, bit, deviation, slot, burst, hops):
-    clock = np.arange(n) / rate + rng.uniform(0, slot)
-    number = (clock / slot).astype(int)
+class Keying(NamedTuple):
+    """Frequency shift keying in bursts, one in each slot of time that is used."""
+
+    bit_s: float
+    deviation_hz: float
+    slot_s: float
+    burst_s: float
+    hops: bool  # to a new frequency in each slot
+
+
+def _keyed(rng, rate, n, keying):
+    clock = np.arange(n) / rate + rng.uniform(0, keying.slot_s)
+    number = (clock / keying.slot_s).astype(int)
     places = rng.uniform(-0.45, 0.45, number[-1] + 1) * rate
-    centre = places[number] if hops else places[0]
-    bits = _held(rng.choice([-1.0, 1.0], int(n / rate / bit) + 2), bit, rate, n)
-    smooth = max(1, int(bit * rate * 0.5))
+    centre = places[number] if keying.hops else places[0]
+    bits = _held(rng.choice([-1.0, 1.0], int(n / rate / keying.bit_s) + 2), keying.bit_s, rate, n)
+    smooth = max(1, int(keying.bit_s * rate * 0.5))
     bits = np.convolve(bits, np.ones(smooth) / smooth, "same")
     used = rng.random(number[-1] + 1) < rng.uniform(0.3, 1)
     used[rng.integers(len(used))] = True
-    return _phase(np.clip(deviation, 0, 0.4 * rate) * bits + centre, rate) * (clock % slot < burst) * used[number]
+    frequency = np.clip(keying.deviation_hz, 0, 0.4 * rate) * bits + centre
+    return _phase(frequency, rate) * (clock % keying.slot_s < keying.burst_s) * used[number]
 
 
 def adsb(rng, rate, n):

@@ -16,10 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
+from data.augment import colour_index
 from data.hdf4 import write_raster
+from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, Waveform, lte_waveform, nr_waveform
 from data.radioml import create_file
-from data.spectrogram import PARULA
-from utils import cost
+from data.spectrogram import PARULA, SIZE
+from models import segmentation
+from models.rebuild import describe
+from utils import checkpoint, cost
 
 torch.set_num_threads(1)
 
@@ -195,3 +199,69 @@ def packed(members: dict) -> bytes:
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
+
+
+# ---- segment.py and its evidence ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory) -> Path:
+    """A checkpoint as train_seg.py writes it, of an untrained network."""
+    factory, arguments = segmentation.factory("lraspp_mobilenet_v3_large")
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("untrained") / "seg.pt"
+    network = segmentation.build("lraspp_mobilenet_v3_large")
+    checkpoint.save(path, describe(network, factory, arguments) | {"kind": "segmentation"})
+    return path
+
+
+def label_by_level(logits_of, picture):
+    """In place of segment.predict: columns 5 dB above the noise are LTE, columns 25 dB above it NR.
+
+    The picture's scale comes from its noise.
+    """
+    index, _ = colour_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
+    index = index[0].numpy()
+    quiet = index[:, index.mean(0) <= np.percentile(index.mean(0), 20)]
+    db = 6.83 / max(1, np.subtract(*np.percentile(quiet, (75, 25))))
+    level = (np.percentile(index, 90, axis=0) - np.percentile(quiet, 90)) * db
+    kind = np.where(level > 25, 1, np.where(level > 5, 2, 0))
+    one_hot = np.eye(3, dtype=np.float32)[kind].T  # (3, 256)
+    return np.repeat((0.7 * one_hot + 0.1)[:, None], SIZE, 1)
+
+
+def lte_carrier(bandwidth_hz=5e6, cell_id=7, load=0.5, seed=0, **options) -> Waveform:
+    """40 ms of LTE with a random part of its resource blocks in use."""
+    rng = np.random.default_rng(seed)
+    allocation = (rng.random((40, LTE_RB[bandwidth_hz])) < load).astype(np.float32)
+    return lte_waveform(LteConfig(bandwidth_hz, cell_id, allocation, **options), rng)
+
+
+def nr_carrier(bandwidth_hz=10e6, spacing_hz=30e3, cell_id=7, load=0.5, seed=0, **options) -> Waveform:
+    """40 ms of NR with a random part of its resource blocks in use."""
+    rng = np.random.default_rng(seed)
+    slots = round(40 * spacing_hz / 15e3)
+    allocation = (rng.random((slots, NR_RB[spacing_hz][bandwidth_hz])) < load).astype(np.float32)
+    return nr_waveform(NrConfig(bandwidth_hz, spacing_hz, cell_id, allocation, **options), rng)
+
+
+def resampled(samples, count):
+    """The same time in `count` samples, complex (count,), through the spectrum: what a slower rate lacks is cut off."""
+    spectrum, bins = np.zeros(count, complex), np.fft.fft(samples)
+    half = min(len(samples), count) // 2
+    spectrum[:half], spectrum[-half:] = bins[:half], bins[-half:]
+    return np.fft.ifft(spectrum) * (count / len(samples))
+
+
+def lte_capture(rate, load, snr_db=20):
+    """40 ms of a 10 MHz LTE carrier, captured at any rate: complex64, noise of power 1 / rate per Hz."""
+    spectrum = np.fft.fft(lte_carrier(10e6, 7, load, seed=1).samples)  # lines of 25 Hz, as every 40 ms
+    line = np.round(np.fft.fftfreq(len(spectrum), 1 / len(spectrum))).astype(int)
+    count = round(rate * 0.04)
+    inside = np.abs(line) < min(count // 2, 201_000)
+    wide = np.zeros(count, complex)
+    wide[line[inside]] = spectrum[inside]
+    x = np.fft.ifft(wide)
+    pairs = np.random.default_rng(0).standard_normal((count, 2), np.float32) * np.float32(0.5**0.5)
+    level = 10 ** (snr_db / 10) * 9e6 / rate * min(1, rate / 9e6)
+    return (x * np.sqrt(level / np.mean(np.abs(x) ** 2)) + pairs.view(np.complex64)[:, 0]).astype(np.complex64)

@@ -13,7 +13,8 @@ import pytest
 
 from data import cell_search
 from data.cell_search import THRESHOLD, false_alarm_rate, lte_cells, lte_centers, nr_cells, nr_raster
-from data.lte_nr import LTE_FFT, LTE_RB, LTE_TDD, NR_RB, LteConfig, NrConfig, lte_grid, lte_waveform, nr_waveform
+from data.lte_nr import LTE_FFT, LTE_TDD, LteConfig, lte_grid
+from tests.conftest import lte_carrier, nr_carrier, resampled
 
 CAPTURES = Path(__file__).parent.parent / "../shared/data/captures"
 CAPTURE_HZ = 2000.5e6  # a point of the raster of NR is at -50 kHz
@@ -42,17 +43,12 @@ def receive(samples, rate, hz, snr_db=10.0, clock=0.0, milliseconds=40.0, seed=0
 
 
 def lte(cell_id=301, bandwidth=1.4e6, load=0.5, seed=0, **options):
-    rng = np.random.default_rng(seed)
-    allocation = (rng.random((40, LTE_RB[bandwidth])) < load).astype(np.float32)
-    wave = lte_waveform(LteConfig(bandwidth, cell_id, allocation, **options), rng)
+    wave = lte_carrier(bandwidth, cell_id, load, seed, **options)
     return wave.samples, wave.sample_rate
 
 
-def nr(cell_id=500, spacing=15e3, load=0.5, case="A", seed=0, **options):
-    rng = np.random.default_rng(seed)
-    bandwidth = 5e6 if spacing == 15e3 else 10e6
-    allocation = (rng.random((round(40 * spacing / 15e3), NR_RB[spacing][bandwidth])) < load).astype(np.float32)
-    wave = nr_waveform(NrConfig(bandwidth, spacing, cell_id, allocation, ssb_case=case, **options), rng)
+def nr(cell_id=500, spacing=15e3, load=0.5, case="A", **options):
+    wave = nr_carrier(5e6 if spacing == 15e3 else 10e6, spacing, cell_id, load, ssb_case=case, **options)
     return wave.samples, wave.sample_rate
 
 
@@ -118,9 +114,7 @@ def test_a_receivers_error_of_60_ppm_moves_frequency_and_clock(ppm):
 def test_centre_and_frame_timing_are_told_at_any_sample_rate(rate):
     samples, own = lte(cell_id=3)
     samples, count = np.roll(samples, 1234), round(0.04 * rate)
-    spectrum = np.zeros(count, complex)
-    spectrum[: len(samples) // 2], spectrum[-len(samples) // 2 :] = np.split(np.fft.fft(samples), 2)
-    samples = np.fft.ifft(spectrum) * (count / len(samples))
+    samples = resampled(samples, count)
     center = 0.3 * (rate - own)
     capture = receive(samples, rate, center, milliseconds=20)
     (cell,) = lte_cells(capture, rate, center - 7e3, CAPTURE_HZ)
@@ -133,10 +127,7 @@ def test_two_cells_of_one_carrier_and_one_inside_it_are_all_told():
     second, _ = lte(cell_id=86, bandwidth=5e6, seed=1)
     inner, inner_rate = lte(cell_id=271, seed=2)
     assert inner_rate == rate / 4
-    padded = np.zeros(len(first), complex)
-    spectrum, half = np.fft.fft(inner), len(inner) // 2
-    padded[:half], padded[-half:] = spectrum[:half], spectrum[-half:]
-    inner = np.fft.ifft(padded) * 4
+    inner = resampled(inner, len(first))
     sent = receive(first + np.roll(second, 3000), rate, 10e3, 20) + shift(inner, rate, 1.21e6)
     assert {cell.cell_id for cell in lte_cells(sent, rate, 0.0, CAPTURE_HZ)} == {142, 86}
     found = {cell.cell_id: cell.offset_hz for cell in lte_cells(sent, rate, [0.0, 1.2e6], CAPTURE_HZ)}

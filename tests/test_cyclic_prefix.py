@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from data.cyclic_prefix import ENOUGH, FrameSpectrum, band_samples, cyclic_prefix, frame_spectrum
-from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
 from data.radio import multipath
 from experiments.prefix_emissions import EMISSIONS, white
+from tests.conftest import lte_carrier, nr_carrier, resampled
 
 CAPTURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "captures"
 LAGS = (1 / 15e3, 1 / 30e3, 1 / 60e3)
@@ -34,16 +34,12 @@ def ofdm(rng, spacing, prefixes, symbols, n_fft=256, used=200):
 
 
 def lte(load=0.0, bandwidth=5e6, **options):
-    rng = np.random.default_rng(1)
-    on = (rng.random((40, LTE_RB[bandwidth])) < load).astype(np.float32)
-    wave = lte_waveform(LteConfig(bandwidth, 7, on, control_load=0.1, **options), rng)
+    wave = lte_carrier(bandwidth, 7, load, seed=1, control_load=0.1, **options)
     return wave.samples, wave.sample_rate
 
 
 def nr(scs, load=0.0, bandwidth=10e6, **options):
-    rng = np.random.default_rng(2)
-    on = (rng.random((round(40 * scs / 15e3), NR_RB[scs][bandwidth])) < load).astype(np.float32)
-    wave = nr_waveform(NrConfig(bandwidth, scs, 7, on, ssb_case="A" if scs == 15e3 else "C", **options), rng)
+    wave = nr_carrier(bandwidth, scs, 7, load, seed=2, ssb_case="A" if scs == 15e3 else "C", **options)
     return wave.samples, wave.sample_rate
 
 
@@ -97,9 +93,8 @@ def test_fading_and_a_wrong_clock_do_not_hide_a_prefix(profile):
 
 def test_the_middle_of_a_wide_carrier_is_enough_and_a_strong_dc_line_does_not_hide_it():
     samples, rate = lte(0.3, 20e6)
-    lines = np.fft.fft(samples)
     keep = round(1.92e6 * 0.04)
-    slice_ = np.fft.ifft(np.r_[lines[: keep // 2], lines[-keep // 2 :]])
+    slice_ = resampled(samples, keep)
     slice_ = slice_ / slice_.std()
     drift = 10 * np.exp(1j * np.linspace(0, 3, keep))  # 20 dB above the carrier
     assert evidence(slice_ + drift, 1.92e6, snr_db=40).spacing_hz == 15e3

@@ -1,4 +1,4 @@
-"""Bands, evidence, rows and their confidence: pytest tests/test_evidence.py
+"""Evidence of a band, and the rows of segment.py that rest on it.   pytest tests/test_evidence.py
 
 The network is a stand-in that calls every strong column NR, as networks do that have seen LTE and NR alone.
 """
@@ -13,53 +13,35 @@ import segment
 from data.cell_search import LteCell, NrCell
 from data.cyclic_prefix import PrefixEvidence
 from data.evidence import Evidence, FrameEvidence, Proofs, apart, cells_plain, judge
-from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
-from data.spectrum_sensing import CLASSES
-from experiments import confidence
-from tests.test_segment import carrier, label_by_level, weights  # noqa: F401
-from utils.bands import gaps, lines, narrow_peaks, unclaimed, whole_bands
-from utils.carriers import LEAST, Calibration, join, table
+from tests.conftest import label_by_level, lte_carrier, nr_carrier, resampled
 
 RATE, CENTER = 30.72e6, 2600e6
 COUNT = round(0.04 * RATE)
-COLUMN = 0.24e6
 
 
-def random(seed=0):
-    return np.random.default_rng(seed)
-
-
-def at(wave, hz, db=20.0, count=COUNT):
+def at(wave, hz, db=20.0):
     """A carrier at `hz` in 40 ms at RATE, its occupied band `db` above noise of power 1."""
-    spectrum, bins = np.zeros(count, complex), np.fft.fft(wave.samples)
-    half = min(len(bins), count) // 2
-    spectrum[:half], spectrum[-half:] = bins[:half], bins[-half:]
-    samples = np.fft.ifft(spectrum)
+    samples = resampled(wave.samples, COUNT)
     power = 10 ** (db / 10) * wave.occupied_hz / RATE
     samples *= np.sqrt(power / np.mean(np.abs(samples) ** 2))
-    return samples * np.exp(2j * np.pi * hz / RATE * np.arange(count))
+    return samples * np.exp(2j * np.pi * hz / RATE * np.arange(COUNT))
 
 
 def lte(bandwidth, cell, load=0.7, seed=0, **options):
-    rng = random(seed)
-    on = (rng.random((40, LTE_RB[bandwidth])) < load).astype(np.float32)
-    return lte_waveform(LteConfig(bandwidth, cell, on, **options), rng)
+    return lte_carrier(bandwidth, cell, load, seed, **options)
 
 
-def nr(bandwidth, scs, cell, seed=0, **options):
-    rng = random(seed)
-    slots = round(40 * scs / 15e3)
-    on = (rng.random((slots, NR_RB[scs][bandwidth])) < 0.8).astype(np.float32)
-    return nr_waveform(NrConfig(bandwidth, scs, cell, on, **options), rng)
+def nr(cell):
+    return nr_carrier(10e6, 30e3, cell, load=0.8, ssb_case="C")
 
 
 def noise(count=COUNT, seed=1):
-    return random(seed).standard_normal((count, 2)).view(complex)[:, 0] / math.sqrt(2)
+    return np.random.default_rng(seed).standard_normal((count, 2)).view(complex)[:, 0] / math.sqrt(2)
 
 
 def ofdm(symbol_s, prefix_s, width_hz, seed=2):
     """OFDM that is neither LTE's nor NR's, at RATE."""
-    rng, size, guard = random(seed), round(symbol_s * RATE), round(prefix_s * RATE)
+    rng, size, guard = np.random.default_rng(seed), round(symbol_s * RATE), round(prefix_s * RATE)
     used = round(width_hz * symbol_s / 2)
     bins = np.zeros((COUNT // (size + guard) + 1, size), complex)
     where = np.r_[1 : used + 1, -used:0]
@@ -69,13 +51,13 @@ def ofdm(symbol_s, prefix_s, width_hz, seed=2):
     return samples / samples.std()
 
 
-def call_it_nr(model, picture):
-    noise_, nr_, lte_ = label_by_level(model, picture)  # (256, 256) each
+def call_it_nr(logits_of, picture):
+    noise_, nr_, lte_ = label_by_level(logits_of, picture)  # (256, 256) each
     return np.stack([noise_, np.maximum(nr_, lte_), np.minimum(nr_, lte_)])
 
 
 @pytest.fixture
-def find(monkeypatch, tmp_path, weights):  # noqa: F811
+def find(monkeypatch, tmp_path, untrained):
     """segment.py on samples; returns (rows of result.json, what it printed)."""
     monkeypatch.setattr(segment, "predict", call_it_nr)
 
@@ -83,80 +65,11 @@ def find(monkeypatch, tmp_path, weights):  # noqa: F811
         path = tmp_path / "recording.cf32"
         np.asarray(samples, np.complex64).tofile(path)
         known = ["--datatype", "cf32_le", "--sample-rate", str(rate), "--center-frequency", str(CENTER)]
-        known += ["--checkpoint", str(weights), "--device", "cpu", "--pictures", "0", "--out", str(tmp_path / "out")]
+        known += ["--checkpoint", str(untrained), "--device", "cpu", "--pictures", "0", "--out", str(tmp_path / "out")]
         assert segment.main([str(path), *known, *arguments]) == 0
         return json.loads((tmp_path / "out" / "result.json").read_text())["carriers"]
 
     return call
-
-
-# ---- bands -----------------------------------------------------------------------------------------------------------
-
-CHANNELS = [
-    (kind, width / COLUMN, occupied / COLUMN)
-    for kind, width, occupied in ((2, 10e6, 9.015e6), (2, 5e6, 4.515e6), (1, 20e6, 18.36e6))
-]
-
-
-def power_of(text, db=15.0):
-    """A column a letter: "." noise, "s" half of the rise, else `db` above it."""
-    return np.array([1.0 if letter == "." else 10 ** (db / (20 if letter == "s" else 10)) for letter in text])
-
-
-def test_a_band_is_cut_at_a_gap_between_two_standard_channels():
-    text = "." * 10 + "L" * 38 + "." * 4 + "L" * 38 + "." * 10
-    power = power_of(text)
-    assert gaps(10 * np.log10(power), 10, 90) == [(48, 52)]
-    (_, first, end), (_, start, last) = whole_bands([(1, 10, 90)], power, 1.0, CHANNELS)
-    assert (first, last) == (10, 90) and abs(end - 48) <= 1 and abs(start - 52) <= 1
-
-
-def test_a_selective_fade_is_no_gap_although_it_reaches_the_floor():
-    fall = np.array([20, 19, 17, 15, 12, 9, 6, 3, 1, 0])
-    rise = np.concatenate([np.full(28, 20), fall, fall[::-1], np.full(28, 20)]).astype(float)
-    assert gaps(rise, 0, len(rise)) == []
-    guard = np.concatenate([np.full(38, 20), [13, 0, 0, 13], np.full(38, 20)]).astype(float)
-    assert len(gaps(guard, 0, len(guard))) == 1
-
-
-def test_carriers_of_200_khz_are_told_from_a_wide_one_with_a_fade():
-    narrow = power_of("." * 4 + "LL" + "." * 3 + "LLL" + "." * 2 + "L" + ".." + "LLL" + "." * 4, 25.0)
-    assert narrow_peaks(narrow, 1.0) == 3
-    assert narrow_peaks(power_of("." + "L" * 10 + "ssss" + "L" * 10 + ".", 25.0), 1.0) == 24
-    assert narrow_peaks(power_of("." + "L" * 3 + ".", 8.0), 1.0) is None  # too weak to tell its edges
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "." * 10 + "N" * 20 + "." * 4 + "N" * 50 + "." * 10,  # no channel is 4.8 and 12 MHz wide: scheduling
-        "." * 10 + "L" * 38 + "s" * 4 + "L" * 38 + "." * 10,  # a fade, no gap
-        "." * 10 + "L" * 38 + "." + "L" * 38 + "." * 10,  # a single column is a notch
-    ],
-)
-def test_what_is_no_gap_between_channels_is_left_whole(text):
-    band = (1, 10, len(text) - 10)
-    assert whole_bands([band], power_of(text), 1.0, CHANNELS) == [band]
-
-
-def test_touching_pieces_of_one_carrier_are_one_band_and_neighbours_stay_two():
-    one = power_of("." * 10 + "L" * 40 + "." * 10)
-    assert whole_bands([(1, 10, 22), (2, 22, 50)], one, 1.0, CHANNELS) == [(2, 10, 50)]
-    two = power_of("." * 10 + "L" * 20) * np.r_[np.ones(30)]
-    two = np.concatenate([two, 10 * power_of("N" * 40 + "." * 10)])  # 10 dB stronger
-    assert len(whole_bands([(2, 10, 30), (1, 30, 70)], two, 1.0, CHANNELS)) == 2
-
-
-def test_strong_bands_that_the_network_calls_noise_are_found_but_neither_lines_nor_skirts():
-    power = power_of("." * 20 + "X" * 12 + "." * 20 + "X" + "." * 20 + "L" * 20 + "s" * 2 + "." * 20)
-    label = np.zeros(len(power), int)
-    label[73:93] = 2
-    ((first, stop),) = unclaimed(label, power, 1.0)
-    assert abs(first - 20) <= 1 and abs(stop - 32) <= 1
-    leaking = power_of("." * 20 + "L" * 40 + "." * 40, 60)
-    leaking[62:75] = 1e2  # 40 dB below the carrier, 20 dB above the noise
-    assert not unclaimed((leaking > 1e5).astype(int), leaking, 1.0)
-    assert np.flatnonzero(lines(power)).tolist() == [52]
 
 
 # ---- evidence and judgement ------------------------------------------------------------------------------------------
@@ -241,16 +154,16 @@ def test_an_lte_carrier_that_the_network_calls_nr_is_told_by_its_cell(find, caps
 
 
 def test_an_nr_carrier_is_told_by_its_block_or_its_prefix(find):
-    wave = nr(10e6, 30e3, 501, ssb_case="C")
+    wave = nr(501)
     (row,) = find(at(wave, 3e6) + noise())
     assert row["technology"] == "NR" and row["ground"] in ("cell", "prefix")
 
 
 def test_an_nr_cell_without_a_centre_frequency_takes_a_blind_search():
-    samples = (at(nr(10e6, 30e3, 501, ssb_case="C"), 3e6) + noise()).astype(np.complex64)
+    samples = (at(nr(501), 3e6) + noise()).astype(np.complex64)
     look = FrameEvidence(samples, RATE, None, 1 / RATE)
     assert not look.of(-2e6, 8e6).nr
-    look.blind_seconds = 5.0
+    look = FrameEvidence(samples, RATE, None, 1 / RATE, blind_seconds=5.0)
     assert [cell.cell_id for cell in look.of(-2e6, 8e6).nr] == [501]
 
 
@@ -270,8 +183,9 @@ def test_a_band_narrower_than_any_channel_is_other(find):
     assert {row["technology"] for row in rows} <= {"other"}
 
 
+@pytest.mark.slow  # four carriers side by side show the same split in less time
 def test_strong_carriers_whose_skirts_fill_the_gaps_are_parted_by_their_cells(find):
-    rng = random(3)
+    rng = np.random.default_rng(3)
     waves = [at(lte(10e6, 100 + i, load=load, seed=i), hz, 28)
              for i, (hz, load) in enumerate(((-10e6, 1.0), (0.0, 0.2), (10e6, 0.7)))]  # fmt: skip
     samples = sum(waves)
@@ -316,8 +230,7 @@ def test_the_middle_of_a_wide_idle_carrier_is_found_in_a_narrow_capture_that_the
     nothing = np.repeat(np.float32([0.9, 0.05, 0.05])[:, None, None], 256, 1).repeat(256, 2)
     monkeypatch.setattr(segment, "predict", lambda model, picture: nothing)
     wave = lte(10e6, 86, load=0.0)
-    spectrum, keep = np.fft.fft(wave.samples), round(1.92e6 * 0.04 / 2)
-    samples = np.fft.ifft(np.r_[spectrum[:keep], spectrum[-keep:]])
+    samples = resampled(wave.samples, round(1.92e6 * 0.04))
     samples = samples / samples.std() + 0.3 * noise(len(samples)) + 2.0  # the receiver's DC
     samples = samples * np.exp(-2j * np.pi * 42e3 / 1.92e6 * np.arange(len(samples)))
     (row,) = find(samples, rate=1.92e6)
@@ -330,74 +243,6 @@ def test_without_evidence_the_network_decides(find):
     assert (row["ground"], row["evidence"]) == ("unproven", "-")
     rows = find(10 * ofdm(896e-6, 28e-6, 7.6e6) + noise(), "--no-evidence")  # DVB-T, which it takes for one of the two
     assert {row["technology"] for row in rows} & {"LTE", "NR"}
-
-
-# ---- many frames, confidence -----------------------------------------------------------------------------------------
-
-
-def test_a_row_from_before_the_proof_joins_the_proven_one():
-    cell = {"LTE 5": {"cell_id": 5, "words": "cell 5 FDD"}}
-    rows = [carrier("NR", 10, 20, 0), carrier("LTE", 10, 20, 10, ground="cell", evidence="cell 5 FDD", cells=cell)]
-    (row,) = join(rows)
-    assert (row.technology, row.runs, row.seen, row.evidence) == ("LTE", [[0, 20]], 2, "cell 5 FDD")
-    unproven = [carrier("NR", 10, 20, 0), carrier("LTE", 10, 20, 10)]
-    assert len(join(unproven)) == 2
-
-
-def test_confidence_follows_the_calibration_and_unlikely_rows_are_other():
-    calibration = Calibration({"cell": (3.0, 0.0), "unproven": (-1.0, 1.0), "picture": (0.0, 0.5)})
-    rows = [carrier("LTE", 1, 6, 0, ground="cell", confidence=0.1), carrier("NR", 7, 12, 0, confidence=0.6)]
-    rows += [carrier("NR", 13, 18, 0, confidence=0.95)]
-    calibration.apply(rows, with_samples=True)
-    assert [row.technology for row in rows] == ["LTE", "other", "NR"]
-    expected = [1 / (1 + math.exp(-3)), 1 - 1 / (1 + math.exp(1) * 0.4 / 0.6), 1 / (1 + math.exp(1) * 0.05 / 0.95)]
-    assert [row.confidence for row in rows] == pytest.approx(expected) and rows[2].confidence > LEAST
-    picture = [carrier("NR", 7, 12, 0, confidence=0.2)]
-    calibration.apply(picture, with_samples=False)
-    assert picture[0].technology == "NR" and picture[0].confidence == pytest.approx(1 / 3)
-
-
-def test_a_damaged_calibration_is_told_and_a_missing_one_changes_nothing(tmp_path):
-    rows = [carrier("NR", 7, 12, 0, confidence=0.7)]
-    Calibration.beside(tmp_path / "seg.pt").apply(rows, with_samples=True)
-    assert rows[0].confidence == 0.7
-    (tmp_path / "seg.calibration.json").write_text('{"curves": {"cell": [1]}}')
-    with pytest.raises(ValueError, match="seg.calibration.json: damaged"):
-        Calibration.beside(tmp_path / "seg.pt")
-
-
-def test_fitted_curves_are_calibrated():
-    rng = random(3)
-    told = rng.random(4000)
-    true = 1 / (1 + np.exp(-(0.5 + 2 * np.log(told / (1 - told)))))
-    offset, slope = confidence.fit(list(zip(told, rng.random(4000) < true, strict=True)))
-    assert offset == pytest.approx(0.5, abs=0.15) and slope == pytest.approx(2, abs=0.2)
-    for points in ([(0.99, True)] * 30 + [(0.01, False)] * 30, [(0.9, False)] * 40, [(0.3, True)]):  # separable, or few
-        curve = confidence.fit(points)
-        assert np.isfinite(curve).all() and 0 <= Calibration({"picture": curve}).confidence("picture", 0.999) <= 1
-    offset, slope = confidence.share([(0.3, True)] * 8)  # nine of ten, whatever the network says
-    assert 1 / (1 + math.exp(-offset)) == pytest.approx(0.9, abs=1e-3) and slope == 0
-
-
-def test_a_row_is_right_if_a_carrier_of_its_technology_covers_it():
-    truth = [{"technology": "LTE", "center_hz": 0.0, "bandwidth_hz": 10e6}]
-    middle = confidence.CENTER_HZ / 1e6
-    for technology, low, high, right in (("LTE", -5, 5, True), ("NR", -5, 5, False), ("LTE", 4, 14, False),
-                                         ("other", 6, 14, True), ("other", -5, 5, False)):  # fmt: skip
-        assert confidence.is_right(carrier(technology, middle + low, middle + high, 0), truth) is right
-
-
-def test_the_table_has_a_column_for_all_that_is_known():
-    about = {"level_db": 17.2, "seen": 3, "ground": "cell", "evidence": "cell 5 FDD", "cut_above": True}
-    row = carrier("LTE", 10, 20, 1000, 3000, **about)
-    head, line = table([row], sample_rate=1e5, first_sample=1000).splitlines()
-    for word in ("level", "seen", "active", "from s", "to s", "confidence", "evidence"):
-        assert word in head
-    for word in ("17 dB", "0.000", "0.030", ">=20.00", "cell 5 FDD", "reaches the capture's edge"):
-        assert word in line
-    others = table([carrier("other", 1, 9, 0)])
-    assert others.endswith("no LTE or NR carrier found") and "other" in others
-    assert CLASSES == ("noise", "NR", "LTE")
 
 
 # ---- where the floor is no measure, and names without a cell ---------------------------------------------------------
@@ -423,7 +268,7 @@ def test_a_prefix_of_15_khz_without_a_cell_in_no_width_of_nr_is_called_lte():
     assert judge("NR", Evidence(prefix=prefix), fits_nr=False)[:2] == ("NR", "unproven")  # its edges are unknown
 
 
-def test_a_carrier_that_leaves_no_floor_is_found_by_its_cell(monkeypatch, tmp_path, weights):  # noqa: F811
+def test_a_carrier_that_leaves_no_floor_is_found_by_its_cell(find, monkeypatch):
     def nearly_all_noise(model, picture):
         label = np.zeros((3, 256, 256))
         label[0], label[2, :, :126] = 0.6, 0.9  # one column of the capture: the others tell a wrong floor
@@ -431,14 +276,7 @@ def test_a_carrier_that_leaves_no_floor_is_found_by_its_cell(monkeypatch, tmp_pa
 
     monkeypatch.setattr(segment, "predict", nearly_all_noise)
     wave = lte(10e6, 30, load=0.8)
-    spectrum = np.fft.fft(at(wave, 0.0, 25.0) + 0 * noise())
-    middle = round(0.96e6 * 0.04)
-    samples = np.fft.ifft(np.r_[spectrum[:middle], spectrum[-middle:]])
+    samples = resampled(at(wave, 0.0, 25.0), round(1.92e6 * 0.04))
     samples = samples / samples.std() + 0.1 * noise(len(samples))
-    path = tmp_path / "recording.cf32"
-    samples.astype(np.complex64).tofile(path)
-    known = ["--datatype", "cf32_le", "--sample-rate", "1.92e6", "--center-frequency", str(CENTER), "--pictures", "0"]
-    known += ["--checkpoint", str(weights), "--device", "cpu", "--out", str(tmp_path / "out")]
-    assert segment.main([str(path), *known]) == 0
-    (row,) = json.loads((tmp_path / "out" / "result.json").read_text())["carriers"]
+    (row,) = find(samples, rate=1.92e6)
     assert row["technology"] == "LTE" and row["cells"][0]["cell_id"] == 30

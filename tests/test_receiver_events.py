@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.lte_nr import LteConfig, NrConfig, lte_waveform, nr_waveform
 from data.receiver_events import Event, fill_gaps, find_events, mend, notes, within, without_gaps
+from tests.conftest import lte_carrier, nr_carrier, resampled
 
 RATE = 15.36e6
 COUNT = round(RATE * 0.04)
@@ -16,20 +16,14 @@ def noise(count=COUNT, seed=0, power=1.0):
     return pairs.view(np.complex64)[:, 0]
 
 
-def lte(tdd=None, load=0.7, bandwidth=5e6, blocks=25, seed=1):
+def lte(tdd=None, load=0.7, bandwidth=5e6):
     """40 ms of an LTE carrier at 15.36 MS/s, complex64, power 1 where it sends."""
-    rng = np.random.default_rng(seed)
-    allocation = (rng.random((40, blocks)) < load).astype(np.float32)
-    wave = lte_waveform(LteConfig(bandwidth, 7, allocation, tdd=tdd), rng)
-    return to_rate(wave.samples)
+    return to_rate(lte_carrier(bandwidth, 7, load, seed=1, tdd=tdd))
 
 
-def to_rate(samples):
-    spectrum, wide = np.fft.fft(samples), np.zeros(COUNT, complex)
-    half = min(len(samples), COUNT) // 2
-    wide[:half], wide[-half:] = spectrum[:half], spectrum[-half:]
-    x = np.fft.ifft(wide)
-    return (x / np.sqrt(np.mean(np.abs(x) ** 2))).astype(np.complex64)
+def to_rate(wave):
+    samples = resampled(wave.samples, COUNT)
+    return (samples / np.sqrt(np.mean(np.abs(samples) ** 2))).astype(np.complex64)
 
 
 SIGNALS = {"noise": noise(), "lte": lte() + noise(power=0.01), "tdd": lte(tdd=2) + noise(power=0.01)}
@@ -60,14 +54,14 @@ def emissions():
             pulses[start + 15 * bit : start + 15 * bit + 8] = rng.random() < 0.5
     slots = np.repeat([1.0, 1, 1, 0.3, 0], COUNT // 80)  # DDDSU of 2.5 ms, wider than the capture
     nr_tdd = noise(seed=5) * np.tile(slots, 16) if COUNT % 80 == 0 else None
-    blocks = NrConfig(20e6, 30e3, 3, np.zeros((80, 51), np.float32), ssb_case="C")
+    blocks = nr_carrier(20e6, 30e3, 3, load=0.0, ssb_case="C")
     return {
         "tone": np.exp(2j * np.pi * 3e6 * time) + faint,
         "chirp": np.exp(2j * np.pi * np.cumsum((time * 1e3 % 1 - 0.5) * 8e6) / RATE) + faint,
         "bursts in a part of the band": bursts + faint,
         "pulses": pulses + faint,
         "TDD wider than the capture": nr_tdd + faint,
-        "NR that sends nothing but blocks": to_rate(nr_waveform(blocks, rng).samples) + faint,
+        "NR that sends nothing but blocks": to_rate(blocks) + faint,
     }
 
 
@@ -167,7 +161,7 @@ def test_gain_steps_are_found_and_levelled(signal, db, cuts):
 def test_a_step_of_the_carriers_alone_is_no_gain_step():
     louder = np.where(np.arange(COUNT) < COUNT // 2, 1, 2).astype(np.float32)
     assert kinds(lte() * louder + noise(power=0.01)) == []
-    wide = lte(bandwidth=10e6, blocks=50, load=1.0) * (louder - 1) + noise(power=0.01)
+    wide = lte(bandwidth=10e6, load=1.0) * (louder - 1) + noise(power=0.01)
     assert kinds(wide.astype(np.complex64)) == []
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data import DataError
-from data.lte_nr import LteConfig, lte_waveform
 from data.recording import Frame, FrameNotes, columns, noise_floor, open_recording
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, SIZE
+from tests.conftest import lte_capture
 
 
 def noise(count, seed=0):
@@ -250,21 +250,6 @@ def test_the_last_frame_is_the_recordings_last_40_ms_and_counts_its_samples_once
     x[100] = x[70_000] = np.nan  # the second is in both frames
     meta = write_sigmf(tmp_path, x.tobytes(), core_datatype="cf32_le")
     assert [frame.damaged for frame in open_recording(meta).frames()] == [2, 0]
-
-
-def lte_capture(rate, load, snr_db=20):
-    """40 ms of a 10 MHz LTE carrier, captured at any rate: complex64, noise of power 1 / rate per Hz."""
-    rng = np.random.default_rng(1)
-    config = LteConfig(10e6, 7, (rng.random((40, 50)) < load).astype(np.float32))
-    spectrum = np.fft.fft(lte_waveform(config, rng).samples)  # lines of 25 Hz, as every 40 ms
-    line = np.round(np.fft.fftfreq(len(spectrum), 1 / len(spectrum))).astype(int)
-    count = round(rate * 0.04)
-    inside = np.abs(line) < min(count // 2, 201_000)
-    wide = np.zeros(count, complex)
-    wide[line[inside]] = spectrum[inside]
-    x = np.fft.ifft(wide)
-    level = 10 ** (snr_db / 10) * 9e6 / rate * min(1, rate / 9e6)
-    return (x * np.sqrt(level / np.mean(np.abs(x) ** 2)) + noise(count)).astype(np.complex64)
 
 
 @pytest.mark.parametrize(

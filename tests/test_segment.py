@@ -1,7 +1,6 @@
 """segment.py from file to table; a stand-in for the network labels by level.   pytest tests/test_segment.py"""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,15 +8,13 @@ import torch
 from PIL import Image
 
 import segment
-from data.augment import colour_index
 from data.recording import Frame, noise_floor, open_recording
-from data.spectrogram import FRAME_SAMPLES, PARULA, SAMPLE_RATE, SIZE, spectrogram_image
+from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, spectrogram_image
 from models import segmentation
-from models.rebuild import describe, rebuild
-from tests.test_recording import lte_capture
+from models.rebuild import rebuild
+from tests.conftest import label_by_level, lte_capture
 from utils import checkpoint
-from utils.bands import find_bands
-from utils.carriers import Carrier, join, merge, share_of_recording, table
+from utils.carriers import find_carriers
 from utils.runs import run
 
 CENTER = 1.8e9
@@ -47,37 +44,14 @@ def write_sigmf(folder, iq, rate, annotations=(), name="rec", center=CENTER, **g
     return folder / f"{name}.sigmf-meta"
 
 
-def label_by_level(model, picture):
-    """Columns 5 dB above the picture's noise are LTE, columns 25 dB above it NR; the scale comes from the noise."""
-    index, _ = colour_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
-    index = index[0].numpy()
-    quiet = index[:, index.mean(0) <= np.percentile(index.mean(0), 20)]
-    db = 6.83 / max(1, np.subtract(*np.percentile(quiet, (75, 25))))
-    level = (np.percentile(index, 90, axis=0) - np.percentile(quiet, 90)) * db
-    kind = np.where(level > 25, 1, np.where(level > 5, 2, 0))
-    one_hot = np.eye(3, dtype=np.float32)[kind].T  # (3, 256)
-    return np.repeat((0.7 * one_hot + 0.1)[:, None], SIZE, 1)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A checkpoint as train_seg.py writes it, of an untrained network."""
-    factory, arguments = segmentation.factory("lraspp_mobilenet_v3_large")
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "seg.pt"
-    network = segmentation.build("lraspp_mobilenet_v3_large")
-    checkpoint.save(path, describe(network, factory, arguments) | {"kind": "segmentation"})
-    return path
-
-
 @pytest.fixture
-def find(monkeypatch, tmp_path, weights):
+def find(monkeypatch, tmp_path, untrained):
     """Run segment.py with the stand-in, which bands of noise satisfy but no evidence; returns result.json."""
     monkeypatch.setattr(segment, "predict", label_by_level)
 
     def call(*arguments):
         out = tmp_path / "out"
-        known = ["--no-evidence", "--checkpoint", str(weights), "--device", "cpu", "--out", str(out)]
+        known = ["--no-evidence", "--checkpoint", str(untrained), "--device", "cpu", "--out", str(out)]
         assert segment.main([str(argument) for argument in [*arguments, *known]]) == 0
         return json.loads((out / "result.json").read_text())
 
@@ -127,21 +101,21 @@ def test_carriers_of_a_wide_capture_are_whole_where_its_pieces_meet(find, tmp_pa
     assert np.allclose([row[1:] for row in got], [row[1:] for row in wanted], atol=0.2e6)
 
 
-def test_active_counts_the_time_in_which_the_band_is_above_the_noise(weights, monkeypatch, tmp_path):
+def test_active_counts_the_time_in_which_the_band_is_above_the_noise(untrained, monkeypatch, tmp_path):
     monkeypatch.setattr(segment, "predict", label_by_level)
-    model, _ = segment.load_network(weights, "cpu")
+    model = segment.load_network(untrained, "cpu")
     iq = band(10e6, 400_000, [(-2e6, 2e6, 15, 0.3)])
     meta = write_sigmf(tmp_path, iq, 10e6)
-    (carrier,) = segment.find_carriers(segment.look_at(next(open_recording(meta).frames()), model))
+    (carrier,) = find_carriers(segment.label_frame(next(open_recording(meta).frames()), model))
     assert carrier.active == pytest.approx(0.3, abs=0.04)
 
 
 @pytest.mark.parametrize("rate", [9e6, 10e6, 23.04e6, 100e6])
 def test_the_shipped_network_finds_one_carrier_at_any_rate(rate):
-    model, _ = segment.load_network(None, "cpu")
+    model = segment.load_network(segment.WEIGHTS, "cpu")
     iq = lte_capture(rate, 0.7)
     floor, kind = noise_floor(iq, rate)
-    (row,) = segment.find_carriers(segment.look_at(Frame(0, iq, rate, CENTER, floor, floor_kind=kind), model))
+    (row,) = find_carriers(segment.label_frame(Frame(0, iq, rate, CENTER, floor, floor_kind=kind), model))
     assert row.technology == "LTE"
     assert abs(row.lower_hz - CENTER + 5e6) <= 5e5 and abs(row.upper_hz - CENTER - 5e6) <= 5e5
 
@@ -182,12 +156,12 @@ def grid_frame(tmp_path_factory):
     return write_sigmf(folder, iq, SAMPLE_RATE, center=None)
 
 
-def test_a_recording_on_the_grid_shows_the_network_the_picture_of_the_data_set(grid_frame, weights):
-    model, _ = segment.load_network(weights, "cpu")
-    view = segment.look_at(next(open_recording(grid_frame).frames()), model)
+def test_a_recording_on_the_grid_shows_the_network_the_picture_of_the_data_set(grid_frame, untrained):
+    model = segment.load_network(untrained, "cpu")
+    view = segment.label_frame(next(open_recording(grid_frame).frames()), model)
     picture = np.asarray(Image.open(grid_frame.with_suffix(".png")))
     assert np.array_equal(view.picture, picture)
-    network = rebuild(checkpoint.load(weights)).eval()
+    network = rebuild(checkpoint.load(untrained)).eval()
     with torch.no_grad():
         x = segmentation.normalise(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
         assert np.allclose(view.probability, network(x)["out"].softmax(1)[0], atol=1e-4)
@@ -206,105 +180,8 @@ def test_a_picture_gives_the_table_of_the_recording_it_shows(find, grid_frame, t
     assert result["carriers"] == of_picture and "512x512" in result["notes"][0]
 
 
-@pytest.mark.parametrize(
-    ("columns", "bands"),
-    [
-        ("..LLLLLL..", [("L", 2, 8)]),
-        ("LLLL...LLLL", [("L", 0, 4), ("L", 7, 11)]),  # .72 MHz apart: two carriers
-        ("LLLL..LLLL.", [("L", 0, 10)]),
-        ("LLLLNNNLLLL", [("L", 0, 11)]),  # a sliver of the other technology
-        ("LLLL.N.LLLL", [("L", 0, 11)]),
-        ("LLLLLNNNNNN", [("L", 0, 5), ("N", 5, 11)]),
-        ("LLLLLNNNN.LLLLL", [("L", 0, 5), ("N", 5, 9), ("L", 10, 15)]),
-        ("..NLLLLLLNN.", [("L", 2, 11)]),
-        (".LLL...NNN.", []),
-        ("LL.LL", [("L", 0, 5)]),
-        ("...........", []),
-        ("LLLLLLLLLLL", [("L", 0, 11)]),
-    ],
-)
-def test_columns_become_carriers(columns, bands):
-    label = np.array([".NL".index(letter) for letter in columns])
-    assert find_bands(label) == [(".NL".index(kind), first, stop) for kind, first, stop in bands]
-
-
-def power_of(columns, db):
-    """Exponentially distributed power (256, C): `db` above the noise where `columns` has a letter, half of the time."""
-    power = np.random.default_rng(0).exponential(1, (SIZE, len(columns)))
-    busy = np.array([letter != "." for letter in columns])
-    power[::2, busy] *= 10 ** (db / 10)
-    return power
-
-
-@pytest.mark.parametrize(
-    ("network", "signal", "db", "expected"),
-    [
-        ("L" * 50, "L" * 30 + "." * 12 + "L" * 8, 15, "L" * 31 + "." * 11 + "L" * 8),  # .05 * 30 columns of guard band
-        ("L" * 50, "L" * 40 + "." * 10, 15, "L" * 42 + "." * 8),
-        ("L" * 50, "L" * 24 + "." * 4 + "L" * 22, 15, "L" * 50),  # as narrow as a fade, or as guard bands
-        ("L" * 50, "L" * 30 + "." * 12 + "L" * 8, 4, "L" * 50),  # weak: silence proves nothing
-        ("N" * 50, "N" * 20 + "." * 30, 15, "N" * 50),  # NR may leave most of its channel empty
-        ("." * 10 + "L" * 20 + "." * 10, "." * 10 + "L" * 20 + "." * 10, 15, "." * 10 + "L" * 20 + "." * 10),
-    ],
-)
-def test_lte_is_not_reported_where_it_would_have_to_send_and_does_not(network, signal, db, expected):
-    label = np.array([".NL".index(letter) for letter in network])
-    result = segment.without_silence(label, power_of(signal, db), 1.0)
-    assert "".join(".NL"[kind] for kind in result) == expected
-
-
-def carrier(technology, lower, upper, start, count=10, **values):
-    given = {"absolute": True, "active": 0.5, "confidence": 0.9, "weight": count, "runs": [[start, count]]} | values
-    return Carrier(technology, lower * 1e6, upper * 1e6, **given)
-
-
-def test_a_carrier_seen_in_many_frames_is_one_row_weighted_by_time():
-    rows = []
-    merge(rows, [carrier("LTE", 10, 20, 0), carrier("NR", 30, 50, 0)])
-    merge(rows, [carrier("LTE", 10.3, 20.3, 10, 20, active=0.8), carrier("LTE", 10, 30, 10, 20)])
-    merge(rows, [carrier("NR", 30, 50, 30), carrier("NR", 9.9, 20, 30), carrier("LTE", 10, 20, 40)])
-    assert [(row.technology, row.weight, row.runs) for row in rows] == [
-        ("LTE", 40, [[0, 30], [40, 10]]),
-        ("NR", 20, [[0, 10], [30, 10]]),
-        ("LTE", 20, [[10, 20]]),
-        ("NR", 10, [[30, 10]]),
-    ]
-    assert rows[0].lower_hz == pytest.approx((10 * 10 + 20 * 10.3 + 10 * 10) / 40 * 1e6)
-    assert rows[0].active == pytest.approx((10 * 0.5 + 20 * 0.8 + 10 * 0.5) / 40)
-    two = [carrier("LTE", 10, 20, 0), carrier("LTE", 10.2, 20.2, 0)]
-    rows = []
-    merge(rows, [replace(one) for one in two])
-    assert len(rows) == len(join(rows)) == 2  # of one frame: never merged with each other
-    assert "no LTE or NR" in table([]) and "-" in table([carrier("LTE", 1, 2, 0, active=None)])
-
-
-def test_a_carrier_whose_edges_jitter_stays_one_row_over_thousands_of_frames():
-    rng, rows = np.random.default_rng(0), []
-    for i in range(1000):
-        low, high = rng.normal((10, 20), 0.3)
-        merge(rows, [carrier("NR", low, high, 10 * i)] if rng.random() < 0.8 else [])
-    (row,) = join(rows)
-    assert row.lower_hz == pytest.approx(10e6, abs=0.05e6) and row.upper_hz == pytest.approx(20e6, abs=0.05e6)
-    assert sum(count for _, count in row.runs) == row.weight
-    assert all(a + n < b for (a, n), (b, _) in zip(row.runs, row.runs[1:], strict=False))  # apart, in order
-
-
-def test_an_edge_that_a_capture_has_cut_gives_way_to_one_that_was_seen():
-    rows = []
-    merge(rows, [carrier("LTE", 10, 16, 0, cut_above=True)])
-    merge(rows, [carrier("LTE", 10.2, 20, 10)])
-    assert (rows[0].lower_hz, rows[0].upper_hz, rows[0].cut_above) == (pytest.approx(10.1e6), 20e6, False)
-
-
-def test_active_is_a_share_of_all_time_that_could_show_the_carrier():
-    rows = [carrier("NR", 10, 20, 30, active=1.0), carrier("LTE", 110, 120, 0, 50, active=0.5)]
-    rows.append(carrier("NR", -5, 5, 0, absolute=False, active=None))
-    share_of_recording(rows, {(15e6, 40e6): 100, (115e6, 30e6): 50, (None, 40e6): 10})
-    assert [row.active for row in rows] == [0.1, 0.5, None]
-
-
-def test_a_network_of_small_frames_is_shown_small_frames(tmp_path, weights, monkeypatch):
-    data = checkpoint.load(weights) | {"frame_size": [128, 128]}
+def test_a_network_of_small_frames_is_shown_small_frames(tmp_path, untrained, monkeypatch):
+    data = checkpoint.load(untrained) | {"frame_size": [128, 128]}
     checkpoint.save(tmp_path / "small.pt", data)
     shapes, build = [], segment.rebuild
 
@@ -314,7 +191,7 @@ def test_a_network_of_small_frames_is_shown_small_frames(tmp_path, weights, monk
         return network
 
     monkeypatch.setattr(segment, "rebuild", watched)
-    logits_of, _ = segment.load_network(tmp_path / "small.pt", "cpu")
+    logits_of = segment.load_network(tmp_path / "small.pt", "cpu")
     assert segment.predict(logits_of, np.zeros((256, 256, 3), np.uint8)).shape == (3, 256, 256)
     assert shapes == [(128, 128)]
 
@@ -356,7 +233,7 @@ def test_annotating_bare_samples_writes_metadata_that_sigmf_can_read(find, tmp_p
     assert opened.sample_count == 200_000
 
 
-def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_path, weights, capsys, monkeypatch):
+def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_path, untrained, capsys, monkeypatch):
     def fails(*arguments):
         out = tmp_path / "never"
         errors = (segment.DataError, segment.ModelError, checkpoint.CheckpointError)
@@ -367,13 +244,13 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_pat
         assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
         return printed.err
 
-    use = ("--checkpoint", weights)
+    use = ("--checkpoint", untrained)
     bare = tmp_path / "bare.bin"
     bare.write_bytes(bytes(1000))
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (256, 256)).save(tmp_path / "flat.png")
     other = tmp_path / "other.pt"
-    checkpoint.save(other, checkpoint.load(weights) | {"kind": "modulation"})
+    checkpoint.save(other, checkpoint.load(untrained) | {"kind": "modulation"})
     assert "add --datatype" in fails(bare, *use)
     assert "add --sample-rate" in fails(bare, "--datatype", "ci8", *use)
     assert "no such file" in fails(tmp_path / "missing.bin", *use)
@@ -382,9 +259,13 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_pat
     assert "no such checkpoint" in fails(tmp_path / "flat.png", "--checkpoint", tmp_path / "missing.pt")
     assert "not a checkpoint" in fails(tmp_path / "flat.png", "--checkpoint", bare)
     assert "modulation" in fails(tmp_path / "flat.png", "--checkpoint", other)
+    damaged = tmp_path / "damaged.pt"
+    checkpoint.save(damaged, checkpoint.load(untrained))
+    (tmp_path / "damaged.calibration.json").write_text('{"curves": {"cell": [1]}}')
+    assert "damaged.calibration.json: damaged" in fails(tmp_path / "flat.png", "--checkpoint", damaged)
     assert "try --device cpu" in fails(tmp_path / "flat.png", "--device", "warp", *use)
-    monkeypatch.setattr(segment, "WEIGHTS", ("weights/none.pt", "weights/neither.pt"))
-    assert "train one with train_seg.py" in fails(tmp_path / "flat.png")
+    monkeypatch.setattr(segment, "WEIGHTS", tmp_path / "none.pt")
+    assert "none.pt: no such checkpoint; train one" in fails(tmp_path / "flat.png")
     for value in ("nan", "inf"):
         with pytest.raises(SystemExit):
             segment.parse_args([str(bare), "--center-frequency", value])

@@ -1,4 +1,4 @@
-"""Bands in a frame's labels: found in columns, cut where a gap is seen, fitted with the standard's channels.
+"""Bands in a frame's labels: found in columns, cut at gaps, fitted with the channels of the standards.
 
     bands = find_bands(label)                                # label: int (C,), a class for each column of a spectrogram
     bands = whole_bands(bands, power, floor, channels)       # power: float (C,), each column's mean over time
@@ -6,16 +6,17 @@
     labels = fit_channels(logits, levels, channels)          # one frame: (classes, H, W), (H, W) -> int64 (H, W)
     predict = predictor(logits_of, levels_of, channels)      # the same for batches of pictures
 
-A network that has seen few neighbours calls four LTE carriers side by side one NR carrier, though the gaps between
-them are in plain sight. And it calls part of one carrier LTE, the other part NR. So bands are joined and cut first.
+A band is a run of columns of one class. The network makes two kinds of mistakes: it calls four LTE carriers side by
+side one NR carrier, although the gaps between them are visible; and it calls one part of a carrier LTE and the other
+part NR. So bands are joined and cut first.
 
-Then channels are fitted. A 20 MHz channel holds 18.015 MHz of LTE, 18.36 MHz of NR at 30 kHz, 19.08 MHz at 15 kHz (TS
-36.104 table 5.6-1, TS 38.104 table 5.3.2-1). Under full load little else tells them apart, and a network that looks at
-cells of 16 columns does not measure tenths of a column. Time averages of power give the two half-power points of each
-band. Bayes' rule weighs how well each standard channel fits the distance between them against what the network says of
-technology and width. A band that fits is drawn as wide as that channel. One that fits none, of a sparsely scheduled
-carrier or of several side by side, stays as the network has it.
-Needs torch and numpy.
+Then channels are fitted. A 20 MHz channel holds 18.015 MHz of LTE, 18.36 MHz of NR at 30 kHz, or 19.08 MHz of NR at
+15 kHz (TS 36.104 table 5.6-1, TS 38.104 table 5.3.2-1). Under full load this width is nearly all that tells them apart.
+The network looks at cells of 16 columns and can't measure tenths of a column; the mean power over time can. It gives
+the two half-power points of each band. Bayes' rule combines two things: how well each standard channel fits the
+distance between these points, and what the network says of technology and width. A band that fits a channel gets the
+channel's width. A band that fits none stays as the network has it: its carrier is sparsely scheduled, or it holds
+several carriers. Needs torch and numpy.
 """
 
 from collections import Counter
@@ -26,18 +27,18 @@ import torch
 
 MIN_COLUMNS = 4  # of 240 kHz: .96 MHz, the narrowest LTE channel has 1.4 MHz
 MAX_GAP = 2  # columns of noise inside one carrier; a wider gap parts two carriers
-GAP_SHARE = 0.4  # of the rise in dB over the floor: what a gap keeps at most
-GAP_LEAST_DB = 3.0  # that it lies below both sides
-CLEAR_DB = 6.0  # rise from which on a guard band could not be overlooked
-STEEP = 0.45  # of the rise, within two columns on both sides of a gap; a fade falls slowly
-SIDE = 10  # columns to either side of a gap that tell their level
+GAP_SHARE = 0.4  # a gap keeps at most this share of its sides' rise over the floor in dB
+GAP_LEAST_DB = 3.0  # and lies at least so far below both sides
+CLEAR_DB = 6.0  # above this rise a guard band is always visible
+STEEP = 0.45  # share of the rise by which power falls within two columns at a gap; a fade falls slowly
+SIDE = 10  # columns on each side of a gap from which the side's level is taken
 WIDEST_GAP = 25  # columns, 6 MHz: the guard bands of two channels of 100 MHz
 EDGE_DB = 4.0  # below the middle of a piece: its edges; the smoothing over three columns takes 4.8 from an outer one
-FITS = 1.6  # columns of 240 kHz by which a piece's width may miss a standard channel's
-STRONG_DB = 5.0  # over the floor in the mean over time; what is weaker proves nothing
-SKIRT, SKIRT_DB = 20, 25.0  # what lies so far below a column so near is that one's skirt: transmitters leak
-PEAK_DB, PEAK_RANGE_DB = 15.0, 20.0  # a clearly strong column, and how far below it the same emission may fade
-LINE_DB = 6.0  # a column so far above its neighbours is a line: DC, a spur, a tone
+FITS = 1.6  # columns of 240 kHz by which a piece's width may differ from a standard channel's
+STRONG_DB = 5.0  # mean over time over the floor; weaker columns prove nothing
+SKIRT, SKIRT_DB = 20, 25.0  # within so many columns of a column that is so much stronger, power is its leakage
+PEAK_DB, PEAK_RANGE_DB = 15.0, 20.0  # level of a clearly strong column, and how far below it the same emission may fade
+LINE_DB = 6.0  # a column that rises so far above its neighbours is a line: DC, a spur, a tone
 
 Channels = Sequence[tuple[int, float, float]]  # class, width, occupied width; both in columns
 Band = tuple[int, int, int]  # class, first column, behind the last
@@ -83,10 +84,10 @@ def gaps(rise: np.ndarray, first: int, stop: int) -> list[tuple[int, int]]:
 
 
 def whole_bands(bands: Sequence[Band], power: np.ndarray, floor: float, channels: Channels) -> list[Band]:
-    """The network's bands, touching ones joined where no gap parts them, then cut at gaps between standard channels.
+    """The network's bands, joined where they touch without a gap, then cut at gaps between standard channels.
 
-    Sparsely scheduled NR has gaps of its own. So a band is cut only where each piece is as wide as some channel's
-    occupied band.
+    Sparsely scheduled NR has gaps inside one carrier. So a band is cut only if each piece is as wide as the occupied
+    band of some channel.
     """
     if not floor > 0:
         return list(bands)
@@ -105,14 +106,14 @@ def whole_bands(bands: Sequence[Band], power: np.ndarray, floor: float, channels
 
 
 def _one_carrier(rise, group, band, channels):
-    """Whether a band belongs to the touching ones before it: one level, and no gap where they meet."""
+    """Whether a band belongs to the touching bands before it: they have one level, and no gap where they meet."""
     first, seam, stop = group[0][1], group[-1][2], band[2]
     sides = [np.quantile(rise[part], 0.75) for part in (slice(first, seam), slice(band[1], stop))]
     low, high = max(first + 3, seam - SIDE), min(stop - 3, band[1] + SIDE)  # without the carrier's own edges
     lowest = rise[low:high].min() if low < high else min(sides)
     if abs(sides[0] - sides[1]) >= GAP_LEAST_DB or lowest < min(sides) - max(GAP_LEAST_DB, 0.5 * min(sides)):
         return False
-    # Two carriers side by side have guard bands between them, which show where both are strong.
+    # Two carriers side by side have guard bands between them. These are visible if both carriers are strong.
     width = stop - first
     narrow = min(seam - first, stop - band[1]) < 0.25 * width  # a sliver of the other technology
     fits = any(abs(width - whole) <= 0.05 * whole + 1 for _, whole, _ in channels)
@@ -137,9 +138,9 @@ def _pieces(rise, kind, first, stop, channels):
 
 
 def narrow_peaks(power: np.ndarray, floor: float) -> int | None:
-    """Columns of the widest stretch that rises near a band's peak, power (C,); None where no column is clearly strong.
+    """Width in columns of the widest stretch near a band's peak, power (C,); None where no column is clearly strong.
 
-    A network joins hops, carriers of 200 kHz or a keyed tone and its skirts to one wide band.
+    The network joins frequency hops, carriers of 200 kHz, or a keyed tone and its skirts to one wide band.
     """
     rise = 10 * np.log10(np.maximum(power, 1e-3 * floor) / floor)
     if rise.max() < PEAK_DB:
@@ -150,14 +151,14 @@ def narrow_peaks(power: np.ndarray, floor: float) -> int | None:
 
 
 def unclaimed(label: np.ndarray, power: np.ndarray, floor: float) -> list[tuple[int, int]]:
-    """Strong bands among the columns that a network calls noise: [(first column, behind the last)].
+    """Strong bands among the columns that the network calls noise: [(first column, behind the last)].
 
     Args: label int (C,), power (C,), floor of the noise in the same units.
     """
     if not floor > 0:
         return []
     free = label == 0
-    for side in (-2, -1, 1, 2):  # a carrier's own edges are no band
+    for side in (-2, -1, 1, 2):  # the edges of a carrier are no band of their own
         free &= np.roll(label == 0, side)
     padded = np.pad(power, SKIRT, mode="edge")
     nearby = np.lib.stride_tricks.sliding_window_view(padded, 2 * SKIRT + 1).max(1)
@@ -172,8 +173,8 @@ def unclaimed(label: np.ndarray, power: np.ndarray, floor: float) -> list[tuple[
 def find_bands(label: np.ndarray) -> list[tuple[int, int, int]]:
     """Classes of columns, int (C,) -> [(class, first column, behind the last)] of the carriers, ascending.
 
-    Runs of one technology grow together over gaps of up to MAX_GAP columns of noise, and over slivers of the other
-    technology. What is then narrower than MIN_COLUMNS joins a wider neighbour that it touches, or is dropped.
+    Runs of one technology are joined over gaps of up to MAX_GAP columns of noise, and over slivers of the other
+    technology. A band that is then narrower than MIN_COLUMNS joins a wider band that it touches, or is dropped.
     """
     cuts = [0, *(np.flatnonzero(np.diff(label)) + 1).tolist(), len(label)]
     bands = []
@@ -203,16 +204,17 @@ def find_bands(label: np.ndarray) -> list[tuple[int, int, int]]:
 
 # ---- standard channels ----------------------------------------------------------------------------------------------
 
-# In columns of 240 kHz, and dB; chosen on 1,440 generated field frames that the network had not been trained on, and on
-# NR by other people's code. BIAS and SPREADs are of 2,100 isolated carriers, by maximum likelihood.
-BIAS = -0.1  # of the distance between half-power points against the occupied bandwidth: fading takes from the edges
-SPREAD = 0.47  # its standard deviation where the carrier stands far above the noise
-SPREAD_TIMES_RISE = 1.0  # and what is added to it, times the rise in dB, where it does not
-ANYTHING = 0.1, 0.03  # share of bands whose distance says nothing, and the density over columns they have then
-WIDTH_SPREAD = 2.0, 0.03  # of the network's own width: columns, and share of the channel's
+# In columns of 240 kHz and in dB. The values were chosen on 1,440 generated field frames that the network had not been
+# trained on, and on NR signals from another library. BIAS and both SPREADs were fitted to 2,100 isolated carriers by
+# maximum likelihood.
+BIAS = -0.1  # of the distance between half-power points against the occupied bandwidth: fading narrows it
+SPREAD = 0.47  # its standard deviation for a carrier far above the noise
+SPREAD_TIMES_RISE = 1.0  # divided by the rise in dB it is the part of the standard deviation that noise adds
+ANYTHING = 0.1, 0.03  # share of bands whose distance says nothing, and its density per column in these bands
+WIDTH_SPREAD = 2.0, 0.03  # standard deviation of the network's own width: columns, and share of the channel's width
 TRUST = 1.2  # factor of the network's log odds between technologies
-LEAST_RISE_DB = 1.0  # a weaker carrier has no edges to be measured
-SINGLE_LOOK_DB = 5.57  # standard deviation of one look at Gaussian noise's power in dB
+LEAST_RISE_DB = 1.0  # the edges of a weaker carrier can't be measured
+SINGLE_LOOK_DB = 5.57  # standard deviation of the power of Gaussian noise, measured once, in dB
 
 
 def predictor(
@@ -224,15 +226,18 @@ def predictor(
 
     Args:
         logits_of: pictures -> float (B, classes, H, W).
-        levels_of: pictures -> levels (B, H, W), palette; without palette (unknown colours) nothing is fitted.
+        levels_of: pictures -> levels (B, H, W), colormap; None for unknown colours, where nothing is fitted.
         channels: see fit_channels.
     """
 
     def predict(images: torch.Tensor) -> torch.Tensor:
         labels = []
         for frame, image in zip(logits_of(images), images, strict=True):
-            levels, palette = levels_of(image[None])  # each on its own, so that neighbours do not decide
-            labels.append(frame.argmax(0).cpu() if palette is None else fit_channels(frame, levels[0], channels))
+            levels, colormap = levels_of(image[None])  # frame by frame: the rest of the batch has no influence
+            if colormap is None:
+                labels.append(frame.argmax(0).cpu())
+            else:
+                labels.append(fit_channels(frame, levels[0], channels))
         return torch.stack(labels)
 
     return predict
@@ -242,8 +247,8 @@ def fit_channels(logits: torch.Tensor, levels: torch.Tensor, channels: Channels)
     """Class numbers int64 (H, W) of one frame, on the CPU.
 
     Args:
-        logits: float (classes, H, W) of a segmentation network; class 0 is noise, their argmax is the starting point.
-        levels: (H, W), colour numbers of the picture, in equal steps of dB of any size.
+        logits: float (classes, H, W) of a segmentation network; class 0 is noise. Their argmax is the starting point.
+        levels: (H, W), colormap indices of the picture: equal steps in dB, of any size.
         channels: (class, width, occupied width) of the standard channels, both in columns.
     """
     logits = logits.float().cpu()
@@ -272,7 +277,8 @@ def fit_bands(
     Args:
         bands: (class, first column, behind the last), ascending, as find_bands gives them.
         belief: float (classes, W), log probabilities of each column.
-        power: float (W,), each column's mean power over time. A band that reaches their end has an edge beyond it.
+        power: float (W,), each column's mean power over time. A band that reaches the first or last column goes on
+            outside the picture.
     """
     found = []
     for kind, start, end in bands:
@@ -281,7 +287,7 @@ def fit_bands(
         channel = None
         if measured:
             widest = max(occupied for k, _, occupied in channels if k == kind)
-            # Too wide for one channel of this technology: another's, or several side by side.
+            # A band too wide for one channel of its technology is the other technology's, or holds several carriers.
             if measured[1] - measured[0] <= 1.1 * widest or not _parted(power, *measured):
                 channel = _channel(kind, end - start, *measured, odds, channels)
         if not channel:
@@ -294,10 +300,10 @@ def fit_bands(
 
 
 def column_power(levels: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Levels (H, W) in unknown steps of dB -> each column's mean power over time, (W,); noise: bool (W,), which are.
+    """Levels (H, W) in unknown steps of dB -> each column's mean power over time, (W,); noise: bool (W,), its columns.
 
-    A level's size follows from noise: one look at it scatters by 5.57 dB. Where the picture's floor hides the noise,
-    the steadiest carriers, Gaussian as well, take its place.
+    Noise tells the size of a step: its power in dB has a standard deviation of 5.57 dB. Where the picture's lowest
+    level hides the noise, the steadiest carriers take its place, for they are Gaussian as well.
     """
     spread = levels.std(0)
     step = np.median(spread[noise]) if noise.any() else 0.0
@@ -317,7 +323,7 @@ def _half_power(power: np.ndarray, start: int, end: int) -> tuple[float, float, 
 
 
 def _rising_edge(power: np.ndarray, start: int, middle: int) -> tuple[float, float] | None:
-    """Where power, going up in frequency, has risen half of the way from the dip near `start`; and by how many dB."""
+    """(Column where power has risen half of the way up from the dip near `start`, whole rise in dB); None without."""
     outside = np.arange(max(start - 5, 0), min(start + 5, middle))
     inside = power[start + 3 : min(start + 13, middle)]
     if len(outside) < 3 or len(inside) < 2:
@@ -336,7 +342,7 @@ def _rising_edge(power: np.ndarray, start: int, middle: int) -> tuple[float, flo
 
 
 def _parted(power: np.ndarray, low: float, high: float, rise: float) -> bool:
-    """Whether power falls by a tenth of its rise in dB, a dB at least, between the half-power points: a guard band?"""
+    """Whether power dips between the half-power points, as at a guard band: by a tenth of the rise, 1 dB at least."""
     inside = power[int(np.ceil(low)) + 1 : int(high) - 1]
     smooth = np.convolve(inside, np.ones(3) / 3, "valid")
     return bool(smooth.min() < np.median(inside) * 10 ** (-max(1, rise / 10) / 10))
@@ -353,7 +359,7 @@ def _channel(
 ) -> tuple[int, float, bool] | None:
     """(class, channel width in columns, whether that channel fits) of a band; None if no channel is nearly as wide.
 
-    Technologies are equally likely beforehand, and so are the subcarrier spacings of one channel width.
+    The prior: technologies are equally likely, and so are the subcarrier spacings of one channel width.
     """
     spacings = Counter((k, width) for k, width, _ in channels)
     spread = np.hypot(SPREAD, SPREAD_TIMES_RISE / rise)

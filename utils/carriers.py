@@ -1,31 +1,97 @@
-"""Carriers of a recording: rows of single frames put together over time, their confidence, the printed table.
+"""Carriers: rows of one frame from a network's labels and the samples' evidence, rows over time, confidence, the table.
 
-    merge(carriers, of_this_frame)                                     # Carrier objects, frame by frame
+    found = find_carriers(view, proofs)                                # rows of one frame: Carrier objects
+    merge(carriers, found)                                             # frame by frame, in place
     rows = join(carriers)
+    share_of_recording(rows, seen)
     Calibration.beside(Path("weights/seg_student.pt")).apply(rows, with_samples=True)
     print(table(rows))
 
-Needs the standard library only.
+The file follows a frame: columns of the spectrogram become bands (utils/bands.py), a band gets its edges, level,
+evidence (data/evidence.py), name and confidence, and becomes one row, or several where cells show several carriers.
+Then rows of many frames become one row a carrier. A column is 240 kHz wide; a frame has 40 ms. Needs numpy, data/,
+utils/bands.py and utils/runs.py.
 """
 
+import itertools
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+
+from data.evidence import WEAKEST_DB, Evidence, FrameEvidence, Proofs, apart, cells_plain, judge, nothing_there
+from data.lte_nr import LTE_RB, standard_channels
+from data.spectrogram import HZ_PER_PIXEL, SIZE
+from data.spectrum_sensing import CLASSES
+from utils.bands import MIN_COLUMNS, STRONG_DB, find_bands, fit_bands, lines, narrow_peaks, unclaimed, whole_bands
+from utils.runs import RunError
+
+# A row of one frame
+ACTIVE_DB = 2.0  # mean level over the floor from which on a carrier counts as active
+LTE_HZ = tuple(LTE_RB)  # channel widths
+WIDEST_HZ = {"LTE": 20.5e6, "NR": 101e6}  # no standard has wider channels; half a megahertz for the network's edges
+NARROWEST_HZ = {"LTE": 0.9e6, "NR": 2.5e6}  # 1.08 and 2.7 MHz are occupied at the least; edges may miss a column
+SILENT_COLUMNS = 6  # 1.44 MHz: wider than the guard band of a 20 MHz LTE channel, and than a fade
+SILENT_DB = 2.5  # highest levels over the floor: a silent column's stays below,
+STRONG_PEAK_DB = 10.0  # and the upper quarter of the band's columns reach that
+GUARD_SHARE = 0.05  # of an LTE channel's width, on each side
+SAME_EDGE_HZ = 0.3e6  # edges that agree
+SIDE_BY_SIDE_HZ = 1.5e6  # a carrier: by how much edges and gaps of several carriers in one band may miss
+MOST_SIDE_BY_SIDE = 6
+
+# Rows over time
 SAME_HZ = 0.5e6  # edges that differ by no more from frame to frame are one carrier's
 GROUNDS = ("cell", "prefix", "refuted", "unproven")  # what a row's technology rests on; the first outweigh the others
+
+
+@dataclass(frozen=True)
+class View:
+    """A frame as the network labels it. Rows are time, the last row first; columns are ascending frequency."""
+
+    start: int  # number of the first sample that no frame before has had
+    count: int  # of such samples
+    center_hz: float | None
+    span_hz: float  # width of the capture
+    column_hz: float
+    picture: np.ndarray  # uint8 (256, C, 3)
+    probability: np.ndarray  # float32 (3, 256, C), softmax
+    power: np.ndarray | None  # float32 (256, C) in any unit; None where it can't be told
+    floor: float = math.nan  # the noise's mean, in the unit of `power`; nan where it is not known
+    look: FrameEvidence | None = None  # the samples as received; None for a picture
+    rows: slice = field(default_factory=lambda: slice(0, SIZE))  # of these samples; the others repeat some
+
+    @property
+    def columns(self) -> int:
+        return self.probability.shape[2]
+
+    @property
+    def origin_hz(self) -> float:
+        """Frequency of the capture's centre; 0 where it is not known, so that frequencies count from it."""
+        return self.center_hz or 0.0
+
+
+class FittedBand(NamedTuple):
+    """A band of columns, with the standard channel that fits."""
+
+    kind: int  # class; 0: the network calls it noise
+    first: int  # column
+    stop: int  # behind the last column
+    edges: tuple[float, float] | None = None  # of the channel that fits, in columns
+    fits_nr: bool = False  # whether the occupied width alone says NR
 
 
 @dataclass
 class Carrier:
     """A row of the table, of one frame or merged over many. Frequencies in Hz, absolute or from the centre."""
 
-    technology: str
+    technology: str  # "LTE", "NR" or "other"
     lower_hz: float
     upper_hz: float
     absolute: bool
-    active: float | None
+    active: float | None  # share of time above the floor
     confidence: float
     cut_below: bool = False  # reaches the capture's edge: the true edge lies beyond
     cut_above: bool = False
@@ -38,18 +104,30 @@ class Carrier:
     cells: dict = field(default_factory=dict)  # identity: plain values of what was found
 
     @property
+    def width_hz(self) -> float:
+        return self.upper_hz - self.lower_hz
+
+    @property
     def calibration_ground(self) -> str:
         """Ground, but "other" for a row that neither the network nor any evidence has named."""
         return "other" if self.technology == "other" and self.ground == "unproven" else self.ground
 
-    def plain(self) -> dict:
-        """For result.json, in Hz and shares of 1."""
+    def times_s(self, sample_rate: float | None, first_sample: int = 0) -> tuple[float | None, float | None]:
+        """When it was first and last there, in seconds from the recording's first sample; None without a rate in Hz."""
+        if not sample_rate or not self.runs:
+            return None, None
+        first, last = self.runs[0][0], sum(self.runs[-1])
+        return (first - first_sample) / sample_rate, (last - first_sample) / sample_rate
+
+    def plain(self, sample_rate: float | None, first_sample: int = 0) -> dict:
+        """For result.json, in Hz, seconds and shares of 1; see `times_s`."""
+        first_s, last_s = self.times_s(sample_rate, first_sample)
         return {
             "technology": self.technology,
             "lower_hz": self.lower_hz,
             "upper_hz": self.upper_hz,
             "center_hz": (self.lower_hz + self.upper_hz) / 2,
-            "bandwidth_hz": self.upper_hz - self.lower_hz,
+            "bandwidth_hz": self.width_hz,
             "absolute": self.absolute,
             "active": self.active,
             "confidence": self.confidence,
@@ -62,11 +140,290 @@ class Carrier:
             "cells": list(self.cells.values()),
             "samples": self.weight,
             "runs": [{"sample_start": start, "sample_count": count} for start, count in self.runs],
+            "first_s": first_s,
+            "last_s": last_s,
         }
 
 
+# ---- rows of one frame ----------------------------------------------------------------------------------------------
+
+
+def find_carriers(view: View, proofs: Proofs | None = None) -> list[Carrier]:
+    """The rows of one frame: bands of the network, and with `proofs` what the samples prove of them.
+
+    A row is as wide as the standard channel that fits, or else as the network sees it. Then a channel's edges lie, on
+    average, in the middle of its outermost columns.
+    """
+    proofs = proofs if view.look else None  # a picture has no samples
+
+    # Columns: the majority over time names each, and columns of noise tell the floor
+    label = view.probability.mean(1).argmax(0)  # (C,)
+    view = replace(view, floor=noise_floor(view, label))
+    label = without_silence(label, view.power, view.floor)
+
+    # Bands of the network; with samples also strong ones that it calls noise
+    bands = fitted_bands(view, label)
+    if proofs:
+        bands += [FittedBand(0, *edges) for edges in unclaimed(label, view.power.mean(0), view.floor)]
+
+    # Rows. A carrier that fills the capture leaves no noise to stand out from: only its samples can tell it.
+    rows = [row for band in bands for row in carriers_of_band(view, band, proofs)]
+    if proofs and not rows:
+        whole = FittedBand(0, 0, len(label))
+        found = carriers_of_band(replace(view, floor=math.nan), whole, proofs)
+        rows = [row for row in found if row.ground in ("cell", "prefix")]
+    return without_overlaps(rows)
+
+
+def noise_floor(view: View, label: np.ndarray) -> float:
+    """Mean power of the columns that are noise, label int (C,); the view's own floor where there are too few."""
+    if view.power is None or (label == 0).sum() < MIN_COLUMNS:
+        return view.floor
+    return float(np.median(view.power[:, label == 0])) / math.log(2)  # exponentially distributed: median to mean
+
+
+def without_silence(label: np.ndarray, power: np.ndarray | None, floor: float) -> np.ndarray:
+    """Call those columns noise, int (C,), that the network gives to LTE although no LTE can be there.
+
+    LTE sends reference signals over its whole channel in every downlink subframe (TS 36.211, 6.10.1). So a wide
+    stretch that stays at the noise all the time, while the band rises at least 10 dB above it, lies between carriers.
+    These keep their guard bands. NR has no such signals and is left alone.
+    """
+    if power is None or len(power) < SIZE // 2 or not floor > 0:
+        return label
+    peak = 10 * np.log10(np.quantile(power, 0.97, axis=0) / (floor * math.log(1 / 0.03)))  # dB; 0 for noise
+    label = label.copy()
+    for kind, first, stop in find_bands(label):
+        inside = peak[first:stop]
+        if CLASSES[kind] != "LTE" or np.percentile(inside, 75) < STRONG_PEAK_DB:
+            continue
+        silent = [run[1:] for run in find_bands((inside < SILENT_DB).astype(int)) if run[2] - run[1] >= SILENT_COLUMNS]
+        cuts = [0, *(column for stretch in silent for column in stretch), len(inside)]
+        label[first:stop] = 0
+        for start, end in zip(cuts[::2], cuts[1::2], strict=True):
+            guard = int(GUARD_SHARE * (end - start))
+            label[first + max(0, start - guard) : first + min(len(inside), end + guard)] = kind
+    return label
+
+
+def fitted_bands(view: View, label: np.ndarray) -> list[FittedBand]:
+    """Bands among the columns, label int (C,), ascending; channels are fitted where columns are 240 kHz wide."""
+    bands = find_bands(label)
+    if view.power is None or abs(view.column_hz / HZ_PER_PIXEL - 1) >= 0.01:
+        return [FittedBand(*band) for band in bands]
+    power = view.power.mean(0)  # (C,)
+    channels = standard_channels(CLASSES, view.column_hz)
+    bands = whole_bands(bands, power, view.floor, channels)
+    belief = np.log(view.probability.clip(1e-6)).mean(1)  # (3, C)
+    fits = fit_bands(bands, belief, power, channels)
+    fits_by_width = fit_bands(bands, np.zeros_like(belief), power, channels)  # whatever the network believes
+    found = []
+    for (_, first, stop), (kind, edges), (kind_by_width, fit) in zip(bands, fits, fits_by_width, strict=True):
+        fits_nr = CLASSES[kind_by_width] == "NR" and fit is not None
+        found.append(FittedBand(kind, first, stop, edges, fits_nr))
+    return found
+
+
+def without_overlaps(rows: list[Carrier]) -> list[Carrier]:
+    """Rows of one frame, ascending; where two overlap they meet in the middle."""
+    rows = sorted(rows, key=lambda row: (row.lower_hz, row.upper_hz))
+    for below, above in itertools.pairwise(rows):
+        if below.upper_hz > above.lower_hz:
+            below.upper_hz = above.lower_hz = (below.upper_hz + above.lower_hz) / 2
+    return [row for row in rows if row.upper_hz > row.lower_hz]
+
+
+# ---- rows of one band -----------------------------------------------------------------------------------------------
+
+
+def carriers_of_band(view: View, band: FittedBand, proofs: Proofs | None) -> list[Carrier]:
+    """Rows of one band: one, or one for each LTE carrier in it whose cells show that there are several."""
+    row = row_with_edges(view, band)
+    row.active, row.level_db = activity_and_level(view, band)
+    evidence = evidence_of(view, row, proofs) if proofs else None
+    row.technology, row.ground, row.evidence = name_of(view, band, row, evidence)
+    row.confidence = network_probability(view, band, row, evidence)
+    if row.ground != "cell":
+        return [row]
+    row.cells = cells_plain(evidence, view.center_hz)
+    return rows_by_cell(view, band, row, evidence, proofs)
+
+
+def row_with_edges(view: View, band: FittedBand) -> Carrier:
+    """A row without a name: at the edges of the channel that fits, or else in the middle of the outermost columns.
+
+    A band that reaches the capture's edge goes on beyond it; its row ends there.
+    """
+    edges = band.edges or (band.first + 0.5, band.stop - 0.5)  # columns
+    lower, upper = (view.origin_hz + (edge - view.columns / 2) * view.column_hz for edge in edges)
+    below, above = band.first <= 1, band.stop >= view.columns - 1
+    return Carrier(
+        technology="other",
+        lower_hz=view.origin_hz - view.span_hz / 2 if below else lower,
+        upper_hz=view.origin_hz + view.span_hz / 2 if above else upper,
+        absolute=view.center_hz is not None,
+        active=None,
+        confidence=0.0,
+        cut_below=below,
+        cut_above=above,
+        weight=view.count,
+        runs=[[view.start, view.count]],
+    )
+
+
+def activity_and_level(view: View, band: FittedBand) -> tuple[float | None, float | None]:
+    """Share of time above the floor, and mean power over the floor in dB, both without lines; None where unknown."""
+    if view.power is None or not view.floor > 0:
+        return None, None
+    power = view.power[view.rows, band.first : band.stop]  # (rows, columns)
+    clean = power[:, ~lines(power.mean(0))]
+    clean = clean if clean.shape[1] else power
+    active = float((clean.mean(1) > view.floor * 10 ** (ACTIVE_DB / 10)).mean())
+    return active, float(10 * np.log10(max(clean.mean() / view.floor, 1e-3)))
+
+
+def evidence_of(view: View, row: Carrier, proofs: Proofs) -> Evidence:
+    """What the samples prove of a row, or proved a short time ago."""
+    level_db = row.level_db
+    if row.active and level_db < WEAKEST_DB:  # bursts may leave the mean at the floor: without a level they are sought
+        level_db = None
+    edges = row.lower_hz - view.origin_hz, row.upper_hz - view.origin_hz
+    time = view.start / view.look.sample_rate
+    return proofs.of(view.look, time, *edges, cut=row.cut_below or row.cut_above, level_db=level_db)
+
+
+def name_of(view: View, band: FittedBand, row: Carrier, evidence: Evidence | None) -> tuple[str, str, str]:
+    """(Technology, ground, words for the table) of a row with edges and level; without evidence the network's name."""
+    name, ground, words = CLASSES[band.kind] if band.kind else "other", "unproven", "-"
+
+    # What the evidence says; and what can't be a carrier whatever the network calls it
+    if evidence:
+        name, ground, words = judge(name, evidence, band.fits_nr, view.center_hz)
+        if ground == "unproven" and name != "other":
+            if too_narrow(view, band, row, NARROWEST_HZ[name]):
+                name, ground, words = "other", "refuted", f"narrower than any {name} channel"
+            elif row.level_db is not None and row.level_db < WEAKEST_DB and nothing_there(evidence):
+                name, words = "other", "no more than the noise floor"
+
+    # What no standard allows is not printed as such
+    if ground != "cell" and row.width_hz > WIDEST_HZ.get(name, math.inf):
+        name = "NR" if name == "LTE" and row.width_hz < WIDEST_HZ["NR"] else "other"
+    return name, ground, words
+
+
+def too_narrow(view: View, band: FittedBand, row: Carrier, least_hz: float) -> bool:
+    """Whether a band, or all that stands out in it, is narrower than `least_hz`, as no channel is."""
+    if row.width_hz < least_hz and not row.cut_below and not row.cut_above:
+        return True
+    if view.power is None or not view.floor > 0:
+        return False
+    widest = narrow_peaks(view.power[:, band.first : band.stop].mean(0), view.floor)
+    strong = view.power[:, [0, -1]].mean(0) > view.floor * 10 ** (STRONG_DB / 10)  # the capture's outermost columns
+    goes_on = (row.cut_below and strong[0]) or (row.cut_above and strong[1])
+    return widest is not None and not goes_on and (widest - 1) * view.column_hz < least_hz
+
+
+def network_probability(view: View, band: FittedBand, row: Carrier, evidence: Evidence | None) -> float:
+    """Mean softmax probability of the row's technology; with an unproven prefix, of LTE and NR together."""
+    of_classes = view.probability[:, :, band.first : band.stop]  # (3, rows, columns)
+    if row.technology == "other":
+        return float(of_classes[0].mean())
+    prefix = evidence.prefix if evidence else None
+    if row.ground == "unproven" and prefix and prefix.outcome == "prefix":
+        return float(1 - of_classes[0].mean())
+    return float(of_classes[CLASSES.index(row.technology)].mean())
+
+
+# ---- several LTE carriers in one band -------------------------------------------------------------------------------
+
+
+def rows_by_cell(view: View, band: FittedBand, row: Carrier, evidence: Evidence, proofs: Proofs) -> list[Carrier]:
+    """The row of a band with cells, or a row for each LTE carrier that they show and for what lies beside these."""
+    if row.technology != "LTE":
+        return [row]
+    too_wide = row.width_hz > WIDEST_HZ["LTE"]
+    groups = apart(evidence.lte)
+    centers = [view.origin_hz + float(np.mean([cell.offset_hz for cell in group])) for group in groups]
+    channels = channels_side_by_side(row, centers)
+    if not channels and too_wide:
+        channels = channels_in_wide_band(row, centers)
+    if not channels:
+        return [row]
+
+    rows = rows_beside(view, band, channels, proofs) if too_wide else []
+    for (low, high), group in zip(channels, groups, strict=True):
+        cells = cells_plain(Evidence(lte=tuple(group)), view.center_hz)
+        rows.append(
+            replace(
+                row,
+                lower_hz=max(low, view.origin_hz - view.span_hz / 2),
+                upper_hz=min(high, view.origin_hz + view.span_hz / 2),
+                cut_below=row.cut_below and low <= row.lower_hz + SAME_EDGE_HZ,
+                cut_above=row.cut_above and high >= row.upper_hz - SAME_EDGE_HZ,
+                evidence=", ".join(cell["words"] for cell in cells.values()),
+                cells=cells,
+                runs=[[view.start, view.count]],
+            )
+        )
+    return rows
+
+
+def channels_side_by_side(row: Carrier, centers: list[float]) -> list[tuple[float, float]]:
+    """Edges in Hz of LTE channels with these centres that fill a row's band side by side; empty where none do.
+
+    The widths are those of the standard for which the channels do not overlap, leave little between them and end where
+    the band ends.
+    """
+    if not 2 <= len(centers) <= MOST_SIDE_BY_SIDE:
+        return []
+    best, found = SIDE_BY_SIDE_HZ * len(centers), []
+    for widths in itertools.product(LTE_HZ, repeat=len(centers)):
+        edges = [(center - width / 2, center + width / 2) for center, width in zip(centers, widths, strict=True)]
+        between = [above[0] - below[1] for below, above in itertools.pairwise(edges)]
+        if min(between) < -SAME_EDGE_HZ:
+            continue
+        left_below, left_above = edges[0][0] - row.lower_hz, row.upper_hz - edges[-1][1]  # negative: beyond the band
+        missed = max(left_below, 0.0 if row.cut_below else -left_below)
+        missed += max(left_above, 0.0 if row.cut_above else -left_above)
+        missed += sum(max(gap, 0.0) for gap in between)
+        if missed < best:
+            best, found = missed, edges
+    return found
+
+
+def channels_in_wide_band(row: Carrier, centers: list[float]) -> list[tuple[float, float]]:
+    """Edges in Hz of the channels with these centres in a band that is wider than any LTE channel.
+
+    Other carriers lie in such a band whose cells were not found. A channel is the widest of the standard that stays in
+    the band and leaves the next centre its own half; at least the narrowest.
+    """
+    channels = []
+    for i, center in enumerate(centers):
+        below = (center - centers[i - 1]) / 2 if i else center - (row.lower_hz - SAME_EDGE_HZ)
+        above = (centers[i + 1] - center) / 2 if i + 1 < len(centers) else row.upper_hz + SAME_EDGE_HZ - center
+        fitting = [width for width in LTE_HZ if width / 2 <= min(below, above) + SAME_EDGE_HZ]
+        half = max(fitting, default=min(LTE_HZ)) / 2
+        channels.append((center - half, center + half))
+    return channels
+
+
+def rows_beside(view: View, band: FittedBand, channels: list[tuple[float, float]], proofs: Proofs) -> list[Carrier]:
+    """Rows of the parts of a band that lie outside the channels of its LTE cells."""
+    zero = view.columns / 2 - view.origin_hz / view.column_hz
+    edges = [zero + hz / view.column_hz for channel in channels for hz in channel]  # in columns
+    ends = [band.first, *(min(max(round(edge), band.first), band.stop) for edge in edges), band.stop]
+    free = [(first, stop) for first, stop in zip(ends[::2], ends[1::2], strict=True) if stop - first >= MIN_COLUMNS]
+    rows = []
+    for first, stop in free:
+        rows += carriers_of_band(view, FittedBand(band.kind, first, stop), proofs)
+    return rows
+
+
+# ---- rows over time -------------------------------------------------------------------------------------------------
+
+
 def merge(carriers: list[Carrier], found: list[Carrier]) -> None:
-    """Add a frame's carriers to those of the frames before it, in place; values are means weighted by time."""
+    """Add the rows of a frame to the rows of the frames before it, in place; values become means weighted by time."""
     free = list(range(len(carriers)))
     for new in found:
         distance = {i: _apart_hz(carriers[i], new) for i in free if _same(carriers[i], new)}
@@ -79,9 +436,9 @@ def merge(carriers: list[Carrier], found: list[Carrier]) -> None:
 
 
 def join(carriers: list[Carrier]) -> list[Carrier]:
-    """Rows that have become one carrier's, by the means of their edges, put together; at no time were both there.
+    """Put rows together that are one carrier's by their mean edges and never appeared at the same time.
 
-    Where the evidence came late, a carrier had another name before: that row goes into the one with better ground.
+    A carrier whose evidence came late had another name before. That row goes into the row with the better ground.
     """
     rows = []
     for new in sorted(carriers, key=lambda carrier: (GROUNDS.index(carrier.ground), -carrier.weight)):
@@ -94,11 +451,11 @@ def join(carriers: list[Carrier]) -> list[Carrier]:
 
 
 def share_of_recording(carriers: list[Carrier], seen: dict[tuple[float | None, float], int]) -> None:
-    """Make `active`, so far of the frames that a carrier was found in, the share of all samples that could show it.
+    """Make `active` a share of all samples that could show the carrier, not only of the frames with the carrier.
 
     Args:
         carriers: changed in place.
-        seen: {(centre frequency or None, width) in Hz of what was received: samples}.
+        seen: {(centre frequency or None, width), in Hz, of a part of the spectrum: samples that show it}.
     """
     for carrier in carriers:
         middle, total = (carrier.lower_hz + carrier.upper_hz) / 2, 0
@@ -114,7 +471,7 @@ def _apart_hz(a: Carrier, b: Carrier) -> float:
 
 
 def _joins(old: Carrier, new: Carrier) -> bool:
-    """Whether both are one carrier's rows; with different technologies if the old one's has better ground."""
+    """Whether both rows are one carrier's. The technologies may differ if the old row has the better ground."""
     if old.technology != new.technology and GROUNDS.index(old.ground) >= GROUNDS.index(new.ground):
         return False
     return old.absolute == new.absolute and _near(old, new)
@@ -125,7 +482,7 @@ def _same(a: Carrier, b: Carrier) -> bool:
 
 
 def _near(a: Carrier, b: Carrier) -> bool:
-    """Edges that lie near each other, or more than half of what both cover in common."""
+    """Whether edges lie near each other, or both rows share more than half of what they cover together."""
     common = min(a.upper_hz, b.upper_hz) - max(a.lower_hz, b.lower_hz)
     whole = max(a.upper_hz, b.upper_hz) - min(a.lower_hz, b.lower_hz)
     return _apart_hz(a, b) <= SAME_HZ or common > whole / 2
@@ -138,7 +495,8 @@ def _meet(a: list, b: list) -> bool:
 
 
 def _absorb(old: Carrier, new: Carrier) -> None:
-    """Make old the mean of both, weighted by time; of an edge that only one has seen, that one's."""
+    """Make old the mean of both rows, weighted by time."""
+    # Edges; an edge that one row has seen and the other has not is taken from the one
     total = old.weight + new.weight
     for edge, cut in (("lower_hz", "cut_below"), ("upper_hz", "cut_above")):
         if getattr(old, cut) and not getattr(new, cut):
@@ -146,18 +504,24 @@ def _absorb(old: Carrier, new: Carrier) -> None:
             setattr(old, cut, False)
         elif getattr(old, cut) == getattr(new, cut):
             setattr(old, edge, (old.weight * getattr(old, edge) + new.weight * getattr(new, edge)) / total)
+
+    # Shares and level
     for name in ("active", "confidence"):
         a, b = getattr(old, name), getattr(new, name)
         setattr(old, name, None if a is None or b is None else (old.weight * a + new.weight * b) / total)
     if old.level_db is not None and new.level_db is not None:  # of powers
         power = old.weight * 10 ** (old.level_db / 10) + new.weight * 10 ** (new.level_db / 10)
         old.level_db = 10 * math.log10(power / total)
+
+    # The better ground; new cells of the same ground are added
     if GROUNDS.index(new.ground) < GROUNDS.index(old.ground):
         old.ground, old.evidence = new.ground, new.evidence
     elif new.ground == old.ground == "cell":
         more = [cell["words"] for identity, cell in new.cells.items() if identity not in old.cells]
         old.evidence = ", ".join([old.evidence, *more])
     old.cells = new.cells | old.cells
+
+    # Time
     old.weight, old.seen = total, old.seen + new.seen
     runs = []
     for start, count in sorted(old.runs + new.runs):
@@ -168,55 +532,27 @@ def _absorb(old: Carrier, new: Carrier) -> None:
     old.runs = runs
 
 
-def table(carriers: list[Carrier], sample_rate: float | None = None, first_sample: int = 0) -> str:
-    """Lines for people; times need the sample rate in Hz and the number of the recording's first sample."""
-    if not any(c.technology != "other" for c in carriers):
-        nothing = "no LTE or NR carrier found"
-        if not carriers:
-            return nothing
-    else:
-        nothing = None
-    head = f"{'':5}  {'lower MHz':>12}  {'upper MHz':>12}  {'centre MHz':>12}  {'width MHz':>9}  level  seen  active"
-    lines = [head + f"  {'from s':>8}  {'to s':>8}  confidence  evidence"]
-    for c in carriers:
-        lower, upper, cut = c.lower_hz / 1e6, c.upper_hz / 1e6, c.cut_below or c.cut_above
-        line = f"{c.technology:5}  {'<=' * c.cut_below + f'{lower:.2f}':>12}  {'>=' * c.cut_above + f'{upper:.2f}':>12}"
-        line += f"  {(lower + upper) / 2:12.2f}  {'>=' * cut + f'{upper - lower:.2f}':>9}"
-        line += f"  {'-' if c.level_db is None else f'{c.level_db:.0f} dB':>5}  {c.seen:4}"
-        line += f"  {'-' if c.active is None else f'{100 * c.active:.0f} %':>6}"
-        times = ["-", "-"]
-        if sample_rate and c.runs:
-            ends = c.runs[0][0] - first_sample, sum(c.runs[-1]) - first_sample
-            times = [f"{end / sample_rate:.3f}" for end in ends]
-        line += f"  {times[0]:>8}  {times[1]:>8}  {c.confidence:10.2f}  {c.evidence}"
-        lines.append(line + ", reaches the capture's edge" * cut)
-    if nothing:
-        lines.append(nothing)
-    if not all(c.absolute for c in carriers):
-        lines.append("frequencies are relative to the capture's centre; --center-frequency HZ makes them absolute")
-    return "\n".join(lines)
-
-
 # ---- confidence -----------------------------------------------------------------------------------------------------
-# The network's mean softmax probability is no probability of being right: on what it has never seen it is confidently
-# wrong. `python -m experiments.confidence` counts, for each ground that a row rests on, how often rows are right, and
-# writes the file beside the network: a logistic curve of the network's probability for "unproven" rows and for
-# pictures, a share for the others (Platt 1999).
+# The network's mean softmax probability is not the chance of being right: the network is sure of signals that it has
+# never seen, and wrong. `python -m experiments.confidence` counts how often rows of each ground are right, and writes
+# the file beside the network. "Unproven" rows and pictures have a logistic curve of the network's probability (Platt
+# 1999), the other grounds one share.
 
-LEAST = 0.5  # an unproven row less likely than that is "other"
+LEAST = 0.5  # an unproven row with a lower confidence is "other"
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """curves: {ground: (offset, slope)} of logit(p) = offset + slope * logit(network's probability)."""
+    """The chance that a row is right, for each ground."""
 
+    # {ground: (offset, slope)}: logit(confidence) = offset + slope * logit(network's probability)
     curves: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def beside(cls, weights: Path) -> "Calibration":
-        """Of the file beside a network; without one a row's confidence stays the network's probability.
+        """The calibration beside a network's file. Without it a row's confidence stays the network's probability.
 
-        Raises: ValueError for a damaged file.
+        Raises: RunError for a damaged file.
         """
         path = weights.with_suffix(".calibration.json")
         if not path.exists():
@@ -225,10 +561,10 @@ class Calibration:
             curves = json.loads(path.read_text())["curves"]
             return cls({ground: (float(offset), float(slope)) for ground, (offset, slope) in curves.items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: damaged ({error}); make it with python -m experiments.confidence") from error
+            raise RunError(f"{path}: damaged ({error}); make it with python -m experiments.confidence") from error
 
     def confidence(self, ground: str, probability: float) -> float:
-        """Of a row with that ground and the network's mean probability, 0 to 1."""
+        """Confidence, 0 to 1, of a row with this ground and this mean probability of the network."""
         if ground not in self.curves:
             return probability
         offset, slope = self.curves[ground]
@@ -251,3 +587,41 @@ class Calibration:
 def logit(probability: float) -> float:
     clipped = min(max(probability, 1e-3), 1 - 1e-3)
     return math.log(clipped / (1 - clipped))
+
+
+# ---- what people read -----------------------------------------------------------------------------------------------
+
+
+def table(carriers: list[Carrier], sample_rate: float | None = None, first_sample: int = 0) -> str:
+    """Lines for people; times need the sample rate in Hz and the number of the recording's first sample."""
+    found = [_line(carrier, *carrier.times_s(sample_rate, first_sample)) for carrier in carriers]
+    if found:
+        head = (
+            f"{'':5}  {'lower MHz':>12}  {'upper MHz':>12}  {'centre MHz':>12}  {'width MHz':>9}  level  seen  active"
+        )
+        found.insert(0, head + f"  {'from s':>8}  {'to s':>8}  confidence  evidence")
+    if all(carrier.technology == "other" for carrier in carriers):
+        found.append("no LTE or NR carrier found")
+    if not all(carrier.absolute for carrier in carriers):
+        found.append("frequencies are relative to the capture's centre; --center-frequency HZ makes them absolute")
+    return "\n".join(found)
+
+
+def _line(c: Carrier, first_s: float | None, last_s: float | None) -> str:
+    """A carrier's line of the table; "<=" and ">=" where the capture cuts it."""
+    cut = c.cut_below or c.cut_above
+    cells = [
+        f"{c.technology:5}",
+        f"{'<=' * c.cut_below + f'{c.lower_hz / 1e6:.2f}':>12}",
+        f"{'>=' * c.cut_above + f'{c.upper_hz / 1e6:.2f}':>12}",
+        f"{(c.lower_hz / 1e6 + c.upper_hz / 1e6) / 2:12.2f}",
+        f"{'>=' * cut + f'{c.upper_hz / 1e6 - c.lower_hz / 1e6:.2f}':>9}",
+        f"{'-' if c.level_db is None else f'{c.level_db:.0f} dB':>5}",
+        f"{c.seen:4}",
+        f"{'-' if c.active is None else f'{100 * c.active:.0f} %':>6}",
+        f"{'-' if first_s is None else f'{first_s:.3f}':>8}",
+        f"{'-' if last_s is None else f'{last_s:.3f}':>8}",
+        f"{c.confidence:10.2f}",
+        c.evidence,
+    ]
+    return "  ".join(cells) + ", reaches the capture's edge" * cut

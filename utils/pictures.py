@@ -8,8 +8,10 @@
 Torch and Pillow; no plotting library.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -18,6 +20,7 @@ from PIL import Image, ImageDraw
 
 COLOURS = torch.tensor([[24, 24, 32], [230, 97, 0], [64, 176, 166]], dtype=torch.uint8)  # noise, NR, LTE
 IGNORED = torch.tensor([128, 128, 128], dtype=torch.uint8)
+NO_CLASS = (120, 120, 120)  # of a bar
 
 
 def paint(labels: torch.Tensor) -> torch.Tensor:
@@ -39,6 +42,53 @@ def side_by_side(image: torch.Tensor, truth: torch.Tensor, prediction: torch.Ten
         left = i * (width + gap)
         draw.text((left + 2, 15), name, fill="black")
         canvas.paste(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()), (left, top))
+    return canvas
+
+
+class Bar(NamedTuple):
+    """A stretch of the frequency axis, drawn above a spectrogram."""
+
+    low_hz: float
+    high_hz: float
+    kind: int | None  # class number, or None for no class
+    text: str
+
+
+def labelled_spectrogram(
+    image: torch.Tensor, labels: torch.Tensor, low_hz: float, span_hz: float, bars: Sequence[Bar], title: str = ""
+) -> Image.Image:
+    """A spectrogram, and beside it the same in grey with labels in colour and bars above; the axis in MHz below.
+
+    Args:
+        image: uint8 (3, H, W), rows are time.
+        labels: class numbers int (H, W).
+        low_hz, span_hz: frequency of the left edge, and width of the picture.
+    """
+    # Colour over grey
+    grey = image.double().mean(0).expand(3, -1, -1)  # (3, H, W)
+    colour = COLOURS[labels].permute(2, 0, 1)
+    painted = torch.where(labels > 0, 0.5 * grey + 0.5 * colour, grey).to(torch.uint8)
+
+    # Two panels with five ticks each
+    rows, columns = labels.shape
+    wide, high, top, gap = columns * math.ceil(400 / columns), rows * 2, 24, 12
+    canvas = Image.new("RGB", (2 * wide + 3 * gap, top + high + 20), "white")
+    draw = ImageDraw.Draw(canvas)
+    for left, part in ((gap, image), (wide + 2 * gap, painted)):
+        panel = Image.fromarray(part.permute(1, 2, 0).contiguous().numpy())
+        canvas.paste(panel.resize((wide, high), Image.Resampling.NEAREST), (left, top))
+        for tick, anchor in enumerate(("la", "ma", "ma", "ma", "ra")):
+            x, hz = left + round(tick / 4 * (wide - 1)), low_hz + tick / 4 * span_hz
+            draw.line((x, top + high, x, top + high + 4), fill="black")
+            draw.text((x, top + high + 6), f"{hz / 1e6:.2f}", fill="black", anchor=anchor)
+
+    # Bars above the right panel
+    for bar in bars:
+        first, last = (wide + 2 * gap + (hz - low_hz) / span_hz * wide for hz in (bar.low_hz, bar.high_hz))
+        fill = NO_CLASS if bar.kind is None else tuple(COLOURS[bar.kind].tolist())
+        draw.rectangle((first, top - 6, last, top - 2), fill=fill)
+        draw.text(((first + last) / 2, 3), bar.text, fill="black", anchor="ma")
+    draw.text((gap, 3), title, fill="black")
     return canvas
 
 

@@ -1,4 +1,6 @@
-"""Standard channels fitted to a network's bands, on noise filtered to known widths. Seconds."""
+"""Bands of columns: found, cut at gaps, fitted with standard channels.   pytest tests/test_bands.py"""
+
+from functools import cache
 
 import numpy as np
 import pytest
@@ -7,17 +9,116 @@ import torch
 from data import augment
 from data.lte_nr import standard_channels
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, channel_mask, spectrogram_levels
-from utils.bands import fit_channels, predictor
+from utils.bands import find_bands, fit_channels, gaps, lines, narrow_peaks, predictor, unclaimed, whole_bands
 
 CLASSES = ("noise", "NR", "LTE")
 CHANNELS = standard_channels(CLASSES, HZ_PER_PIXEL)
 GREY = {0: 0, 127: 1, 255: 2}
 
 
-def frame(bands: list[tuple[float, float]], snr_db: float = 20, seed: int = 0) -> torch.Tensor:
+# ---- columns become bands -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "bands"),
+    [
+        ("..LLLLLL..", [("L", 2, 8)]),
+        ("LLLL...LLLL", [("L", 0, 4), ("L", 7, 11)]),  # .72 MHz apart: two carriers
+        ("LLLL..LLLL.", [("L", 0, 10)]),
+        ("LLLLNNNLLLL", [("L", 0, 11)]),  # a sliver of the other technology
+        ("LLLL.N.LLLL", [("L", 0, 11)]),
+        ("LLLLLNNNNNN", [("L", 0, 5), ("N", 5, 11)]),
+        ("LLLLLNNNN.LLLLL", [("L", 0, 5), ("N", 5, 9), ("L", 10, 15)]),
+        ("..NLLLLLLNN.", [("L", 2, 11)]),
+        (".LLL...NNN.", []),
+        ("LL.LL", [("L", 0, 5)]),
+        ("...........", []),
+        ("LLLLLLLLLLL", [("L", 0, 11)]),
+    ],
+)
+def test_columns_become_carriers(columns, bands):
+    label = np.array([".NL".index(letter) for letter in columns])
+    assert find_bands(label) == [(".NL".index(kind), first, stop) for kind, first, stop in bands]
+
+
+SOME_CHANNELS = [
+    (kind, width / HZ_PER_PIXEL, occupied / HZ_PER_PIXEL)
+    for kind, width, occupied in ((2, 10e6, 9.015e6), (2, 5e6, 4.515e6), (1, 20e6, 18.36e6))
+]
+
+
+def power_of(text, db=15.0):
+    """A column a letter: "." noise, "s" half of the rise, else `db` above it."""
+    return np.array([1.0 if letter == "." else 10 ** (db / (20 if letter == "s" else 10)) for letter in text])
+
+
+def test_a_band_is_cut_at_a_gap_between_two_standard_channels():
+    text = "." * 10 + "L" * 38 + "." * 4 + "L" * 38 + "." * 10
+    power = power_of(text)
+    assert gaps(10 * np.log10(power), 10, 90) == [(48, 52)]
+    (_, first, end), (_, start, last) = whole_bands([(1, 10, 90)], power, 1.0, SOME_CHANNELS)
+    assert (first, last) == (10, 90) and abs(end - 48) <= 1 and abs(start - 52) <= 1
+
+
+def test_a_selective_fade_is_no_gap_although_it_reaches_the_floor():
+    fall = np.array([20, 19, 17, 15, 12, 9, 6, 3, 1, 0])
+    rise = np.concatenate([np.full(28, 20), fall, fall[::-1], np.full(28, 20)]).astype(float)
+    assert gaps(rise, 0, len(rise)) == []
+    guard = np.concatenate([np.full(38, 20), [13, 0, 0, 13], np.full(38, 20)]).astype(float)
+    assert len(gaps(guard, 0, len(guard))) == 1
+
+
+def test_carriers_of_200_khz_are_told_from_a_wide_one_with_a_fade():
+    narrow = power_of("." * 4 + "LL" + "." * 3 + "LLL" + "." * 2 + "L" + ".." + "LLL" + "." * 4, 25.0)
+    assert narrow_peaks(narrow, 1.0) == 3
+    assert narrow_peaks(power_of("." + "L" * 10 + "ssss" + "L" * 10 + ".", 25.0), 1.0) == 24
+    assert narrow_peaks(power_of("." + "L" * 3 + ".", 8.0), 1.0) is None  # too weak to tell its edges
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "." * 10 + "N" * 20 + "." * 4 + "N" * 50 + "." * 10,  # no channel is 4.8 and 12 MHz wide: scheduling
+        "." * 10 + "L" * 38 + "s" * 4 + "L" * 38 + "." * 10,  # a fade, no gap
+        "." * 10 + "L" * 38 + "." + "L" * 38 + "." * 10,  # a single column is a notch
+    ],
+)
+def test_what_is_no_gap_between_channels_is_left_whole(text):
+    band = (1, 10, len(text) - 10)
+    assert whole_bands([band], power_of(text), 1.0, SOME_CHANNELS) == [band]
+
+
+def test_touching_pieces_of_one_carrier_are_one_band_and_neighbours_stay_two():
+    one = power_of("." * 10 + "L" * 40 + "." * 10)
+    assert whole_bands([(1, 10, 22), (2, 22, 50)], one, 1.0, SOME_CHANNELS) == [(2, 10, 50)]
+    two = power_of("." * 10 + "L" * 20) * np.r_[np.ones(30)]
+    two = np.concatenate([two, 10 * power_of("N" * 40 + "." * 10)])  # 10 dB stronger
+    assert len(whole_bands([(2, 10, 30), (1, 30, 70)], two, 1.0, SOME_CHANNELS)) == 2
+
+
+def test_strong_bands_that_the_network_calls_noise_are_found_but_neither_lines_nor_skirts():
+    power = power_of("." * 20 + "X" * 12 + "." * 20 + "X" + "." * 20 + "L" * 20 + "s" * 2 + "." * 20)
+    label = np.zeros(len(power), int)
+    label[73:93] = 2
+    ((first, stop),) = unclaimed(label, power, 1.0)
+    assert abs(first - 20) <= 1 and abs(stop - 32) <= 1
+    leaking = power_of("." * 20 + "L" * 40 + "." * 40, 60)
+    leaking[62:75] = 1e2  # 40 dB below the carrier, 20 dB above the noise
+    assert not unclaimed((leaking > 1e5).astype(int), leaking, 1.0)
+    assert np.flatnonzero(lines(power)).tolist() == [52]
+
+
+# ---- channels fitted to noise that is filtered to known widths ------------------------------------------------------
+
+
+@cache
+def noise_spectrum() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((FRAME_SAMPLES, 2), np.float32).view(np.complex64)[:, 0]
+
+
+def frame(bands: list[tuple[float, float]], snr_db: float = 20) -> torch.Tensor:
     """Levels uint8 (256, 256) of Gaussian noise that is snr_db stronger in the bands, (lower, upper edge) in Hz."""
-    rng = np.random.default_rng(seed)
-    spectrum = rng.standard_normal((FRAME_SAMPLES, 2), np.float32).view(np.complex64)[:, 0]
+    spectrum = noise_spectrum().copy()
     hz = (np.arange(FRAME_SAMPLES) / FRAME_SAMPLES - 0.5) * SAMPLE_RATE
     for low, high in bands:
         spectrum[(low <= hz) & (hz < high)] *= 10 ** (snr_db / 20)
