@@ -183,7 +183,7 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
     # The student, and what it learns from
     student = speed_up(student).to(device, memory_format=torch.channels_last)
     ema = freeze(copy.deepcopy(student), device) if args.gamma else None
-    losses = kd_losses.Losses(teacher, ema, args.alpha, args.beta, args.gamma, args.kd, args.temperature)
+    losses = kd_losses.Losses(teacher, ema, args.alpha, args.beta, args.kd, args.temperature)
     losses.weights = None if training.weights is None else training.weights.to(device)
     losses.weighted_kd = args.preset == "published"
     losses.autocast = bf16_autocast(device, wanted=augmented)

@@ -107,7 +107,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_each_chosen_distillation_
     torch.manual_seed(0)
     logits, wanted = torch.randn(2, 2, 3, 8, 8)
     features, wanted_features = torch.randn(2, 2, 5, 4, 4)
-    losses = kd_losses.Losses(None, None, 0.5, 2, 0.25, ["pixel", "cwd", "dist", "pairwise"], 1.0)
+    losses = kd_losses.Losses(None, None, 0.5, 2, ["pixel", "cwd", "dist", "pairwise"], 1.0)
     total = losses.from_teacher(logits, wanted, features, wanted_features)
     factor = kd_losses.WEIGHT
     by_hand = factor["pixel"] * kd_losses.pixel_kd(logits, wanted, 1.0)
@@ -233,7 +233,7 @@ def test_the_published_loss_is_its_formula(student, teacher):
     networks = [rebuild(checkpoint.load(path)).eval() for path in (student, teacher, student)]
     nn.init.normal_(networks[2].classifier.high_classifier.bias)
     x, y, w = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64)), torch.tensor([0.3, 1.0, 2.0])
-    losses = kd_losses.Losses(networks[1], networks[2], args.alpha, args.beta, args.gamma, args.kd, args.temperature)
+    losses = kd_losses.Losses(networks[1], networks[2], args.alpha, args.beta, args.kd, args.temperature)
     losses.weights, losses.weighted_kd = w, True
     with torch.no_grad():
         terms = losses.terms(networks[0], x, y)

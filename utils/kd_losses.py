@@ -139,14 +139,13 @@ FEATURE_LOSSES = {"pairwise": pairwise, "attention": attention}  # of the backbo
 class Losses:
     """What a student learns from. A training loop adds up alpha kd + beta ce + gamma own of `terms`.
 
-    A part with weight 0 is not computed.
+    With alpha or beta 0, or without an EMA, that part is not computed.
     """
 
     teacher: nn.Module
     ema: nn.Module | None
     alpha: float
     beta: float
-    gamma: float
     names: list[str]  # of the distillation losses: keys of LOGIT_LOSSES and FEATURE_LOSSES
     temperature: float
     weights: Tensor | None = None  # float (C,): of the classes in cross entropy

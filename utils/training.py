@@ -33,7 +33,7 @@ class TrainingSet(NamedTuple):
     """The training part in memory."""
 
     images: Tensor  # uint8 levels (N, H, W) of a palette, or pictures (N, 3, H, W)
-    labels: Tensor | None  # uint8 (N, H, W); None where nothing may look at labels
+    labels: Tensor  # uint8 (N, H, W); blank where a training is label-free
     palette: Tensor | None  # uint8 (256, 3): the colour of each level
     weights: Tensor | None  # float (C,): of the classes in the loss
 
