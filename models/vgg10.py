@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from models import ModelError
 from models.fake_quant import QuantConv2d, QuantInput, QuantLinear, QuantReLU
-from models.rebuild import rebuild, register
+from models.rebuild import describe, rebuild, register
 
 CONVOLUTIONS = 7
 
@@ -224,6 +224,11 @@ def from_checkpoint(data: dict, bits: int = 8) -> VGG10:
     if data["kind"] != "modulation":
         raise ModelError(f"a {data['kind']} network, not a modulation network; name a file that holds a VGG10")
     return rebuild(data)
+
+
+def to_checkpoint(model: VGG10) -> dict:
+    """Tensors and plain values from which `from_checkpoint` makes an equal network, pruned or not."""
+    return describe(model, "models.vgg10.VGG10", model.arguments()) | {"kind": "modulation"}
 
 
 def to_brevitas(model: VGG10) -> dict[str, torch.Tensor]:

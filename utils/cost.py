@@ -12,6 +12,7 @@ import io
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -260,6 +261,16 @@ def challenge_score(layers: dict[str, LayerCost]) -> dict:
     total["weight_bits"] = sum(layer.memory_bits for layer in layers.values())
     total["score"] = 0.5 * total["bops"] / BASELINE_BOPS + 0.5 * total["weight_bits"] / BASELINE_WEIGHT_BITS
     return total
+
+
+def papers_compression(steps: list[dict]) -> float:
+    """The compression by the FMP paper's formula, the product of 1 / (1 - p) over the good steps; not a count.
+
+    Args:
+        steps: in order; "step" is 0 where nothing was cut, "p" the share that was cut, "good" whether it was kept.
+    """
+    kept = Counter(step["p"] for step in steps if step["good"] and step["step"])
+    return math.prod((1 - p) ** -count for p, count in kept.items())
 
 
 def cost_table(layers: dict[str, LayerCost]) -> str:

@@ -11,8 +11,10 @@ from torch import nn
 from tqdm import tqdm
 
 from data.radioml import MODULATIONS, SNRS, Frames, batches
-from utils import checkpoint
-from utils.metrics import accuracy, count_by_snr
+from utils import checkpoint, pictures
+from utils.cost import challenge_score, cost_table, inference_cost
+from utils.metrics import accuracy, count_by_snr, snr_scores, snr_table
+from utils.runs import command, hardware, write_json
 
 AMC_BATCH = 128  # frames of a forward
 
@@ -77,3 +79,48 @@ def keep_logits(
         hook.remove()
     checkpoint.save(path, {"logits": torch.cat(kept)})
     return torch.cat(kept)
+
+
+# ---- modulations
+
+
+def report_amc(
+    networks: dict[str, nn.Module],
+    frames: Frames,
+    rows: np.ndarray,
+    device: torch.device,
+    facts: dict,
+    out: Path | None = None,
+) -> dict:
+    """Score modulation networks on the same frames, and print tables of the first one: its cost and its accuracies.
+
+    Args:
+        networks: {name: quantised network on `device`}.
+        rows: int64 (N,), frames to score.
+        facts: plain values that belong beside the scores, such as seed and commands.
+        out: a run's folder; it gets result.json and pictures/.
+
+    Returns:
+        `facts` and all results, plain values, as in result.json: "sets" has metrics.snr_scores of each network, "cost"
+        and "layers" the challenge's cost of the first.
+    """
+    # Scores of every network, and the cost of the first
+    counts = {name: evaluate_amc(network, frames, rows, device) for name, network in networks.items()}
+    sets = {name: snr_scores(values, MODULATIONS, SNRS) for name, values in counts.items()}
+    first, network = next(iter(networks.items()))
+    layers = inference_cost(network, torch.zeros(1, 2, network.samples, device=device))
+
+    # Tables
+    print(cost_table(layers))
+    print(snr_table(sets[first], SNRS))
+    print(", ".join(f"accuracy of {name} {values['accuracy']:.4f}" for name, values in sets.items()))
+
+    # Files
+    facts = facts | {"data": frames.path.name, "scored_by": command(), "hardware": hardware(device)}
+    facts |= {"torch": torch.__version__, "cost": challenge_score(layers), "sets": sets}
+    facts |= {"layers": {name: layer._asdict() for name, layer in layers.items()}}
+    if out:
+        pictures.draw_snr_scores(out / "pictures", sets, counts[first], MODULATIONS, SNRS)
+        write_json(out / "result.json", facts)
+        print(f"{out}/result.json holds all results, {out}/pictures the charts")
+    return facts

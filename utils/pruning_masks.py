@@ -12,12 +12,19 @@ A score says how much a weight is worth; the lowest of all layers together go fi
     cost        w^2 / what the weight costs
     lamp-cost   the lamp score / what the weight costs
 
-Torch only.
+`cut_weights` and `cut_filters` do all of it for a quantised network. They need utils/cost.py and
+utils/dependency_graph.py; everything else here needs torch only.
 """
 
+import copy
 import math
+from typing import NamedTuple
 
 import torch
+from torch import nn
+
+from utils.cost import LayerCost, inference_cost, weight_costs
+from utils.dependency_graph import DependencyGraph, prune
 
 SCORES = ("magnitude", "lamp", "cost", "lamp-cost")
 Tensors = dict[str, torch.Tensor]
@@ -115,7 +122,7 @@ def cut(masks: Tensors, removed: list) -> Tensors:
         if name in masks:
             keep = torch.ones(masks[name].shape[axis], dtype=torch.bool)
             keep[indices] = False
-            masks[name] = masks[name].index_select(axis, keep.nonzero_masks().flatten().to(masks[name].device))
+            masks[name] = masks[name].index_select(axis, keep.nonzero().flatten().to(masks[name].device))
     return masks
 
 
@@ -161,3 +168,74 @@ def lowest_units(unit_scores: Tensors, share: float) -> dict[str, list[int]]:
             units.setdefault(name, []).append(i)
             left, room[name] = left - 1, room[name] - 1
     return units
+
+
+# ---- cuts of a quantised network
+
+
+class Pruned(NamedTuple):
+    """A network and the masks that keep it sparse: bool, by the names of the weights; False is pruned.
+
+    The network is a models.vgg10.VGG10, or has its `samples`, `layers()` and `weights()`.
+    """
+
+    network: nn.Module
+    masks: Tensors
+
+    def to(self, device: torch.device | str) -> "Pruned":
+        return Pruned(self.network.to(device), {name: mask.to(device) for name, mask in self.masks.items()})
+
+
+def cut_weights(model: Pruned, p: float, score: str, count_zeros: bool = False) -> Pruned | None:
+    """Set a share of the remaining weights to zero, in place: those with the lowest scores of all layers.
+
+    A weight that rounds to zero at a cut is masked with them. A masked weight never comes back; one that only rounded
+    to zero may grow again before the next cut, and counts as remaining then.
+
+    Args:
+        p: share of the remaining weights, 0 to 1.
+        score: one of SCORES.
+        count_zeros: weights that round to zero count as remaining, as in the published code.
+
+    Returns:
+        The same network with its new masks; None if nothing can be cut.
+    """
+    network, masks = model
+    codes = {f"{name}.weight": layer.weight_codes() for name, layer in network.layers().items()}
+    kept = masks if count_zeros else alive(codes, masks)
+    scored = scores(network.weights(), kept, score, weight_costs(cost_of(network)))
+    smaller = remove(scored, kept, p)
+    if all(torch.equal(smaller[name], kept[name]) for name in smaller):
+        return None
+    apply_masks(network.weights(), smaller)
+    return Pruned(network, smaller)
+
+
+def cut_filters(model: Pruned, p: float, score: str) -> Pruned | None:
+    """Take a share of all filters and hidden neurons out of a copy of the network; other weights stay as they are.
+
+    Args:
+        p: share of filters and neurons, 0 to 1.
+        score: one of SCORES; it matters whether "cost" is in it, see `unit_scores`.
+
+    Returns:
+        A smaller network and its masks, on the CPU; None if nothing can be cut.
+
+    Raises:
+        PruneError: the network has a layer that the dependency graph doesn't know.
+    """
+    network, masks = Pruned(copy.deepcopy(model.network), model.masks).to("cpu")
+    weights, costs = network.weights(), weight_costs(cost_of(network)) if "cost" in score else None
+    graph = DependencyGraph(network, torch.zeros(2, 2, network.samples))
+    worth = {group.name: unit_scores(group, weights, masks, costs) for group in graph.groups}
+    units = lowest_units(worth, p)
+    if not units:
+        return None
+    plan = graph.make_plan(units)
+    return Pruned(prune(network, plan), cut(masks, plan.remove))
+
+
+def cost_of(network: nn.Module) -> dict[str, LayerCost]:
+    """The challenge's cost by layer, see utils.cost.inference_cost."""
+    device = next(network.parameters()).device
+    return inference_cost(network, torch.zeros(1, 2, network.samples, device=device))
