@@ -2,8 +2,7 @@
 
     python feedback_magnitude_pruning.py                                   # prunes weights/amc_baseline.pt: 20 minutes
     python feedback_magnitude_pruning.py --data-file FILE.hdf5 --checkpoint runs/amc/best.pt --out runs/fmp
-    python feedback_magnitude_pruning.py --data-file FILE.hdf5 --score lamp --p 0.4 --schedule cosine \\
-        --epoch-frames 15000 --step-epochs 1 --budget 32 --out runs/fmp     # --resume after an interruption
+    python feedback_magnitude_pruning.py --data-file FILE.hdf5 --score lamp --p 0.4 --resume   # goes on if interrupted
 
 FILE.hdf5 is RadioML 2018.01A, or python -m data.modulations FILE.hdf5; without it a small file is made. train_amc.py
 trains networks for --checkpoint. IMP prunes a share p of the remaining weights, trains until the accuracy on validation
@@ -115,10 +114,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     method, bits = PRESETS[args.preset or f"{args.method or 'fmp'}-4bit"]
     args.method = args.method or method
     args.bits = bits if args.bits is None else args.bits
+    if not 2 <= args.bits <= 8:
+        parser.error("--bits lies between 2 and 8")
     if min(args.batch_size, args.save_every, args.step_epochs, args.patience) < 1 or args.lr <= 0:
         parser.error("--batch-size, --save-every, --step-epochs, --patience and --lr must be positive")
     if not 0 < args.p < 1 or args.n <= 1 or not 0 < args.keep <= 1 or not 0 < (args.threshold or args.keep) <= 1:
-        parser.error("--p lies between 0 and 1, --n above 1, --keep and --threshold between 0 and 1")
+        parser.error("--p, --keep and --threshold lie between 0 and 1, --n above 1")
     if any(value is not None and value <= 0 for value in (args.min_p, args.budget, args.epoch_frames)):
         parser.error("--min-p, --budget and --epoch-frames must be positive")
     if args.save_weights and args.save_weights.suffix != ".pt":
@@ -152,9 +153,9 @@ def main(argv: list[str] | None = None) -> int:
         network = network.cpu().requantised(args.bits)
         if args.learned_steps:
             network.learn_weight_steps()
+        weights = sum(weight.numel() for weight in network.weights().values())
         model = Pruned(network, nonzero_masks(network.weights()))  # what was pruned before stays pruned
         history = data.get("history", [data["command"]] if "command" in data else [])
-        weights = sum(weight.numel() for weight in network.weights().values())
         state = State(goal, weights, list(args.p_methods), history, args.seed)
     model = model.to(device)
     optimizer = new_optimizer(model.network, args.lr, state.stale)
@@ -324,14 +325,13 @@ def save_last(out: Path, model: Pruned, optimizer: torch.optim.Adam, state: Stat
 
 def report(out: Path, best: dict, state: State, frames, rows, device: torch.device, facts: dict) -> dict:
     """Score the result and the network without any cut; the facts of result.json."""
-    network = rebuild(best).to(device)
-    unpruned = rebuild(checkpoint.load(out / "unpruned.pt")).to(device)
-    true = state.weights / challenge_score(cost_of(network))["nonzero"]
+    networks = {"test": rebuild(best).to(device), "unpruned": rebuild(checkpoint.load(out / "unpruned.pt")).to(device)}
+    true = state.weights / challenge_score(cost_of(networks["test"]))["nonzero"]
     formula = papers_compression(state.rows)
     facts |= {"trained_by": best["command"], "commands": best["history"], "seed": state.seed, "goal": state.goal}
     facts |= {"validation": best["validation"], "epochs": state.epoch, "steps": state.rows}
     facts |= {"true_compression": true, "compression_by_the_papers_formula": formula}
-    facts = evaluation.report_amc({"test": network, "unpruned": unpruned}, frames, rows, device, facts, out)
+    facts = evaluation.report_amc(networks, frames, rows, device, facts, out)
     print(f"true compression {true:.2f}x (the paper's formula, 1 / (1 - p) of each good step: {formula:.2f}x)")
     pictures.draw_steps(out / "pictures" / "score_and_accuracy.png", state.rows)
     return facts

@@ -67,6 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     args = parser.parse_args(argv)
+    if not 2 <= args.bits <= 8:
+        parser.error("--bits lies between 2 and 8")
     if min(args.batch_size, args.save_every) < 1 or args.lr <= 0:
         parser.error("--batch-size, --save-every and --lr must be positive")
     if any(value is not None and value < 1 for value in (args.epochs, args.epoch_frames)):
