@@ -278,10 +278,7 @@ def keep_or_go_back(out: Path, model: Pruned, state: State, cuts: Cuts) -> Prune
 
 
 def next_cut(model: Pruned, state: State, cuts: Cuts) -> Pruned | None:
-    """The network after a cut by the first method that can still take p; None if no method can, or the budget is spent.
-
-    A method is exhausted when p is below its least value, or when there is nothing left that it could cut.
-    """
+    """The network after the next cut; None if no method can take its share p, or the budget is spent."""
     while state.methods and state.epoch < (cuts.budget or math.inf):
         structured = state.methods[0] == "structured"
         if state.p is None:  # a method begins; whole filters go in smaller shares, as published
@@ -294,7 +291,7 @@ def next_cut(model: Pruned, state: State, cuts: Cuts) -> Pruned | None:
             if smaller:
                 state.step += 1
                 return smaller
-        state.methods, state.p = state.methods[1:], None
+        state.methods, state.p = state.methods[1:], None  # p is too small for it, or it has nothing left to cut
     return None
 
 

@@ -139,22 +139,12 @@ def test_patience_and_budget_end_a_step_and_fine_tuning_has_a_tenth_of_the_rate(
     widths = ["--filters", "4", "3", "3", "3", "3", "3", "4", "--dense", "8", "6"]
     assert train_amc.main([*argv, *widths, "--epochs", "1", "--out", str(tmp_path / "amc")]) == 0
     monkeypatch.setattr(evaluation, "amc_accuracy", share_left)
-    argv += ["--checkpoint", str(tmp_path / "amc/best.pt"), "--bits", "8", "--p", ".3", "--keep", ".45", "--fine-tune"]
-    argv += [
-        "--step-epochs",
-        "9",
-        "--patience",
-        "2",
-        "--budget",
-        "5",
-        "--score",
-        "cost",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    argv += ["--checkpoint", str(tmp_path / "amc/best.pt"), "--bits", "8", "--out", str(tmp_path / "run")]
+    argv += ["--p", ".3", "--keep", ".45", "--score", "cost", "--fine-tune"]
+    argv += ["--step-epochs", "9", "--patience", "2", "--budget", "5"]
     assert fmp.main(argv) == 0
     rows = steps_of(tmp_path / "run")
-    # .7 and .49 of the weights hold the goal at once, .34 and .42 never; a third epoch is the second without improvement
+    # .7 and .49 of the weights hold the goal at once, .34 and .42 never; the third epoch is the second without a gain
     assert [row["good"] for row in rows] == [True, True, True, False, False]
     assert [row["p"] for row in rows] == [0, 0.3, 0.3, 0.3, 0.15]
     assert [row["epochs"] for row in rows] == [0, 0, 0, 3, 2]
@@ -195,9 +185,16 @@ def test_faults_are_one_sentence_and_exit_code_2(radioml_file, options, amc_base
         assert runs.run(lambda whole=whole: fmp.main(whole), *fmp.ERRORS) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ") and text in error, error
-    again = [*options, "--threshold", ".9", "--resume", "--out", str(tmp_path / "run")]
+    again = [*whole, "--threshold", ".9", "--resume", "--out", str(tmp_path / "run")]
     assert runs.run(lambda: fmp.main(again), *fmp.ERRORS) == 2
     assert "was started with threshold = 1.0, not 0.9" in capsys.readouterr().err
-    for argv in (["--p", "1.5"], ["--bits", "1"], ["--n", "1"], ["--budget", "0"], ["--save-weights", "x"]):
+    for argv in (
+        ["--p", "1.5"],
+        ["--bits", "1"],
+        ["--bits", "1"],
+        ["--n", "1"],
+        ["--budget", "0"],
+        ["--save-weights", "x"],
+    ):
         with pytest.raises(SystemExit, match="2"):
             fmp.parse_args(argv)
