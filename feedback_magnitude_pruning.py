@@ -1,6 +1,6 @@
 """Feedback Magnitude Pruning: prune a quantised VGG10 for 24 modulations as far as its accuracy allows.
 
-    python feedback_magnitude_pruning.py                                   # prunes weights/amc_baseline.pt: 20 minutes
+    python feedback_magnitude_pruning.py                                   # prunes weights/amc_baseline.pt: 15 minutes
     python feedback_magnitude_pruning.py --data-file FILE.hdf5 --checkpoint runs/amc/best.pt --out runs/fmp
     python feedback_magnitude_pruning.py --data-file FILE.hdf5 --score lamp --p 0.4 --resume   # goes on if interrupted
 

@@ -1,6 +1,6 @@
 """Train the quantised baseline: a VGG10 of 8 bits that tells 24 modulations apart from 1024 samples of I and Q.
 
-    python train_amc.py                                                    # makes a small file, 8 epochs: 15 minutes
+    python train_amc.py                                                    # makes a small file, 8 epochs: 10 minutes
     python train_amc.py --data-file FILE.hdf5 --out runs/amc               # 20 epochs; --resume after an interruption
     python train_amc.py --data-file FILE.hdf5 --checkpoint weights/amc_baseline.pt --lr 3e-4 --out runs/amc_further
     python train_amc.py --filters 16 --dense 32 --epoch-frames 2560        # a small network, a minute

@@ -1,4 +1,4 @@
-"""Which weights stay: scores, masks that hold, and what a structured cut does to them.
+"""Which weights stay: scores, masks, and cuts of single weights or of whole filters.
 
     masks = ones(weights)                                           # {name: bool tensor}, weights: {name: tensor}
     scored = scores(weights, alive(weights, masks), "lamp")
@@ -12,8 +12,8 @@ A score says how much a weight is worth; the lowest of all layers together go fi
     cost        w^2 / what the weight costs
     lamp-cost   the lamp score / what the weight costs
 
-`cut_weights` and `cut_filters` do all of it for a quantised network. They need utils/cost.py and
-utils/dependency_graph.py; everything else here needs torch only.
+`cut_weights` and `cut_filters` do all of this for a quantised network. They need utils/cost.py and
+utils/dependency_graph.py; the rest of the file needs torch only.
 """
 
 import copy
@@ -36,25 +36,25 @@ def ones(weights: Tensors) -> Tensors:
 
 
 def nonzero_masks(weights: Tensors) -> Tensors:
-    """Masks that keep what is not zero, so that a pruned network stays as sparse as it is."""
+    """Masks that keep what is not zero: with them a pruned network stays as sparse as it is."""
     return {name: weight != 0 for name, weight in weights.items()}
 
 
 @torch.no_grad()
 def apply_masks(weights: Tensors, masks: Tensors) -> None:
-    """Set what is masked to zero, in place."""
+    """Set the masked weights to zero, in place."""
     for name, weight in weights.items():
         weight.mul_(masks[name])
 
 
 def alive(codes: Tensors, masks: Tensors) -> Tensors:
-    """Weights that count: not masked, and not zero in `codes` (the integer codes, or the weights themselves)."""
+    """Masks of the weights that count: not masked, and not zero in `codes` (integer codes or the weights)."""
     return {name: masks[name] & (code != 0) for name, code in codes.items()}
 
 
 @torch.no_grad()
 def scores(weights: Tensors, kept: Tensors, kind: str, costs: dict[str, float] | None = None) -> Tensors:
-    """What each weight is worth; entries that aren't in `kept` don't matter and take no part in a layer's sums.
+    """What each weight is worth. Weights that aren't in `kept` have no part in a layer's sums; ignore their scores.
 
     Args:
         weights: float, by name.
@@ -79,7 +79,7 @@ def scores(weights: Tensors, kept: Tensors, kind: str, costs: dict[str, float] |
 
 
 def _lamp(square: torch.Tensor) -> torch.Tensor:
-    """Each square over the sum of those that aren't smaller; any shape."""
+    """Each square divided by the sum of those that are not smaller; any shape."""
     values, order = square.flatten().double().sort()
     total = values.flip(0).cumsum(0).flip(0).clamp(min=1e-300)
     result = torch.empty_like(values)
@@ -88,9 +88,10 @@ def _lamp(square: torch.Tensor) -> torch.Tensor:
 
 
 def remove(scored: Tensors, kept: Tensors, share: float) -> Tensors:
-    """Masks without the lowest `share` (0 to 1) of the weights in `kept`, over all tensors; exactly that many go.
+    """Masks without the lowest `share` (0 to 1) of the weights in `kept`, over all tensors together.
 
-    What isn't in `kept` is masked too. At least one weight stays in every tensor, or nothing would pass.
+    Weights that aren't in `kept` are masked too. The best weight of every tensor stays, because a layer without weights
+    would pass nothing on; otherwise exactly that share goes.
     """
     flat = torch.cat([scored[name][mask].double() for name, mask in kept.items()])
     tops = []  # the best weight of each tensor is spared
@@ -127,12 +128,13 @@ def cut(masks: Tensors, removed: list) -> Tensors:
 
 
 def unit_scores(group, weights: Tensors, masks: Tensors, costs: dict[str, float] | None = None) -> torch.Tensor:
-    """What each filter or neuron of a group is worth: mean |w| of its own weights against the mean of their tensor.
+    """What each filter or neuron of a group is worth: mean |w| of its own weights over the mean |w| of their tensor.
 
     Args:
         group: of a dependency graph: `size` units, and `members` with tensor, axis, role, indices and units; role
             "out" are a unit's own weights, "in" those that read it.
-        costs: by name, what one weight costs; then worth is divided by what the unit's weights cost, both kinds.
+        costs: by name, what one weight costs; if given, worth is divided by the cost of the unit's weights of both
+            roles.
 
     Returns:
         float (size,).
@@ -152,7 +154,7 @@ def unit_scores(group, weights: Tensors, masks: Tensors, costs: dict[str, float]
 def lowest_units(unit_scores: Tensors, share: float) -> dict[str, list[int]]:
     """The lowest `share` of the units of all groups, {group: unit numbers}.
 
-    No group loses more than twice the share, lest one be emptied at once; the best unit of each stays.
+    No group loses more than twice the share, so that none is emptied at once; the best unit of each stays.
 
     Args:
         unit_scores: (units,) of each group, comparable between groups.
