@@ -28,7 +28,8 @@ demo: $(VENV)/.runtime
 	$(RUN) evaluate.py runs/demo_teacher/best.pt runs/demo_pruned/pruned.pt runs/demo_student/best.pt --data-dir datasets/demo --part test
 	$(RUN) segment.py datasets/demo_recording/LTE_NR/LTE_NR_frame_1.sigmf-meta --out runs/demo_segment
 	$(RUN) -m data.modulations datasets/demo_radioml.hdf5 --frames-per-cell 12
-	$(RUN) feedback_magnitude_pruning.py --data-file datasets/demo_radioml.hdf5 --filters 16 --dense 32 --batch-size 32 --schedule cosine --epochs 4 --epoch-frames 2560 --step-epochs 2 --budget 8 --out runs/demo_fmp --resume
+	$(RUN) train_amc.py --data-file datasets/demo_radioml.hdf5 --filters 16 --dense 32 --batch-size 32 --schedule cosine --epochs 4 --epoch-frames 2560 --bits 4 --out runs/demo_amc --resume
+	$(RUN) feedback_magnitude_pruning.py --data-file datasets/demo_radioml.hdf5 --checkpoint runs/demo_amc/best.pt --batch-size 32 --schedule cosine --epoch-frames 2560 --step-epochs 2 --budget 8 --out runs/demo_fmp --resume
 	@echo "Pictures: runs/demo_teacher/pictures, runs/demo_student/pictures, runs/demo_segment, runs/demo_fmp/pictures"
 
 test: $(VENV)/.dev

@@ -4,10 +4,10 @@
     python -m experiments.magnitude_pruning --data-file FILE.hdf5 --rows all --seeds 0 1 2
     python -m experiments.magnitude_pruning --table                         # what is there already
 
-FILE.hdf5 is a generated set (python -m data.modulations FILE.hdf5 --frames-per-cell 200) or RadioML 2018.01A. Every row
-is one command line of feedback_magnitude_pruning.py; all start from the same baseline of their seed, hold the same
-accuracy on validation and may spend the same number of epochs. Interrupted, the same command goes on. A finished row is
-a small JSON file in --results; delete it to have it done again.
+FILE.hdf5 is a generated set (python -m data.modulations FILE.hdf5 --frames-per-cell 200) or RadioML 2018.01A. The
+baseline of a seed is one command line of train_amc.py, every row one of feedback_magnitude_pruning.py. All rows of a
+seed start from its baseline, hold the same accuracy on validation and may spend the same number of epochs. After an
+interruption the same command goes on. A finished row is a small JSON file in --results; delete it to repeat the row.
 """
 
 import argparse
@@ -21,10 +21,9 @@ from pathlib import Path
 from utils.runs import RunError, run, write_json
 
 REPOSITORY = Path(__file__).parents[1]
-BASELINE = ["--method", "baseline", "--bits", "8"]
 STANDARD_WEIGHTS = 159_104  # of the 64-filter network: true compression is counted from there in every row
 FMP = ["--preset", "fmp-4bit"]
-FEWER = ["--filters", "32", "32", "48", "64", "64", "64", "64"]  # the first layers cost most
+FEWER = ["--bits", "4", "--filters", "32", "32", "48", "64", "64", "64", "64"]  # the first layers cost most
 BEST = ["--score", "lamp", "--p", "0.4"]  # large cuts first: FMP finds the small ones itself
 ROWS = {
     "imp-4bit": ["--preset", "imp-4bit"],
@@ -38,7 +37,7 @@ ROWS = {
     "best": [*FMP, *BEST],
     "best-structured": [*FMP, *BEST, "--p-methods", "structured", "unstructured"],
     "best-3bit": [*FMP, *BEST, "--bits", "3"],
-    "best-fewer-filters": [*FMP, *BEST, *FEWER],
+    "best-fewer-filters": [*FMP, *BEST],
 }
 COLUMNS = {  # of the table: key of a row, title, digits
     "test_accuracy": ("test accuracy", 4),
@@ -50,7 +49,7 @@ COLUMNS = {  # of the table: key of a row, title, digits
     "pruning_epochs": ("epochs of pruning", 0),
 }
 MAIN_ROWS = ("imp-4bit", "fmp-4bit-replay", "fmp-4bit", "best")
-OWN_BASELINE = ("best-fewer-filters",)  # the shared one doesn't fit: it trains its own, and holds the same accuracy
+OWN_BASELINE = {"best-fewer-filters": FEWER}  # rows from another network, which hold the shared baseline's accuracy
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, "all"], default=list(MAIN_ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--baseline", type=Path, help="w8a8 network for all seeds; default: one is trained for each")
-    parser.add_argument("--epochs", type=int, default=20, help="of a baseline, over the whole training part")
+    parser.add_argument("--epochs", type=int, default=20, help="of a baseline, each over the whole training part")
     parser.add_argument("--epoch-frames", type=int, default=15_000, help="frames of a pruning epoch")
     parser.add_argument("--step-epochs", type=int, default=1, help="most epochs to recover from one cut")
     parser.add_argument("--budget", type=int, default=32, help="most epochs of all steps of a row")
@@ -79,54 +78,76 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     for seed in [] if args.table else args.seeds:
         common = ["--data-file", str(args.data_file), "--batch-size", str(args.batch_size), "--seed", str(seed)]
-        common += ["--schedule", "cosine", "--epochs", str(args.epochs)]
+        common += ["--schedule", "cosine"]
+        train = ["train_amc.py", *common, "--epochs", str(args.epochs)]
         limits = {"--epoch-frames": args.epoch_frames, "--step-epochs": args.step_epochs, "--budget": args.budget}
-        limits = [text for name, value in limits.items() for text in (name, str(value))]
+        prune = ["feedback_magnitude_pruning.py", *common]
+        prune += [text for name, value in limits.items() for text in (name, str(value))]
 
-        # The shared baseline, and what is to be held of its accuracy
+        # The shared baseline
         baseline = args.baseline
         if baseline is None:
             baseline = args.out / f"baseline_seed{seed}" / "best.pt"
-            finish(args, "baseline", seed, [*common, *BASELINE])
+            finish(args.out, args.results, "baseline", seed, train)
+
+        # The rows: each prunes the shared baseline, or a network of its own to the same accuracy
         for row in args.rows:
             begin = ["--checkpoint", str(baseline), "--keep", str(args.keep)]
             if row in OWN_BASELINE:
-                beside = baseline.with_suffix(".json")  # of weights that were handed on
-                beside = beside if beside.is_file() else baseline.parent / "result.json"
-                if not beside.is_file():
-                    raise RunError(f"{beside}: missing; {row} needs the validation accuracy that is in it")
-                begin = ["--threshold", str(args.keep * json.loads(beside.read_text())["validation"])]
-            finish(args, row, seed, [*common, *limits, *begin, *ROWS[row]])
+                folder = args.out / f"{row}-baseline_seed{seed}"
+                finish(args.out, args.results, f"{row}-baseline", seed, [*train, *OWN_BASELINE[row]])
+                goal = args.keep * validation_of(baseline)
+                begin = ["--checkpoint", str(folder / "best.pt"), "--threshold", str(goal)]
+            finish(args.out, args.results, row, seed, [*prune, *begin, *ROWS[row]])
     print(table(args.results))
     return 0
 
 
-def finish(args, row: str, seed: int, options: list[str]) -> None:
-    """Do a row, or go on with it, unless its file is there."""
-    path, folder = args.results / f"{row}_seed{seed}.json", args.out / f"{row}_seed{seed}"
+def validation_of(baseline: Path) -> float:
+    """The accuracy on validation of a network: from the JSON beside weights that are handed on, or from its run."""
+    beside = baseline.with_suffix(".json")
+    beside = beside if beside.is_file() else baseline.parent / "result.json"
+    if not beside.is_file():
+        raise RunError(f"{beside}: missing; the accuracy on validation that a row has to hold is in it")
+    return json.loads(beside.read_text())["validation"]
+
+
+def finish(out: Path, results: Path, row: str, seed: int, command: list[str]) -> None:
+    """Do a row, or go on with it, unless its file is there.
+
+    Args:
+        command: script and options, without --out and --resume.
+    """
+    path, folder = results / f"{row}_seed{seed}.json", out / f"{row}_seed{seed}"
+    script, *options = command
     plain = [Path(text).name if "/" in text else text for text in options]
+    trains = script == "train_amc.py"
+
+    # What is finished already
     if path.exists():
         before = json.loads(path.read_text())
         if not same_run(before["options"], plain, before["pruning_epochs"]):
             raise RunError(f"{path} was made with other options: delete it, or choose another --results")
-        if row != "baseline" or (folder / "best.pt").exists():  # other rows start from the baseline's file
+        if not trains or (folder / "best.pt").exists():  # other rows start from a baseline's file
             return
-    command = [sys.executable, str(REPOSITORY / "feedback_magnitude_pruning.py"), *options]
-    print(f"== {row}, seed {seed}: feedback_magnitude_pruning.py {' '.join(options)}", flush=True)
+
+    # The run
+    print(f"== {row}, seed {seed}: {script} {' '.join(options)}", flush=True)
     began = time.time()
-    done = subprocess.run([*command, "--out", str(folder), "--resume"])
+    done = subprocess.run([sys.executable, str(REPOSITORY / script), *options, "--out", str(folder), "--resume"])
     if done.returncode == 130:
         raise KeyboardInterrupt
     if done.returncode:
         raise RunError(f"{row}, seed {seed} stopped with exit code {done.returncode}; the same command goes on")
+
+    # Its file
     result = json.loads((folder / "result.json").read_text())
+    test = result["sets"]["test"]
     facts = {"row": row, "seed": seed, **result["cost"], "compression": STANDARD_WEIGHTS / result["cost"]["nonzero"]}
-    facts |= {"test_accuracy": result["sets"]["test"]["accuracy"], "validation": result["validation"]}
-    facts |= {"test_frames": result["sets"]["test"]["frames"], "by_snr": result["sets"]["test"]["by_snr"]}
-    facts |= {"goal": None if row == "baseline" else result["goal"], "epochs": result["epochs"]}
-    facts |= {"pruning_epochs": result["pruning_epochs"], "steps": len(result["steps"]) - 1}
-    facts |= {"papers_formula": result.get("compression_by_the_papers_formula")}
-    facts["options"] = plain
+    facts |= {"test_accuracy": test["accuracy"], "test_frames": test["frames"], "by_snr": test["by_snr"]}
+    facts |= {"validation": result["validation"], "goal": result.get("goal"), "epochs": result["epochs"]}
+    facts |= {"pruning_epochs": 0 if trains else result["epochs"], "steps": len(result.get("steps", [0])) - 1}
+    facts |= {"papers_formula": result.get("compression_by_the_papers_formula"), "options": plain}
     facts |= {"minutes_since_last_start": (time.time() - began) / 60, "data": result["data"]}
     facts |= {"hardware": result["hardware"], "torch": result["torch"]}
     write_json(path, facts)

@@ -1,12 +1,13 @@
-"""Frames a second out of a file larger than a gigabyte, shuffled, in batches: original, cache of codes, and h5py.
+"""How many frames a second can be read from a file larger than a gigabyte, shuffled, in batches?
 
     python -m experiments.radioml_speed                                     # 2 GB in the temporary folder, 3 minutes
     python -m experiments.radioml_speed --data-file GOLD_XYZ_OSC.0001_1024.hdf5 --out runs/speed    # the real set
 
-Each row draws its own rows at random and gives float32 (256, 2, 1024). Warm: the file is in the system's cache, as far
-as memory reaches. Cold: its pages were given back just before (posix_fadvise; a virtual machine's host may still hold
-them). Private memory is held below 2 GB by a resource limit: a row that needed more would die. Medians of --rounds, the
-rows in turn.
+Four ways are compared: h5py frame by frame, h5py with sorted batches, the original file and its cache of codes
+(data/radioml.py). Each draws its own frames at random and gives float32 (256, 2, 1024). Warm: the file is in the
+system's cache, as far as there is memory. Cold: its pages were given back just before (posix_fadvise; the host of a
+virtual machine may still hold them). A resource limit holds private memory below 2 GB: a way that needs more fails. The
+ways are measured in turn, --rounds times; the table has the medians.
 """
 
 import argparse
@@ -58,25 +59,27 @@ def main() -> None:
         begin = time.perf_counter()
         rows = split(frames)["train"]
         print(f"split: {time.perf_counter() - begin:.2f} s")
-        measure(frames, codes, rows, args)
+        measure(frames, codes, rows, args.batch_size, args.batches, args.rounds, args.seed)
     print(f"private memory stayed below {PRIVATE_BYTES / 2**30:.0f} GB")
 
 
-def measure(frames: Frames, codes: Frames, rows: np.ndarray, args: argparse.Namespace) -> None:
-    """Print warm and cold frames/s of each way to read."""
-    random, files = np.random.default_rng(args.seed), (frames.path, Path(codes.x.filename))
+def measure(
+    frames: Frames, codes: Frames, rows: np.ndarray, batch_size: int, count: int, rounds: int, seed: int
+) -> None:
+    """Print warm and cold frames/s of each way to read `count` batches."""
+    random, files = np.random.default_rng(seed), (frames.path, Path(codes.x.filename))
     file = h5py.File(frames.path)
     ways: dict[str, tuple[Callable[[np.ndarray], None], int]] = {
-        "h5py, frame by frame": (lambda chosen: frame_by_frame(file["X"], chosen, args.batch_size), 8),
-        "h5py, sorted batches": (lambda chosen: sorted_batches(file["X"], chosen, args.batch_size), 8),
-        "original (memory map)": (lambda chosen: drain(frames, chosen, args.batch_size), 1),
-        "cache of codes": (lambda chosen: drain(codes, chosen, args.batch_size), 1),
+        "h5py, frame by frame": (lambda chosen: frame_by_frame(file["X"], chosen, batch_size), 8),
+        "h5py, sorted batches": (lambda chosen: sorted_batches(file["X"], chosen, batch_size), 8),
+        "original (memory map)": (lambda chosen: drain(frames, chosen, batch_size), 1),
+        "cache of codes": (lambda chosen: drain(codes, chosen, batch_size), 1),
     }
     speeds = {(name, state): [] for name in ways for state in ("warm", "cold")}
-    for _ in tqdm(range(args.rounds), "rounds"):
+    for _ in tqdm(range(rounds), "rounds"):
         for (name, state), found in speeds.items():
             read, fewer = ways[name]
-            chosen = random.choice(rows, min(args.batch_size * args.batches // fewer, len(rows)), replace=False)
+            chosen = random.choice(rows, min(batch_size * count // fewer, len(rows)), replace=False)
             give_back(files) if state == "cold" else read(chosen)
             begin = time.perf_counter()
             read(chosen)

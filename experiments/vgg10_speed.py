@@ -2,13 +2,14 @@
 
     python -m experiments.vgg10_speed --bits 4                     # 2 minutes: samples/s, in turn, medians
     python -m experiments.vgg10_speed --bits 4 --data-file FILE    # and: accuracy of each after --steps steps, an hour
-    python -m experiments.vgg10_speed --witness DIR                # only: logits of the public checkpoint, seconds
+    python -m experiments.vgg10_speed --reference DIR              # only: logits of the public checkpoint, seconds
 
-Brevitas 0.6.0 is no requirement of this repository: where it can be imported (PYTHONPATH=FOLDER after `pip install
---no-deps --target FOLDER brevitas==0.6.0 dependencies==2.0.1 "setuptools<80"`) it is the first row, else that row says
-"-". All rows train the same network from the same weights on the same batches with Adam. "pool first" and bfloat16 come
-on top of the row before. DIR holds the challenge's pretrained_VGG10_w8a8_20.pth, and in vgg10_reference.npz Brevitas'
-logits for it: with one thread ours are equal bit for bit, with more the labels are.
+Brevitas 0.6.0 is no requirement of this repository. Where it can be imported, it is the first row; else that row says
+"-". It can be imported with PYTHONPATH=FOLDER after `pip install --no-deps --target FOLDER brevitas==0.6.0
+dependencies==2.0.1 "setuptools<80"`. All rows train the same network from the same weights on the same batches with
+Adam. "pool first" and bfloat16 are each added to the row before. DIR holds the challenge's
+pretrained_VGG10_w8a8_20.pth, and Brevitas' logits for it in vgg10_reference.npz. With one thread our logits are equal
+bit for bit; with more threads the labels are equal.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5, help="steps measured of each row")
     parser.add_argument("--data-file", help="RadioML 2018.01A or python -m data.modulations FILE: compare accuracy too")
-    parser.add_argument("--witness", type=Path, help="folder: compare logits with Brevitas' and end")
+    parser.add_argument("--reference", type=Path, help="folder: only compare logits with Brevitas'")
     parser.add_argument("--steps", type=int, default=1000, help="training steps of the comparison of accuracy")
     parser.add_argument("--lr", type=float, default=0.001)
     parser.add_argument("--seed", type=int, default=0)
@@ -51,8 +52,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if args.witness:
-        compare_logits(args.witness)
+    if args.reference:
+        compare_logits(args.reference)
         return
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
@@ -64,7 +65,7 @@ def main() -> None:
         "  + bfloat16": (with_pool_first(start) if native_bf16("cpu") else None, True),
     }
     print(f"torch {torch.__version__}, one thread, {args.bits} bits, batch {args.batch_size}")
-    speeds = measure(rows, args)
+    speeds = measure(rows, args.batch_size, args.rounds, args.lr)
     print(f"{'training step':16s} {'samples/s':>10s} {'times':>6s}")
     first = next(iter(speeds.values()))
     for name, speed in speeds.items():
@@ -79,22 +80,22 @@ def main() -> None:
             print(f"{name:16s} {score:>10s}", flush=True)
 
 
-def measure(rows: dict, args: argparse.Namespace) -> dict[str, float | None]:
+def measure(rows: dict, batch_size: int, rounds: int, lr: float) -> dict[str, float | None]:
     """Samples per second of processor time of each row: one step of each in turn, the median.
 
-    Processor time and turns, because others may use the machine; on an idle one it is the time on the clock.
+    Processor time and turns, because other programs may use the machine; on an idle one it is the time on the clock.
     """
-    x, label = torch.randn(args.batch_size, 2, 1024), torch.randint(24, (args.batch_size,))
+    x, label = torch.randn(batch_size, 2, 1024), torch.randint(24, (batch_size,))
     models = {name: (past_initial_steps(model), bf16) for name, (model, bf16) in rows.items() if model is not None}
-    optimizers = {name: torch.optim.Adam(model.parameters(), args.lr) for name, (model, _) in models.items()}
+    optimizers = {name: torch.optim.Adam(model.parameters(), lr) for name, (model, _) in models.items()}
     seconds = {name: [] for name in models}
-    for number in range(args.rounds + 1):
+    for number in range(rounds + 1):
         for name, (model, bf16) in models.items():
             begin = time.process_time()
             step(model, optimizers[name], x, label, bf16)
             if number > 0:  # the first one warms up
                 seconds[name].append(time.process_time() - begin)
-    return {name: args.batch_size / statistics.median(seconds[name]) if name in seconds else None for name in rows}
+    return {name: batch_size / statistics.median(seconds[name]) if name in seconds else None for name in rows}
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, label: torch.Tensor, bf16: bool) -> None:

@@ -1,4 +1,4 @@
-"""Layers that train with the rounding of integer hardware: weights and activations of 2 to 8 bits, values stay float.
+"""Layers that train with the rounding of integer hardware: weights and activations have 2 to 8 bits, but stay float32.
 
     layer, activation = QuantConv1d(64, 64, 3, padding=1, bias=False, weight_bits=4), QuantReLU(bits=4)
     y = activation(layer(x))                            # y is code * scale, codes 0 .. 15
@@ -11,9 +11,9 @@ in eval mode: x / scale, clamp, round half to even, times scale. With n = 2^(bit
     activation   scale |threshold| / (2^bits - 1)   codes 0 .. 2^bits - 1, no gradient outside; threshold is learned
     bias         scale of the input * scale of the weight
 
-Rounding passes its gradient straight through (Bengio 2013, arXiv:1308.3432). The learned weight step is LSQ (Esser
-2020, arXiv:1902.08153). Quantisers compute in float32 also under autocast. Needs torch, and ModelError of
-models/__init__.py.
+The gradient passes the rounding unchanged (straight-through estimator, Bengio 2013, arXiv:1308.3432). The learned
+weight step is LSQ (Esser 2020, arXiv:1902.08153). Quantisers compute in float32 under autocast too. The file needs
+torch, and ModelError of models/__init__.py.
 """
 
 import math
@@ -25,11 +25,11 @@ from torch.nn import functional as F
 
 from models import ModelError
 
-TINY = 1e-10  # least max|w|, step and threshold: a layer that was pruned or died entirely gives zeros, not NaN
+TINY = 1e-10  # lower bound of max|w|, step and threshold: a layer whose weights are all zero gives zeros, not NaN
 
 
 class _Round(torch.autograd.Function):
-    """Half to even; the gradient passes as if nothing had been rounded."""
+    """Round half to even; the gradient passes unchanged."""
 
     @staticmethod
     def forward(ctx, x):
@@ -54,9 +54,10 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 class _QuantisedReLU(torch.autograd.Function):
-    """relu, / scale, clamp to 0..top, round, * scale; one pass over memory per operation, few operations.
+    """relu, / scale, clamp to 0..top, round, * scale, in few passes over memory.
 
-    Written out by autograd the backward makes about ten passes over the largest tensors of the network; here four.
+    With the backward that autograd derives there are about ten passes over the largest tensors of the network; this one
+    makes four.
     """
 
     @staticmethod
@@ -78,13 +79,13 @@ class _QuantisedReLU(torch.autograd.Function):
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Sum of products without a temporary; channels last, (N, H, W, C), is the order in which training tensors lie."""
+    """Sum of products without a temporary tensor. Training tensors lie in memory as (N, H, W, C): none is copied."""
     a, b = (tensor.movedim(1, -1).reshape(-1) if tensor.dim() > 1 else tensor for tensor in (a, b))
     return torch.dot(a, b)
 
 
 def _full_precision(x: torch.Tensor) -> torch.Tensor:
-    """float32 of what autocast made half precision."""
+    """Half precision, which autocast may have made, becomes float32; other types stay."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
@@ -96,7 +97,7 @@ def check_bits(bits: int, what: str = "bits") -> int:
 
 
 class QuantInput(nn.Module):
-    """Fixed quantiser of the network's input: any shape, values in -limit .. limit, outside clamped.
+    """Fixed quantiser of the network's input: any shape; values beyond -limit .. limit are clamped.
 
     Args:
         bits: 2 to 8.
@@ -122,9 +123,9 @@ class QuantInput(nn.Module):
 class QuantReLU(nn.Module):
     """ReLU and quantiser in one, any shape (N, C, ...) -> the same, float32, codes 0 .. 2^bits - 1 times `scale`.
 
-    `threshold` is the largest value that can be told apart. In the first `initial_steps` training steps it is not
-    learned: the step uses the 99.999th percentile of its own ReLU output, and `threshold` follows as running mean. The
-    count is a buffer, so a checkpoint of any step goes on where it stopped.
+    `threshold` is the largest value that the codes can express. In the first `initial_steps` training steps it is not
+    learned: each step uses the 99.999th percentile of its own ReLU output, and `threshold` is their running mean. The
+    number of these steps is a buffer, so training from a checkpoint equals training that never stopped.
 
     Args:
         bits: 2 to 8.
@@ -143,7 +144,7 @@ class QuantReLU(nn.Module):
 
     @property
     def learning(self) -> bool:
-        """The initial steps are over. A GPU is asked until they are: every question halts it."""
+        """Whether the initial steps are over. Once they are, the buffer is not read again: a GPU waits at each read."""
         if self.steps.is_cpu or not self._learning:
             self._learning = int(self.steps) >= self.initial_steps
         return self._learning
@@ -156,14 +157,14 @@ class QuantReLU(nn.Module):
         return self.quantise(x)[0]
 
     def quantise(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(values, scale); scale is a tensor without dimensions, a bias behind the next weight needs it."""
+        """(values, scale); scale is a tensor without dimensions. The bias of the next layer needs it."""
         x = _full_precision(x)
         threshold = self.threshold.abs() if self.learning or not self.training else self._observe(x)
         scale = threshold.clamp(min=TINY) / (2**self.bits - 1)
         return _QuantisedReLU.apply(x, scale, float(2**self.bits - 1)), scale
 
     def _observe(self, x: torch.Tensor) -> torch.Tensor:
-        """This batch's percentile, with its gradient; the running mean and the count move on."""
+        """This batch's percentile, with its gradient; running mean and number of steps are updated."""
         positive = F.relu(x).flatten()
         k = math.floor(0.01 * self.percentile * positive.numel() + 0.5)
         threshold = positive.kthvalue(k).values
@@ -180,7 +181,7 @@ class QuantReLU(nn.Module):
 
 
 class _QuantisedWeight:
-    """What the three layers share; a mixin before nn.Conv1d, nn.Conv2d or nn.Linear.
+    """What the three layers share: a mixin, to be named before nn.Conv1d, nn.Conv2d or nn.Linear.
 
     Arguments beside those of torch's layer:
         weight_bits: 2 to 8.
@@ -197,14 +198,14 @@ class _QuantisedWeight:
 
     @torch.no_grad()
     def learn_step(self) -> None:
-        """From now on the weight's scale is a parameter, `weight_step`, started from the weights that aren't zero."""
+        """Make the weight's scale a parameter, `weight_step`; its first value follows from the non-zero weights."""
         weight = self.weight[self.weight != 0].abs()
         top = 2 ** (self.weight_bits - 1) - 1
         step = 2 * weight.mean() / math.sqrt(top) if len(weight) else self.weight.new_tensor(1.0)
         self.weight_step = nn.Parameter(step)
 
     def weight_scale(self) -> torch.Tensor:
-        """Distance of two codes, a tensor without dimensions."""
+        """The distance between neighbouring codes, a tensor without dimensions."""
         top = 2 ** (self.weight_bits - 1) - 1
         if self.weight_step is None:
             return self.weight.abs().max().clamp(min=TINY) / top
@@ -213,8 +214,8 @@ class _QuantisedWeight:
 
     def _codes(self, scale: torch.Tensor) -> torch.Tensor:
         top = 2 ** (self.weight_bits - 1) - 1
-        # Where scale is max|w| / top the largest weight lies on the bound, or a rounding error beyond. Whether clamp
-        # passes its gradient makes no difference: what it loses here comes back through the scale.
+        # Where the scale is max|w| / top, the largest weight lies on the bound, or beyond it by a rounding error.
+        # Whether clamp passes its gradient makes no difference: the part that is lost here passes through the scale.
         return _Round.apply(torch.clamp(self.weight / scale, -top, top))
 
     def quantised_weight(self) -> torch.Tensor:
@@ -224,7 +225,7 @@ class _QuantisedWeight:
 
     @torch.no_grad()
     def weight_codes(self) -> torch.Tensor:
-        """int8, shaped as `weight`, in +-(n - 1). Its zeros are what integer hardware can leave out."""
+        """int8, shaped as `weight`, in +-(n - 1). Integer hardware can leave out the zeros."""
         return self._codes(self.weight_scale()).to(torch.int8)
 
     def _weight_and_bias(self, input_scale: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -5,12 +5,12 @@
 
 Seven convolutions of kernel 3, each followed by batch norm, quantised ReLU and max-pool 2, then three dense layers
 (O'Shea, Roy and Clancy 2018, arXiv:1712.04578; quantised as in github.com/Xilinx/brevitas-radioml-challenge-21).
-In eval mode with one thread the logits equal those of Brevitas 0.6.0 bit for bit. Inside, a frame is an image one
-sample high: PyTorch's fast code for convolution, norm and pooling in the channels-last order is two-dimensional.
+In eval mode with one thread the logits equal those of Brevitas 0.6.0 bit for bit. Inside, the samples are an image one
+pixel high, because PyTorch's fast code for channels-last convolution, norm and pooling is two-dimensional.
 
 Under `torch.autocast(device, torch.bfloat16)` convolutions, norm and pooling run in bfloat16, the quantisers in
-float32; use it for training where the processor is fast at it, and never for evaluation, where it changes codes.
-Needs fake_quant.py beside it; rebuild.py serves @register and `from_checkpoint` only.
+float32. Use it for training where the processor is fast at it. Never use it for evaluation: it changes codes.
+The network needs fake_quant.py. rebuild.py is needed by @register, `from_checkpoint` and `to_checkpoint` only.
 """
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from models import ModelError
 from models.fake_quant import QuantConv2d, QuantInput, QuantLinear, QuantReLU
-from models.rebuild import rebuild, register
+from models.rebuild import describe, rebuild, register
 
 CONVOLUTIONS = 7
 
@@ -40,8 +40,9 @@ class Block(nn.Module):
         x = self.norm(self.layer(x))
         if not self.pool:
             return self.activation.quantise(x)
-        # The quantised ReLU is monotone, so pooling first gives equal values for half the work. But gradients of values
-        # that round to the same code go another way, and the percentile of the initial steps wants all values.
+        # The quantised ReLU is monotone, so pooling first gives equal values with half of the work. But among values
+        # that round to the same code the gradient reaches another one, and the percentile of the initial steps needs
+        # all values.
         first = self.pool_first and self.activation.learning if self.training else not torch.is_grad_enabled()
         if first:
             return self.activation.quantise(F.max_pool2d(x, (1, 2)))
@@ -61,8 +62,9 @@ class VGG10(nn.Module):
         num_classes: neurons of the last layer.
         samples: L, a multiple of 128.
         learned_steps: learn the weights' scales (LSQ) instead of taking them from the largest weight.
-        pool_first: pool before the quantised ReLU in training: equal values, a sixth faster, gradients on ties differ;
-            accuracy after a short training doesn't (python -m experiments.vgg10_speed --data-file FILE).
+        pool_first: in training, pool before the quantised ReLU. Values are equal, a step is a sixth faster, and
+            gradients differ where values round to the same code. Accuracy after a short training is the same (python -m
+            experiments.vgg10_speed --data-file FILE).
 
     Raises:
         ModelError: a bit width outside 2 to 8, or sizes that don't fit together.
@@ -115,22 +117,22 @@ class VGG10(nn.Module):
         return self.output(x, scale).float()
 
     def learn_weight_steps(self) -> None:
-        """Go over to learned weight scales (LSQ), started from the present weights."""
+        """Learn the weights' scales from now on (LSQ); their first values follow from the present weights."""
         for layer in self.layers().values():
             layer.learn_step()
 
     def requantised(self, bits: int) -> "VGG10":
-        """A copy with the same weights, norms and thresholds at another width; its accuracy wants a little training."""
+        """A copy of another bit width with the same weights, norms and thresholds; it needs a little training."""
         other = VGG10(**{**self.arguments(), "bits": bits, "activation_bits": bits})
         other.load_state_dict(self.state_dict())
         if bits != self.bits and self.output.weight_step is not None:
-            other.learn_weight_steps()  # a step of other bits doesn't fit
+            other.learn_weight_steps()  # the step of another bit width doesn't fit
         return other
 
     def layers(self) -> dict[str, QuantConv2d | QuantLinear]:
         """The ten layers with weights by name, in the order of computation.
 
-        Each has weight_bits, input_bits, weight_codes() and quantised_weight(); that is what a cost counter asks for.
+        Each has weight_bits, input_bits, weight_codes() and quantised_weight(), which utils/cost.py needs.
         """
         return {n: m for n, m in self.named_modules() if isinstance(m, (QuantConv2d, QuantLinear))}
 
@@ -139,7 +141,7 @@ class VGG10(nn.Module):
         return {f"{name}.weight": layer.weight for name, layer in self.layers().items()}
 
     def arguments(self) -> dict:
-        """Plain values; VGG10(**arguments) has the present shapes, also after channels were cut in place."""
+        """Plain values; VGG10(**arguments) has the present shapes, even after channels have been cut in place."""
         return {
             "bits": self.bits,
             "activation_bits": self.activation_bits,
@@ -224,6 +226,11 @@ def from_checkpoint(data: dict, bits: int = 8) -> VGG10:
     if data["kind"] != "modulation":
         raise ModelError(f"a {data['kind']} network, not a modulation network; name a file that holds a VGG10")
     return rebuild(data)
+
+
+def to_checkpoint(model: VGG10) -> dict:
+    """Tensors and plain values from which `from_checkpoint` makes an equal network, pruned or not."""
+    return describe(model, "models.vgg10.VGG10", model.arguments()) | {"kind": "modulation"}
 
 
 def to_brevitas(model: VGG10) -> dict[str, torch.Tensor]:

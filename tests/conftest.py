@@ -5,6 +5,8 @@ import functools
 import http.server
 import io
 import json
+import os
+import signal
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import train_amc
 from data.augment import colour_index
 from data.hdf4 import write_raster
 from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, Waveform, lte_waveform, nr_waveform
@@ -91,35 +94,6 @@ def write_levels(root: Path, names: list[str], seed: int = 0, size: int = 64) ->
         Image.fromarray(PARULA[levels.clip(0, 255).astype(np.uint8)]).save(root / f"{name}.png")
         write_raster(root / f"{name}.hdf", mask)
     return root
-
-
-def write_modulations(path: Path) -> Path:
-    """A file with all 24 x 26 cells, three frames each: to train on, to choose by, to report.
-
-    A frame is noise around a mean that names its class, so that a network of few filters learns something at once.
-    """
-    with create_file(path, 3) as file:
-        rng = np.random.default_rng(0)
-        mean = np.stack(np.divmod(np.arange(24), 6), axis=1) * (0.8, 0.5) - (1.2, 1.25)  # (24, 2), I and Q
-        noise = rng.standard_normal((24, 26 * 3, 1024, 2), np.float32)
-        file["X"][:] = (mean[:, None, None] + 0.1 * noise).reshape(-1, 1024, 2)
-    return path
-
-
-def assert_equal(ours, theirs):
-    """Same structure, plain values equal, tensors bit for bit."""
-    if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys()
-        for key in ours.keys() - {"command"}:
-            assert_equal(ours[key], theirs[key])
-    elif isinstance(ours, (list, tuple)):
-        assert len(ours) == len(theirs)
-        for a, b in zip(ours, theirs, strict=True):
-            assert_equal(a, b)
-    elif isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs)
-    else:
-        assert ours == theirs
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +239,77 @@ def lte_capture(rate, load, snr_db=20):
     pairs = np.random.default_rng(0).standard_normal((count, 2), np.float32) * np.float32(0.5**0.5)
     level = 10 ** (snr_db / 10) * 9e6 / rate * min(1, rate / 9e6)
     return (x * np.sqrt(level / np.mean(np.abs(x) ** 2)) + pairs.view(np.complex64)[:, 0]).astype(np.complex64)
+
+
+# ---- modulations: a tiny file, a network trained on it, and runs that must not depend on interruptions
+
+AMC_SMALL = ["--batch-size", "16", "--lr", ".01", "--seed", "1"]
+
+
+@pytest.fixture(scope="session")
+def radioml_file(tmp_path_factory) -> Path:
+    """All 24 x 26 cells, three frames each: one to train on, one to choose by, one to report.
+
+    A frame is noise around a mean that names its class, so that a network of eight filters learns something at once.
+    """
+    path = tmp_path_factory.mktemp("radioml") / "tiny.hdf5"
+    with create_file(path, 3) as file:
+        rng = np.random.default_rng(0)
+        mean = np.stack(np.divmod(np.arange(24), 6), axis=1) * (0.8, 0.5) - (1.2, 1.25)  # (24, 2), I and Q
+        noise = rng.standard_normal((24, 26 * 3, 1024, 2), np.float32)
+        file["X"][:] = (mean[:, None, None] + 0.1 * noise).reshape(-1, 1024, 2)
+    return path
+
+
+@pytest.fixture(scope="session")
+def amc_baseline(radioml_file, tmp_path_factory) -> Path:
+    """The run folder of a w8a8 network of eight filters, trained for two epochs."""
+    folder = tmp_path_factory.mktemp("amc") / "baseline"
+    argv = ["--data-file", str(radioml_file), *AMC_SMALL, "--filters", "8", "--dense", "16", "--epochs", "2"]
+    assert train_amc.main([*argv, "--schedule", "cosine", "--save-every", "30", "--out", str(folder)]) == 0
+    return folder
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in open(folder / "log.jsonl")]
+
+
+def contents(folder: Path) -> dict:
+    """Everything that a modulation run leaves and that must not depend on interruptions."""
+    states = {path.name: checkpoint.load(path) for path in sorted(folder.glob("*.pt"))}
+    return states | {"log": log_of(folder), "result": json.loads((folder / "result.json").read_text())}
+
+
+def assert_equal(ours, theirs, name=""):
+    """Same structure, plain values equal, tensors bit for bit; commands and speeds may differ."""
+    assert type(ours) is type(theirs), name
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - {"command", "scored_by", "trained_by", "samples_per_second"}:
+            assert_equal(ours[key], theirs[key], f"{name}/{key}")
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs), name
+        for a, b in zip(ours, theirs, strict=True):
+            assert_equal(a, b, name)
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), name
+    else:
+        assert ours == theirs, name
+
+
+def kill_inside(script, name: str, count: int, argv: list[str]) -> int:
+    """Run a script in a child that is killed at the count-th call of script.NAME; the signal that ended it."""
+    child = os.fork()
+    if child:
+        return os.WTERMSIG(os.waitpid(child, 0)[1])
+    try:
+        inner, left = getattr(script, name), [count]
+
+        def counting(*args, **values):
+            left[0] -= 1
+            return inner(*args, **values) if left[0] else os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(script, name, counting)
+        script.main(argv)
+    finally:
+        os._exit(1)

@@ -16,7 +16,7 @@ from data.spectrogram import PARULA
 from models import segmentation
 from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10, to_brevitas
-from tests.conftest import write_levels, write_modulations
+from tests.conftest import write_levels
 from utils import checkpoint, cost, runs
 from utils.cost import challenge_score, inference_cost
 
@@ -39,11 +39,6 @@ def network(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("network") / "one.pt"
     checkpoint.save(path, data | {"frame_size": [64, 64]})
     return path
-
-
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory) -> Path:
-    return write_modulations(tmp_path_factory.mktemp("radioml") / "tiny.hdf5")
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +127,10 @@ def test_several_networks_stand_side_by_side_with_their_size(frames, network, tm
 # ---- modulations -----------------------------------------------------------------------------------------------------
 
 
-def test_scores_of_modulations_equal_an_independent_count(data_file, classifier, tmp_path, capsys):
-    argv = [str(classifier), "--data-file", str(data_file), "--out", str(tmp_path / "out")]
+def test_scores_of_modulations_equal_an_independent_count(radioml_file, classifier, tmp_path, capsys):
+    argv = [str(classifier), "--data-file", str(radioml_file), "--out", str(tmp_path / "out")]
     assert evaluate.main(argv) == 0
-    result, frames = result_of(tmp_path / "out"), open_frames(data_file)
+    result, frames = result_of(tmp_path / "out"), open_frames(radioml_file)
     rows, model = split(frames)["test"], rebuild(checkpoint.load(classifier)).eval()
     with torch.no_grad():
         guess = model(frames.samples(rows)).argmax(1).numpy()
@@ -154,10 +149,10 @@ def test_scores_of_modulations_equal_an_independent_count(data_file, classifier,
     }  # fmt: skip
 
 
-def test_a_network_of_the_challenge_stands_beside_ours(data_file, classifier, tmp_path, capsys):
+def test_a_network_of_the_challenge_stands_beside_ours(radioml_file, classifier, tmp_path, capsys):
     model = rebuild(checkpoint.load(classifier))
     checkpoint.save(tmp_path / "theirs.pt", to_brevitas(model))
-    argv = [str(classifier), str(tmp_path / "theirs.pt"), "--data-file", str(data_file), "--part", "all"]
+    argv = [str(classifier), str(tmp_path / "theirs.pt"), "--data-file", str(radioml_file), "--part", "all"]
     assert evaluate.main(argv) == 0
     ours, theirs, last = capsys.readouterr().out.splitlines()[-3:]
     assert ours.startswith(str(classifier)) and theirs.startswith(str(tmp_path / "theirs.pt"))
@@ -167,13 +162,13 @@ def test_a_network_of_the_challenge_stands_beside_ours(data_file, classifier, tm
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(frames, network, data_file, classifier, tmp_path, capsys):
+def test_bad_input_is_one_sentence_and_exit_code_2(frames, network, radioml_file, classifier, tmp_path, capsys):
     (tmp_path / "text.pt").write_text("hello")
     checkpoint.save(tmp_path / "other.pt", {"kind": "weather"})
     checkpoint.save(tmp_path / "odd.pt", {"1.weight": torch.zeros(1)})
     (tmp_path / "run").mkdir()
     (tmp_path / "run/last.pt").write_text("")
-    folder, file = ["--data-dir", str(frames)], ["--data-file", str(data_file)]
+    folder, file = ["--data-dir", str(frames)], ["--data-file", str(radioml_file)]
     for argv, words in [
         ([str(tmp_path / "missing.pt"), *folder], "missing.pt: no such checkpoint"),
         ([str(tmp_path / "text.pt"), *folder], "text.pt: not a checkpoint"),

@@ -19,7 +19,7 @@ from data.spectrum_sensing import find_frames, read_tensors
 from models import segmentation
 from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10
-from tests.conftest import write_levels, write_modulations
+from tests.conftest import write_levels
 from utils import checkpoint, runs
 from utils import export as exports
 from utils.export import (
@@ -62,11 +62,6 @@ def classifier(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("classifier") / "vgg10.pt"
     checkpoint.save(path, describe(network, "models.vgg10.VGG10", network.arguments()) | {"kind": "modulation"})
     return path
-
-
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory) -> Path:
-    return write_modulations(tmp_path_factory.mktemp("radioml") / "tiny.hdf5")
 
 
 # ---- segmentation ----------------------------------------------------------------------------------------------------
@@ -174,11 +169,11 @@ def test_other_labels_are_counted_and_ties_told_apart():
 # ---- modulations -----------------------------------------------------------------------------------------------------
 
 
-def test_onnx_runtime_gives_the_same_answers_from_integer_weights(data_file, classifier, tmp_path, capsys):
+def test_onnx_runtime_gives_the_same_answers_from_integer_weights(radioml_file, classifier, tmp_path, capsys):
     onnx = pytest.importorskip("onnx", reason="optional: pip install onnx onnxruntime")
     pytest.importorskip("onnxruntime", reason="optional: pip install onnx onnxruntime")
-    file, frames = tmp_path / "network.onnx", open_frames(data_file)
-    assert script.main([str(classifier), str(file), "--data-file", str(data_file)]) == 0
+    file, frames = tmp_path / "network.onnx", open_frames(radioml_file)
+    assert script.main([str(classifier), str(file), "--data-file", str(radioml_file)]) == 0
     assert "frames are named otherwise" in capsys.readouterr().out
     network, x = rebuild(checkpoint.load(classifier)).eval(), frames.samples(split(frames)["test"][::7])
     with torch.no_grad():

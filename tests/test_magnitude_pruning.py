@@ -1,4 +1,4 @@
-"""experiments/magnitude_pruning.py with the script replaced. Run: python -m pytest tests/test_magnitude_pruning.py"""
+"""experiments/magnitude_pruning.py with both scripts replaced. Run: python -m pytest tests/test_magnitude_pruning.py"""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from utils import runs
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Command lines of feedback_magnitude_pruning.py; instead of a run there is only its result."""
+    """Command lines of the scripts; instead of a run there is only its result."""
     seen = []
 
     def script(argv):
@@ -21,11 +21,14 @@ def calls(monkeypatch):
         folder, seed = Path(options["--out"]), int(options["--seed"])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "best.pt").touch()
-        score = 0.04 - 0.01 * seed if options.get("--preset") else 1.0
+        prunes = Path(argv[1]).name == "feedback_magnitude_pruning.py"
+        assert prunes or Path(argv[1]).name == "train_amc.py"
+        score = 0.04 - 0.01 * seed if prunes else 1.0
         cost = {"nonzero": 1000, "bops": 10, "weight_bits": 4000, "score": score}
         test = {"accuracy": 0.5, "frames": 9, "by_snr": {}}
-        facts = {"cost": cost, "sets": {"test": test}, "validation": 0.6, "goal": 0.5, "epochs": 3, "steps": [1, 2]}
-        facts |= {"pruning_epochs": 2, "data": "set.hdf5", "hardware": "a machine", "torch": "2"}
+        facts = {"cost": cost, "sets": {"test": test}, "validation": 0.6, "epochs": 2}
+        facts |= {"data": "set.hdf5", "hardware": "a machine", "torch": "2"}
+        facts |= {"goal": 0.5, "steps": [1, 2]} if prunes else {}
         (folder / "result.json").write_text(json.dumps(facts))
         seen.append(argv)
         return SimpleNamespace(returncode=0)
@@ -38,7 +41,7 @@ def test_rows_share_a_baseline_and_are_done_once_and_averaged(calls, tmp_path, c
     argv = ["--data-file", "set.hdf5", "--rows", "fmp-4bit", "--out", str(tmp_path / "runs")]
     argv += ["--results", str(tmp_path / "rows")]
     assert magnitude_pruning.main([*argv, "--seeds", "0", "1"]) == 0
-    baselines = [call for call in calls if "baseline" in call]
+    baselines = [call for call in calls if call[1].endswith("train_amc.py")]
     assert [len(calls), len(baselines)] == [4, 2]
     pruned = next(call for call in calls if "fmp-4bit" in call)
     assert str(tmp_path / "runs/baseline_seed0/best.pt") in pruned and "--keep" in pruned
@@ -48,6 +51,20 @@ def test_rows_share_a_baseline_and_are_done_once_and_averaged(calls, tmp_path, c
     assert row.split(" | ")[2:] == [*cells[:-1], f"{cells[-1]} |"]
     assert magnitude_pruning.main([*argv, "--seeds", "0", "1"]) == 0 and len(calls) == 4
     assert magnitude_pruning.main(["--table", "--results", str(tmp_path / "rows")]) == 0 and len(calls) == 4
+
+
+def test_a_row_with_a_network_of_its_own_trains_it_and_holds_the_shared_accuracy(calls, tmp_path):
+    (tmp_path / "shared.json").write_text(json.dumps({"validation": 0.5}))
+    argv = ["--data-file", "set.hdf5", "--rows", "best-fewer-filters", "--out", str(tmp_path / "runs")]
+    argv += ["--results", str(tmp_path / "rows"), "--baseline", str(tmp_path / "shared.pt"), "--keep", ".8"]
+    assert magnitude_pruning.main(argv) == 0
+    trained, pruned = calls
+    assert trained[trained.index("--filters") + 1 :][:3] == ["32", "32", "48"] and "--filters" not in pruned
+    folder = trained[trained.index("--out") + 1]
+    assert pruned[pruned.index("--checkpoint") + 1] == f"{folder}/best.pt"
+    assert float(pruned[pruned.index("--threshold") + 1]) == 0.4
+    row = json.loads((tmp_path / "rows/best-fewer-filters_seed0.json").read_text())
+    assert (row["pruning_epochs"], row["steps"], row["goal"]) == (2, 1, 0.5)
 
 
 def test_another_budget_a_fault_and_an_interrupt_end_it(calls, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@
     times = latency({"dense": dense, "pruned": pruned}, images, threads=1)
     times["pruned"]["median_ms"], times["pruned"]["speed_up"]
 
-One part after the other, which share nothing. Needs torch only.
+The two parts share nothing. Torch only.
 """
 
 import copy
@@ -12,6 +12,7 @@ import io
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Part(NamedTuple):
-    """A module with all that is in it."""
+    """A module together with the modules in it."""
 
     parameters: int
     macs: int
@@ -32,13 +33,13 @@ class Part(NamedTuple):
 class Cost(NamedTuple):
     """Of a whole network, and of each of its modules by path."""
 
-    parameters: int  # numbers that training moves; shared ones count once
+    parameters: int  # numbers that training changes; shared ones count once
     macs: int  # multiplications of convolutions and matrix products, padding included
     of: dict[str, Part]
 
 
 def count(model: nn.Module, inputs: Tensor | tuple) -> Cost:
-    """Count by one real forward in eval mode.
+    """Count parameters and multiply-accumulates (MACs), by one forward in eval mode.
 
     Convolutions (grouped, transposed) and matrix products (linear layers, attention) count, wherever they are called;
     element-wise operations, norms, pooling and interpolation do not. MACs are for the batch as given.
@@ -88,7 +89,7 @@ def after(plan, model: nn.Module, whole: Cost) -> tuple[int, int]:
 
 
 class _MacCounter(TorchDispatchMode):
-    """Adds the MACs of every operation to all modules that are running; a mode sees what layers and functionals do."""
+    """Adds the MACs of every operation to all modules that are running, whether layers or functionals call it."""
 
     def __init__(self, running: list[str], macs: dict[str, int]):
         super().__init__()
@@ -134,12 +135,12 @@ def latency(
     channels_last: bool = True,
     limit: float = 20.0,
 ) -> dict:
-    """Milliseconds of a forward in eval mode, of several networks in turn, so that a busy machine slows all alike.
+    """Milliseconds of a forward in eval mode. Several networks run in turn, so that a busy machine slows all alike.
 
     Args:
         models: {name: module, or any function of x}; a module is copied, x and the copy are made channels_last.
         x: input, its first axis is the batch.
-        threads: of torch; other engines set their own.
+        threads: of torch; other engines have settings of their own.
         runs, warm_up: timed and untimed forwards of each.
         limit: seconds after which no new round begins, once there are three: a busy machine may be very slow.
 
@@ -189,7 +190,7 @@ BASELINE_BOPS, BASELINE_WEIGHT_BITS = 807_699_904, 1_244_936  # of the challenge
 
 
 class LayerCost(NamedTuple):
-    """One layer of `inference_cost`; `positions` is 1 for a dense layer, L_out for a convolution."""
+    """One layer of `inference_cost`; `positions` is 1 for a dense layer, the output's length for a convolution."""
 
     weights: int
     nonzero: int  # of the quantised weight
@@ -223,8 +224,9 @@ def inference_cost(model: nn.Module, x: Tensor) -> dict[str, LayerCost]:
     activations are free. See `challenge_score` for the sum.
 
     Args:
-        model: its layers with weights have `weight_codes()`, `weight_bits` and `input_bits` (models/fake_quant.py).
-        x: an input of the right shape, (1, ...); the model runs once in eval mode and comes back in its own.
+        model: its layers with weights have `weight_codes()`, `weight_bits` and `input_bits` (models/fake_quant.py). It
+            runs once in eval mode, and is left in the mode that it had.
+        x: an input of the right shape, (1, ...).
     """
     found, hooks = {}, []
 
@@ -262,8 +264,18 @@ def challenge_score(layers: dict[str, LayerCost]) -> dict:
     return total
 
 
+def papers_compression(steps: list[dict]) -> float:
+    """The compression by the FMP paper's formula, the product of 1 / (1 - p) over the good steps; not a count.
+
+    Args:
+        steps: in order; "step" is 0 where nothing was cut, "p" the share that was cut, "good" whether it was kept.
+    """
+    kept = Counter(step["p"] for step in steps if step["good"] and step["step"])
+    return math.prod((1 - p) ** -count for p, count in kept.items())
+
+
 def cost_table(layers: dict[str, LayerCost]) -> str:
-    """Readable lines of the result of `inference_cost`, the last ones the sum."""
+    """The result of `inference_cost` as lines of text; the last two have the sum."""
     head = f"{'layer':18} {'weights':>8} {'non-zero':>8} {'macs':>10} {'bops':>11} {'weight bits':>11} {'score':>8}"
     rows = [head]
     for name, layer in layers.items():

@@ -28,8 +28,9 @@ from data.spectrum_sensing import CLASSES, IGNORE, Frame, frame_snr, read_tensor
 from models import segmentation
 from models.rebuild import rebuild
 from utils import bands, checkpoint, metrics, pictures
-from utils.metrics import accuracy, count_by_snr
-from utils.runs import provenance, rank_and_world, sum_over_processes, write_json
+from utils.cost import challenge_score, cost_table, inference_cost
+from utils.metrics import accuracy, count_by_snr, snr_scores, snr_table
+from utils.runs import command, hardware, provenance, rank_and_world, sum_over_processes, write_json
 from utils.training import Batch, TrainingSet, recalibrate_batch_norm
 
 RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on before a judgement
@@ -219,3 +220,45 @@ def evaluate_amc(network: nn.Module, frames: Frames, rows: np.ndarray, device: t
 def amc_accuracy(network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> float:
     """Share of frames whose modulation the network names rightly, over all SNRs."""
     return accuracy(evaluate_amc(network, frames, rows, device))
+
+
+def report_amc(
+    networks: dict[str, nn.Module],
+    frames: Frames,
+    rows: np.ndarray,
+    device: torch.device,
+    facts: dict,
+    out: Path | None = None,
+) -> dict:
+    """Score modulation networks on the same frames, and print tables of the first one: its cost and its accuracies.
+
+    Args:
+        networks: {name: quantised network on `device`}.
+        rows: int64 (N,), frames to score.
+        facts: plain values that belong beside the scores, such as seed and commands.
+        out: a run's folder; it gets result.json and pictures/.
+
+    Returns:
+        `facts` and all results, plain values, as in result.json: "sets" has metrics.snr_scores of each network, "cost"
+        and "layers" the challenge's cost of the first.
+    """
+    # Scores of every network, and the cost of the first
+    counts = {name: evaluate_amc(network, frames, rows, device) for name, network in networks.items()}
+    sets = {name: snr_scores(values, MODULATIONS, SNRS) for name, values in counts.items()}
+    first, network = next(iter(networks.items()))
+    layers = inference_cost(network, torch.zeros(1, 2, network.samples, device=device))
+
+    # Tables
+    print(cost_table(layers))
+    print(snr_table(sets[first], SNRS))
+    print(", ".join(f"accuracy of {name} {values['accuracy']:.4f}" for name, values in sets.items()))
+
+    # Files
+    facts = facts | {"data": frames.path.name, "scored_by": command(), "hardware": hardware(device)}
+    facts |= {"torch": torch.__version__, "cost": challenge_score(layers), "sets": sets}
+    facts |= {"layers": {name: layer._asdict() for name, layer in layers.items()}}
+    if out:
+        pictures.draw_snr_scores(out / "pictures", sets, counts[first], MODULATIONS, SNRS)
+        write_json(out / "result.json", facts)
+        print(f"{out}/result.json holds all results, {out}/pictures the charts")
+    return facts

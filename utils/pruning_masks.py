@@ -1,4 +1,4 @@
-"""Which weights stay: scores, masks that hold, and what a structured cut does to them.
+"""Which weights stay: scores, masks, and cuts of single weights or of whole filters.
 
     masks = ones(weights)                                           # {name: bool tensor}, weights: {name: tensor}
     scored = scores(weights, alive(weights, masks), "lamp")
@@ -12,12 +12,19 @@ A score says how much a weight is worth; the lowest of all layers together go fi
     cost        w^2 / what the weight costs
     lamp-cost   the lamp score / what the weight costs
 
-Torch only.
+`cut_weights` and `cut_filters` do all of this for a quantised network. They need utils/cost.py and
+utils/dependency_graph.py; the rest of the file needs torch only.
 """
 
+import copy
 import math
+from typing import NamedTuple
 
 import torch
+from torch import nn
+
+from utils.cost import LayerCost, inference_cost, weight_costs
+from utils.dependency_graph import DependencyGraph, prune
 
 SCORES = ("magnitude", "lamp", "cost", "lamp-cost")
 Tensors = dict[str, torch.Tensor]
@@ -29,25 +36,25 @@ def ones(weights: Tensors) -> Tensors:
 
 
 def nonzero_masks(weights: Tensors) -> Tensors:
-    """Masks that keep what is not zero, so that a pruned network stays as sparse as it is."""
+    """Masks that keep what is not zero: with them a pruned network stays as sparse as it is."""
     return {name: weight != 0 for name, weight in weights.items()}
 
 
 @torch.no_grad()
 def apply_masks(weights: Tensors, masks: Tensors) -> None:
-    """Set what is masked to zero, in place."""
+    """Set the masked weights to zero, in place."""
     for name, weight in weights.items():
         weight.mul_(masks[name])
 
 
 def alive(codes: Tensors, masks: Tensors) -> Tensors:
-    """Weights that count: not masked, and not zero in `codes` (the integer codes, or the weights themselves)."""
+    """Masks of the weights that count: not masked, and not zero in `codes` (integer codes or the weights)."""
     return {name: masks[name] & (code != 0) for name, code in codes.items()}
 
 
 @torch.no_grad()
 def scores(weights: Tensors, kept: Tensors, kind: str, costs: dict[str, float] | None = None) -> Tensors:
-    """What each weight is worth; entries that aren't in `kept` don't matter and take no part in a layer's sums.
+    """What each weight is worth. Weights that aren't in `kept` have no part in a layer's sums; ignore their scores.
 
     Args:
         weights: float, by name.
@@ -72,7 +79,7 @@ def scores(weights: Tensors, kept: Tensors, kind: str, costs: dict[str, float] |
 
 
 def _lamp(square: torch.Tensor) -> torch.Tensor:
-    """Each square over the sum of those that aren't smaller; any shape."""
+    """Each square divided by the sum of those that are not smaller; any shape."""
     values, order = square.flatten().double().sort()
     total = values.flip(0).cumsum(0).flip(0).clamp(min=1e-300)
     result = torch.empty_like(values)
@@ -81,9 +88,10 @@ def _lamp(square: torch.Tensor) -> torch.Tensor:
 
 
 def remove(scored: Tensors, kept: Tensors, share: float) -> Tensors:
-    """Masks without the lowest `share` (0 to 1) of the weights in `kept`, over all tensors; exactly that many go.
+    """Masks without the lowest `share` (0 to 1) of the weights in `kept`, over all tensors together.
 
-    What isn't in `kept` is masked too. At least one weight stays in every tensor, or nothing would pass.
+    Weights that aren't in `kept` are masked too. The best weight of every tensor stays, because a layer without weights
+    would pass nothing on; otherwise exactly that share goes.
     """
     flat = torch.cat([scored[name][mask].double() for name, mask in kept.items()])
     tops = []  # the best weight of each tensor is spared
@@ -115,17 +123,18 @@ def cut(masks: Tensors, removed: list) -> Tensors:
         if name in masks:
             keep = torch.ones(masks[name].shape[axis], dtype=torch.bool)
             keep[indices] = False
-            masks[name] = masks[name].index_select(axis, keep.nonzero_masks().flatten().to(masks[name].device))
+            masks[name] = masks[name].index_select(axis, keep.nonzero().flatten().to(masks[name].device))
     return masks
 
 
 def unit_scores(group, weights: Tensors, masks: Tensors, costs: dict[str, float] | None = None) -> torch.Tensor:
-    """What each filter or neuron of a group is worth: mean |w| of its own weights against the mean of their tensor.
+    """What each filter or neuron of a group is worth: mean |w| of its own weights over the mean |w| of their tensor.
 
     Args:
         group: of a dependency graph: `size` units, and `members` with tensor, axis, role, indices and units; role
             "out" are a unit's own weights, "in" those that read it.
-        costs: by name, what one weight costs; then worth is divided by what the unit's weights cost, both kinds.
+        costs: by name, what one weight costs; if given, worth is divided by the cost of the unit's weights of both
+            roles.
 
     Returns:
         float (size,).
@@ -145,7 +154,7 @@ def unit_scores(group, weights: Tensors, masks: Tensors, costs: dict[str, float]
 def lowest_units(unit_scores: Tensors, share: float) -> dict[str, list[int]]:
     """The lowest `share` of the units of all groups, {group: unit numbers}.
 
-    No group loses more than twice the share, lest one be emptied at once; the best unit of each stays.
+    No group loses more than twice the share, so that none is emptied at once; the best unit of each stays.
 
     Args:
         unit_scores: (units,) of each group, comparable between groups.
@@ -161,3 +170,74 @@ def lowest_units(unit_scores: Tensors, share: float) -> dict[str, list[int]]:
             units.setdefault(name, []).append(i)
             left, room[name] = left - 1, room[name] - 1
     return units
+
+
+# ---- cuts of a quantised network
+
+
+class Pruned(NamedTuple):
+    """A network and the masks that keep it sparse: bool, by the names of the weights; False is pruned.
+
+    The network is a models.vgg10.VGG10, or has its `samples`, `layers()` and `weights()`.
+    """
+
+    network: nn.Module
+    masks: Tensors
+
+    def to(self, device: torch.device | str) -> "Pruned":
+        return Pruned(self.network.to(device), {name: mask.to(device) for name, mask in self.masks.items()})
+
+
+def cut_weights(model: Pruned, p: float, score: str, count_zeros: bool = False) -> Pruned | None:
+    """Set a share of the remaining weights to zero, in place: those with the lowest scores of all layers.
+
+    A weight that rounds to zero at a cut is masked with them. A masked weight never comes back; one that only rounded
+    to zero may grow again before the next cut, and counts as remaining then.
+
+    Args:
+        p: share of the remaining weights, 0 to 1.
+        score: one of SCORES.
+        count_zeros: weights that round to zero count as remaining, as in the published code.
+
+    Returns:
+        The same network with its new masks; None if nothing can be cut.
+    """
+    network, masks = model
+    codes = {f"{name}.weight": layer.weight_codes() for name, layer in network.layers().items()}
+    kept = masks if count_zeros else alive(codes, masks)
+    scored = scores(network.weights(), kept, score, weight_costs(cost_of(network)))
+    smaller = remove(scored, kept, p)
+    if all(torch.equal(smaller[name], kept[name]) for name in smaller):
+        return None
+    apply_masks(network.weights(), smaller)
+    return Pruned(network, smaller)
+
+
+def cut_filters(model: Pruned, p: float, score: str) -> Pruned | None:
+    """Take a share of all filters and hidden neurons out of a copy of the network; other weights stay as they are.
+
+    Args:
+        p: share of filters and neurons, 0 to 1.
+        score: one of SCORES; it matters whether "cost" is in it, see `unit_scores`.
+
+    Returns:
+        A smaller network and its masks, on the CPU; None if nothing can be cut.
+
+    Raises:
+        PruneError: the network has a layer that the dependency graph doesn't know.
+    """
+    network, masks = Pruned(copy.deepcopy(model.network), model.masks).to("cpu")
+    weights, costs = network.weights(), weight_costs(cost_of(network)) if "cost" in score else None
+    graph = DependencyGraph(network, torch.zeros(2, 2, network.samples))
+    worth = {group.name: unit_scores(group, weights, masks, costs) for group in graph.groups}
+    units = lowest_units(worth, p)
+    if not units:
+        return None
+    plan = graph.make_plan(units)
+    return Pruned(prune(network, plan), cut(masks, plan.remove))
+
+
+def cost_of(network: nn.Module) -> dict[str, LayerCost]:
+    """The challenge's cost by layer, see utils.cost.inference_cost."""
+    device = next(network.parameters()).device
+    return inference_cost(network, torch.zeros(1, 2, network.samples, device=device))

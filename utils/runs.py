@@ -130,6 +130,13 @@ def check_loss(value: float, epoch: int, step: int, folder: Path) -> None:
         )
 
 
+def keep_lines(folder: str | Path, count: int) -> None:
+    """Keep the first lines of log.jsonl: drop what was logged after the state that a resumed run goes on from."""
+    path = Path(folder) / "log.jsonl"
+    if path.exists():
+        path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:count]))
+
+
 def hardware(device: str | torch.device = "cpu") -> str:
     """Processor, threads and, for CUDA, the GPU: every reported speed needs them."""
     name = platform.processor() or platform.machine()

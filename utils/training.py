@@ -9,16 +9,20 @@ bfloat16, and batch norm's statistics.
             optimizer.step(); scheduler.step()
     recalibrate_batch_norm(network, batches_of_images)       # before a pruned network is judged or trained
 
-Torch only.
+Torch and numpy only.
 """
 
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+DROP_AFTER = 5  # epochs without improvement after which a plateau schedule divides the learning rate by ten
 
 
 class Batch(NamedTuple):
@@ -65,6 +69,56 @@ def epoch_order(n: int, needed: int, seed: int, epoch: int) -> torch.Tensor:
     """int64 (needed,): a shuffled order of frames 0 .. n - 1, repeated where n is less. Seed and epoch decide it."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + epoch))
     return order.repeat(-(-needed // n))[:needed]
+
+
+def epoch_rows(rows: np.ndarray, steps: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """int64 (steps * batch_size,): the rows of a large file that an epoch reads, batch after batch.
+
+    A function of seed and epoch. Rows ascend within a batch, because a disk reads them faster in that order.
+
+    Args:
+        rows: int64 (N,), the training part; repeated where it is too short.
+    """
+    order = epoch_order(len(rows), steps * batch_size, seed, epoch).numpy()
+    return np.sort(rows[order].reshape(steps, batch_size), axis=1).ravel()
+
+
+def falling_rate(lr: float, schedule: str, done: int, total: int, drops: int = 0) -> float:
+    """The learning rate of the next optimizer step.
+
+    Args:
+        lr: at the start.
+        schedule: "cosine" falls to 0 along a cosine; "plateau" divides the rate by ten at each drop.
+        done, total: optimizer steps so far, and of the whole training; for the cosine.
+        drops: for the plateau.
+    """
+    if schedule == "cosine":
+        return lr * (0.5 + 0.5 * math.cos(math.pi * done / total))
+    return lr * 0.1**drops
+
+
+@dataclass
+class Progress:
+    """How far a training with one validation after each epoch has come; plain values, for a checkpoint."""
+
+    epochs: int = 0  # complete ones
+    batch: int = 0  # batches done in the present epoch
+    loss_sum: float = 0.0  # over these batches
+    accuracy: float | None = None  # latest on validation
+    best: float = -1.0  # highest accuracy of an epoch
+    waited: int = 0  # epochs since then
+    drops: int = 0  # how often a plateau schedule has lowered the learning rate
+
+    def end_epoch(self, accuracy: float) -> bool:
+        """Note an epoch's accuracy on validation and begin the next epoch; whether it is the best so far."""
+        self.accuracy = accuracy
+        self.epochs, self.batch, self.loss_sum = self.epochs + 1, 0, 0.0
+        if accuracy > self.best:
+            self.best, self.waited = accuracy, 0
+            return True
+        self.waited += 1
+        self.drops += self.waited % DROP_AFTER == 0
+        return False
 
 
 def native_bf16(device: str | torch.device) -> bool:
