@@ -137,7 +137,8 @@ def lte_signal():
     """LTE's PSS and SSS as a SyncSignal; places: FDD normal, FDD extended, TDD normal, TDD extended prefix."""
     bins = np.r_[-31:0, 1:32] % SIZE
     primary = np.array([lte_pss(n) for n in range(3)])
-    words = np.array([[[lte_sss(n, root, half) for half in (0, 5)] for n in range(168)] for root in range(3)])
+    words = np.array([[lte_sss(np.arange(168), root, half) for half in (0, 5)] for root in range(3)])  # (3, 2, 168, 62)
+    words = words.swapaxes(1, 2)
     words = np.concatenate([words, words[:, :, ::-1]], 1)  # the first period may be the frame's second half
     # FDD: SSS one symbol before the PSS. TDD: three, the PSS being in the next subframe, whose first prefix is longer.
     places = np.array([-(SIZE + PREFIX), -(SIZE + 32), -(3 * (SIZE + PREFIX) + 1), -3 * (SIZE + 32)])

@@ -48,7 +48,11 @@ def lte_pss(n_id_2):
 
 
 def lte_sss(n_id_1, n_id_2, subframe):
-    """Secondary synchronisation signal, real (62,), for subframe 0 or 5. TS 36.211 clause 6.11.2."""
+    """Secondary synchronisation signal, real (62,), for subframe 0 or 5. TS 36.211 clause 6.11.2.
+
+    n_id_1 may be an array: (..., 62) for (...).
+    """
+    n_id_1 = np.asarray(n_id_1)[..., None]
     q = n_id_1 // 30
     q = (n_id_1 + q * (q + 1) // 2) // 30
     m = n_id_1 + q * (q + 1) // 2
@@ -56,9 +60,9 @@ def lte_sss(n_id_1, n_id_2, subframe):
     start, n = (0, 0, 0, 0, 1), np.arange(31)
     s, c, z = (1 - 2 * m_sequence(taps, start, 31) for taps in ((0, 2), (0, 3), (0, 1, 2, 4)))
     first, second = (m0, m1) if subframe == 0 else (m1, m0)
-    even = s[(n + first) % 31] * c[(n + n_id_2) % 31]
+    even = s[(n + first) % 31] * c[(n + n_id_2) % 31]  # (..., 31)
     odd = s[(n + second) % 31] * c[(n + n_id_2 + 3) % 31] * z[(n + first % 8) % 31]
-    return np.stack([even, odd], 1).ravel().astype(float)
+    return np.stack([even, odd], -1).reshape(*even.shape[:-1], 62).astype(float)
 
 
 def nr_pss(n_id_2):
