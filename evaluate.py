@@ -21,17 +21,17 @@ import torch
 
 from data import DataError
 from data.modulations import default_file
-from data.radioml import MODULATIONS, SNRS, Frames, open_frames
+from data.radioml import open_frames
 from data.radioml import split as split_rows
 from data.spectrogram import SIZE
 from data.spectrum_sensing import CLASSES, find_frames, split
 from data.synthetic import default_set
 from models import ModelError
 from models.rebuild import rebuild
-from models.vgg10 import VGG10, from_checkpoint
-from utils import checkpoint, cost, metrics, pictures, release
-from utils.evaluation import evaluate_amc, report
-from utils.runs import RunError, command, hardware, run, single_process, write_json
+from models.vgg10 import from_checkpoint
+from utils import checkpoint, cost, release
+from utils.evaluation import report, report_amc
+from utils.runs import RunError, hardware, run, single_process, write_json
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # faults that a user can mend: one sentence, exit code 2
 
@@ -139,30 +139,12 @@ def compare_modulations(networks: dict, file: Path, part: str, folders: dict, de
     lines = ["", f"{'network':{length}} {'accuracy':>8} {'non-zero':>9} {'bops':>12} {'weight bits':>11} {'score':>8}"]
     for path, network in networks.items():
         print(f"\n{path}")
-        facts = score_modulations(network.to(device), frames, rows, part, folders[path])
+        facts = report_amc({part: network.to(device)}, frames, rows, device, {}, folders[path])
         total = facts["cost"]
         line = f"{str(path):{length}} {facts['sets'][part]['accuracy']:8.4f} {total['nonzero']:9d} {total['bops']:12d}"
         lines.append(f"{line} {total['weight_bits']:11d} {total['score']:8.5f}")
     lines.append(f"{len(rows)} frames of {file}, {part}; score: 1 is the challenge's 8-bit baseline")
     return "\n".join(lines)
-
-
-def score_modulations(network: VGG10, frames: Frames, rows: np.ndarray, part: str, out: Path | None) -> dict:
-    """Accuracy by SNR and the challenge's cost: tables on stdout, result.json and pictures in `out`; all facts."""
-    device = network.output.weight.device
-    counts = evaluate_amc(network, frames, rows, device)
-    sets = {part: metrics.snr_scores(counts, MODULATIONS, SNRS)}
-    layers = cost.inference_cost(network, torch.zeros(1, 2, network.samples, device=device))
-    print(cost.cost_table(layers))
-    print(metrics.snr_table(sets[part], SNRS))
-    facts = {"data": frames.path.name, "scored_by": command(), "hardware": hardware(device)}
-    facts |= {"torch": torch.__version__, "cost": cost.challenge_score(layers), "sets": sets}
-    facts |= {"layers": {name: layer._asdict() for name, layer in layers.items()}}
-    if out:
-        pictures.draw_snr_scores(out / "pictures", sets, counts, MODULATIONS, SNRS)
-        write_json(out / "result.json", facts)
-        print(f"{out}/result.json has all of it, {out}/pictures the curves")
-    return facts
 
 
 if __name__ == "__main__":

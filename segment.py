@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import DataError
-from data.augment import colour_index
+from data.augment import colormap_index
 from data.evidence import FrameEvidence, Proofs
 from data.recording import Frame, FrameNotes, Recording, columns, open_recording, read_meta
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, SIZE, shown_power, spectrogram_image
@@ -36,9 +36,9 @@ from models.rebuild import rebuild
 from models.segmentation import logits
 from utils import checkpoint, pictures
 from utils.carriers import Calibration, Carrier, View, find_carriers, join, merge, share_of_recording, table
+from utils.release import load_segmentation, shipped
 from utils.runs import RunError, command, run, write_json
 
-WEIGHTS = Path(__file__).resolve().parent / "weights" / "seg_student.pt"  # the default network
 GENERATOR = "spectrum sensing, segment.py"  # core:generator of our annotations
 
 
@@ -49,7 +49,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sample-rate", type=float, metavar="HZ")
     parser.add_argument("--center-frequency", type=float, metavar="HZ")
     parser.add_argument("--channel", type=int, default=0, help="of a recording with several, from 0")
-    parser.add_argument("--checkpoint", type=Path, default=WEIGHTS, help="default weights/seg_student.pt")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=shipped("seg_student.pt"), help="default weights/seg_student.pt"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/segment"))
     parser.add_argument("--annotate", action="store_true", help="write the carriers into the SigMF metadata")
     parser.add_argument(
@@ -140,9 +142,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def load_network(path: Path, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """A segmentation network on the device, as a function: pictures uint8 (N, 3, H, W) -> logits (N, 3, H, W)."""
-    data = checkpoint.load(path)
-    if data.get("kind", "segmentation") != "segmentation":
-        raise ModelError(f"{path}: is a network for {data['kind']}, not for segmentation; name another --checkpoint")
+    data = load_segmentation(path)
     try:
         model = rebuild(data).to(device, memory_format=torch.channels_last).eval()
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it lacks
@@ -214,7 +214,7 @@ def read_picture(path: Path) -> tuple[np.ndarray, list[str]]:
 def label_picture(picture: np.ndarray, logits_of: Callable, span_hz: float, center_hz: float | None) -> View:
     """Label a spectrogram uint8 (256, 256, 3) that comes as a picture; its noise's spread tells its scale in dB."""
     probability = predict(logits_of, picture)
-    index, _ = colour_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
+    index, _ = colormap_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
     noise = index[0].numpy()[:, probability.mean(1).argmax(0) == 0]
     # In dB, the middle half of exponentially distributed power spans 10 log10(ln 4 / ln (4/3)) = 6.8.
     quarter = np.subtract(*np.percentile(noise, (75, 25))) if noise.size else 0

@@ -1,6 +1,6 @@
 """Augment spectrograms and their labels in ways that radio signals allow, on whole batches and on any device.
 
-    levels, error = colour_index(images, palette)                        # once: pictures -> colormap indices
+    levels, error = colormap_index(images, palette)                        # once: pictures -> colormap indices
     levels, masks = shift_and_flip(levels, masks, draw_geometry(8, 256, 256))
     levels, masks = add_carriers(levels, masks)
     levels = jitter_levels(levels, *draw_levels(8))
@@ -17,7 +17,7 @@ import torch
 NOISE_STEP = 30  # of 255 levels: where two frames' noise differs by more, moved carriers would be clipped
 
 
-def colour_index(images: torch.Tensor, palette: torch.Tensor) -> tuple[torch.Tensor, int]:
+def colormap_index(images: torch.Tensor, palette: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Undo a colormap: the colormap index of each pixel, which is the place of the nearest colour in the palette.
 
     Args:
@@ -58,7 +58,7 @@ def as_levels(
     None means that the pictures have another colormap: a colour value differs by more than `tolerance`. The parulas of
     MATLAB's releases differ by less, other colormaps by more.
     """
-    levels, difference = colour_index(images, palette)
+    levels, difference = colormap_index(images, palette)
     return (levels, palette) if difference <= tolerance else (images, None)
 
 

@@ -29,6 +29,7 @@ from data.spectrogram import SAMPLE_RATE
 from experiments.prefix_emissions import EMISSIONS, white
 from utils import pictures
 from utils.carriers import Calibration, find_carriers, logit
+from utils.release import shipped
 from utils.runs import RunError, command, hardware, run, write_json
 
 RATES = (15.36e6, 20e6, 30.72e6)  # of the emissions
@@ -40,7 +41,7 @@ BINS = np.linspace(0, 1, 6)
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=Path, default=segment.WEIGHTS, help="the network, default the shipped student"
+        "--checkpoint", type=Path, default=shipped("seg_student.pt"), help="the network, default the shipped student"
     )
     parser.add_argument("--draws", type=int, default=200, help="recordings of each half")
     parser.add_argument("--seed", type=int, default=60)

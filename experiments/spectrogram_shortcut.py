@@ -2,8 +2,8 @@
 
     python -m experiments.spectrogram_shortcut --frames 100
 
-For generated frames of all families: the difference of minimum and maximum in dB, of each pixel's colour number, and of
-the distributions of all colour numbers (largest gap between the two cumulative ones).
+For generated frames of all families: the difference of minimum and maximum in dB, of each pixel's colormap index, and of
+the distributions of all colormap indices (largest gap between the two cumulative ones).
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main():
         "frames": args.frames,
         "minimum_db": {"mean": float(gap[:, 0].mean()), "deviation": float(gap[:, 0].std())},
         "maximum_db": {"mean": float(gap[:, 1].mean()), "largest": float(np.abs(gap[:, 1]).max())},
-        "colour_number": {"mean_difference": float(np.mean(difference)), "median": float(np.median(difference))},
+        "colormap_index": {"mean_difference": float(np.mean(difference)), "median": float(np.median(difference))},
         "largest_gap_of_distributions": float(np.abs(cumulative[0] - cumulative[1]).max()),
         "seconds": {"quick": seconds[0] / args.frames, "full": seconds[1] / args.frames},
     }

@@ -176,7 +176,7 @@ def pictures_in_memory(source, batch_size, device, memory_format):
 def levels_in_memory(source, batch_size, device):
     """Levels instead of colours, shifted, flipped and jittered, as train_seg.py does."""
     palette = torch.from_numpy(PARULA)
-    levels = augment.colour_index(source.images, palette)[0].to(device)
+    levels = augment.colormap_index(source.images, palette)[0].to(device)
     labels, palette = source.labels.to(device), palette.to(device)
     while True:
         batch = torch.randint(len(levels), (batch_size,), device=device)

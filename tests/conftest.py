@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import train_amc
-from data.augment import colour_index
+from data.augment import colormap_index
 from data.hdf4 import write_raster
 from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, Waveform, lte_waveform, nr_waveform
 from data.radioml import create_file
@@ -194,7 +194,7 @@ def label_by_level(logits_of, picture):
 
     The picture's scale comes from its noise.
     """
-    index, _ = colour_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
+    index, _ = colormap_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
     index = index[0].numpy()
     quiet = index[:, index.mean(0) <= np.percentile(index.mean(0), 20)]
     db = 6.83 / max(1, np.subtract(*np.percentile(quiet, (75, 25))))

@@ -13,7 +13,7 @@ from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, spectrogram_image
 from models import segmentation
 from models.rebuild import rebuild
 from tests.conftest import label_by_level, lte_capture
-from utils import checkpoint
+from utils import checkpoint, release
 from utils.carriers import find_carriers
 from utils.runs import run
 
@@ -112,7 +112,7 @@ def test_active_counts_the_time_in_which_the_band_is_above_the_noise(untrained, 
 
 @pytest.mark.parametrize("rate", [9e6, 10e6, 23.04e6, 100e6])
 def test_the_shipped_network_finds_one_carrier_at_any_rate(rate):
-    model = segment.load_network(segment.WEIGHTS, "cpu")
+    model = segment.load_network(release.shipped("seg_student.pt"), "cpu")
     iq = lte_capture(rate, 0.7)
     floor, kind = noise_floor(iq, rate)
     (row,) = find_carriers(segment.label_frame(Frame(0, iq, rate, CENTER, floor, floor_kind=kind), model))
@@ -264,8 +264,8 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_pat
     (tmp_path / "damaged.calibration.json").write_text('{"curves": {"cell": [1]}}')
     assert "damaged.calibration.json: damaged" in fails(tmp_path / "flat.png", "--checkpoint", damaged)
     assert "try --device cpu" in fails(tmp_path / "flat.png", "--device", "warp", *use)
-    monkeypatch.setattr(segment, "WEIGHTS", tmp_path / "none.pt")
-    assert "none.pt: no such checkpoint; train one" in fails(tmp_path / "flat.png")
+    monkeypatch.setattr(release, "WEIGHTS", tmp_path)
+    assert "seg_student.pt: no such checkpoint; train one" in fails(tmp_path / "flat.png")
     for value in ("nan", "inf"):
         with pytest.raises(SystemExit):
             segment.parse_args([str(bare), "--center-frequency", value])

@@ -192,13 +192,13 @@ def test_colours_become_levels_and_back():
     palette = torch.stack((torch.arange(256), 255 - torch.arange(256), torch.arange(256) // 2), 1).to(torch.uint8)
     levels = torch.randint(256, (3, 16, 16), dtype=torch.uint8)
     images = palette[levels.long()].permute(0, 3, 1, 2)
-    found, error = augment.colour_index(images, palette)
+    found, error = augment.colormap_index(images, palette)
     assert error == 0 and torch.equal(found, levels)
     off = images.clone()
     off[0, 2, 0, 0] ^= 1
-    found, error = augment.colour_index(off, palette)
+    found, error = augment.colormap_index(off, palette)
     assert error == 1 and torch.equal(found, levels)
-    assert augment.colour_index(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), palette)[1] > 50
+    assert augment.colormap_index(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), palette)[1] > 50
 
 
 def test_added_carriers_meet_no_other_and_lie_as_high_above_noise_as_before():
