@@ -2,8 +2,8 @@
 
     python -m experiments.spectrogram_shortcut --frames 100
 
-For generated frames of all families: the difference of minimum and maximum in dB, of each pixel's colormap index, and of
-the distributions of all colormap indices (largest gap between the two cumulative ones).
+For generated frames of all families: the difference of minimum and maximum in dB, of each pixel's colormap index, and
+of the distributions of all indices (largest gap between the two cumulative ones).
 """
 
 import argparse

@@ -83,7 +83,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", kind: str | None 
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds a {type(data).__name__}, not a checkpoint of this repository")
     if kind and data.get("kind") != kind:
-        raise CheckpointError(f"{path}: not a {kind} network; name another file, or train one")
+        found = data.get("kind", "other")
+        raise CheckpointError(f"{path}: {found} network, not a {kind} network; name another file, or train one")
     return data
 
 
