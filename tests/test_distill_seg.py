@@ -156,6 +156,7 @@ def kill_inside(module, name: str, count: int, argv: list[str]) -> int:
         os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_both_generations_ends_like_one_that_was_not(options, tmp_path, monkeypatch):
     monkeypatch.setattr(distill_seg, "report", lambda *args: None)  # best.pt is what it reports
     argv = [*options, "--generations", "2", "--gamma", "1", "--save-every", "1", "--resume"]

@@ -144,6 +144,7 @@ def test_onnx_without_its_packages_is_a_sentence(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_onnx_file_gives_the_same_labels_for_any_batch(tmp_path):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name)

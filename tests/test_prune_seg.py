@@ -135,6 +135,7 @@ def test_a_run_repeats_bit_for_bit_and_never_looks_at_validation_frames(default,
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_two_steps_with_recovery_meet_a_target_of_macs(options, tmp_path):
     more = "--steps 2 --recovery 2 --target-macs 6e6 --criterion l2".split()
     assert main([*options, *more, "--out", str(tmp_path / "run")]) == 0

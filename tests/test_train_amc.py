@@ -44,6 +44,7 @@ def test_the_baseline_learns_and_its_scores_equal_an_independent_count(radioml_f
     assert pictures == {"accuracy_by_snr.png", "confusion.png", "confusion_high.png"}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_again_and_again_ends_like_one_that_was_not(options, amc_baseline, tmp_path):
     argv = [*options, "--resume", "--out", str(tmp_path / "run")]
     # in an epoch, before and after the first epoch's line in the log, and before the result

@@ -144,6 +144,7 @@ def test_a_run_killed_inside_and_between_epochs_ends_like_one_that_was_not(optio
     assert_same_run(folder, whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_can_be_resumed(options, whole, tmp_path, monkeypatch, capsys):
     argv = [*options, "--out", str(tmp_path / "run"), "--resume"]
     inner, calls = nn.utils.clip_grad_norm_, []
@@ -163,6 +164,7 @@ def test_ctrl_c_finishes_the_step_saves_and_can_be_resumed(options, whole, tmp_p
     assert_same_run(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_give_the_metrics_of_the_whole_set(frames, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -259,7 +261,7 @@ def test_more_frames_join_the_training_part_only(frames, tmp_path):
     sets = json.loads((tmp_path / "run/result.json").read_text())["sets"]
     assert (sets["test"]["frames"], sets["combined"]["frames"]) == (2, 2) and "other" not in sets
     argv = ["--data-dir", str(frames), *FAST, "--more-frames", str(frames), "--out", str(tmp_path / "none")]
-    with pytest.raises(train_seg.DataError, match="of the set itself: name another folder"):
+    with pytest.raises(train_seg.DataError, match="of the set itself; name another folder"):
         train_seg.main(argv)
     assert not (tmp_path / "none").exists()
 
