@@ -30,7 +30,7 @@ LIKE_THE_SET = {"samples_a_symbol": 8, "roll_off": 0.4, "filters": 2, "late": 0.
 ROWS = {  # what differs from LIKE_THE_SET
     "8 samples a symbol, two filters": {},
     "symbols at any time": {"late": None},
-    "transmitter's filter only": {"filters": 1},
+    "one filter": {"filters": 1},
     "roll-off .2": {"roll_off": 0.2},
     "4 samples a symbol": {"samples_a_symbol": 4},
     "10 samples a symbol": {"samples_a_symbol": 10},
