@@ -6,10 +6,11 @@
     python segment.py spectrogram.png                                      # 256x256 pixels of 240 kHz x 156 us
 
 Processing takes about 1 s per 40 ms of 61.44 MHz on one core. A frame is 40 ms of the recording. The network labels the
-pixels of its spectrogram; a carrier is a run of columns that the majority over time gives one technology; then the
-samples are searched for evidence (docs/evidence.md). Edges are those of the channel, guard bands included, to 240 kHz.
-`active` is the share of time in which a carrier's mean level is 2 dB above the noise. `confidence` is the chance that
-the row is right, measured with experiments/confidence.py.
+pixels of its spectrogram. Neighbouring columns whose most probable class, on average over time, is the same technology
+are a band. Then the samples are searched for evidence (docs/evidence.md), and a band becomes one or more carriers, the
+rows of the table. Edges are those of the channel, guard bands included, right to about 240 kHz. `active` is the share
+of time in which a carrier's mean level is more than 2 dB above the noise. `confidence` is the chance that the row is
+right, measured with experiments/confidence.py. The folder --out gets the pictures and result.json.
 """
 
 import argparse
@@ -46,8 +47,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recording", type=Path, help=".sigmf-meta, bare I/Q samples, or a spectrogram .png")
     parser.add_argument("--datatype", help="of bare samples: ci8, cu8, ci16_le, cf32_le")
-    parser.add_argument("--sample-rate", type=float, metavar="HZ")
-    parser.add_argument("--center-frequency", type=float, metavar="HZ")
+    parser.add_argument("--sample-rate", type=float, metavar="HZ", help="of bare samples; of a picture its width")
+    parser.add_argument("--center-frequency", type=float, metavar="HZ", help="on the air, of the capture's centre")
     parser.add_argument("--channel", type=int, default=0, help="of a recording with several, from 0")
     parser.add_argument(
         "--checkpoint", type=Path, default=shipped("seg_student.pt"), help="default weights/seg_student.pt"
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         notes.append("a picture has no samples: the evidence is -, the network alone decides")
     proofs = None if args.no_evidence else Proofs()
     carriers = []
-    shown = Counter()  # samples by what part of the spectrum they show
+    shown = Counter()  # {(centre, width) in Hz of a part of the spectrum: samples that show it}
     remove_pictures(args.out)
     for number, view in enumerate(tqdm(views, total=count, unit="frame", file=sys.stderr)):
         found = find_carriers(view, proofs)
@@ -116,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     carriers.sort(key=lambda carrier: (not carrier.absolute, carrier.lower_hz, carrier.upper_hz))
 
     # Table, JSON, annotations
-    clock = (recording.sample_rate, recording.offset) if recording else (None, 0)
+    clock = (recording.sample_rate, recording.offset) if recording else (None, 0)  # turn sample numbers into seconds
     if recording:
         notes += frame_notes.lines(recording)
     print(table(carriers, *clock))
@@ -151,14 +152,15 @@ def load_network(path: Path, device: str) -> Callable[[torch.Tensor], torch.Tens
 
 
 @torch.inference_mode()
-def predict(logits_of: Callable, picture: np.ndarray) -> np.ndarray:
+def class_probabilities(logits_of: Callable, picture: np.ndarray) -> np.ndarray:
     """uint8 (256, 256, 3) -> softmax probability of each class, float32 (3, 256, 256)."""
     image = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]  # (1, 3, 256, 256)
     return logits_of(image)[0].float().softmax(0).cpu().numpy()
 
 
 def label_frame(frame: Frame, logits_of: Callable, blind_seconds: float | None = None) -> View:
-    """Label a frame of a recording. Columns that the recording does not have never leave this function.
+    """Label a frame of a recording. The view has the recording's own columns only: the noise beside a narrow capture,
+    which the network sees too, is cut off here.
 
     blind_seconds: for how long NR cells are searched in a band where the centre frequency is not known.
     """
@@ -175,16 +177,19 @@ def label_frame(frame: Frame, logits_of: Callable, blind_seconds: float | None =
         here = slice(max(0, first), min(width, first + SIZE))  # in the capture
         there = slice(here.start - first, here.stop - first)  # in the piece
         image = spectrogram_image(iq, robust=frame.mended is not None)
-        probability[:, :, here] += predict(logits_of, image)[:, :, there] * from_edge[there]
+        probability[:, :, here] += class_probabilities(logits_of, image)[:, :, there] * from_edge[there]
         weight[here] += from_edge[there]
         better = np.flatnonzero(from_edge[there] > farthest[here])
         picture[:, here.start + better] = image[:, there.start + better]
-        power[:, here.start + better] = shown_power(iq)[::-1][:, there.start + better]
+        power[:, here.start + better] = shown_power(iq)[::-1][:, there.start + better]  # last row first, as the picture
         farthest[here.start + better] = from_edge[there.start + better]
 
+    # A floor of kind "even" counts as measured: nothing stands above it, so a missing prefix proves nothing then.
     floor = frame.floor if frame.floor > 0 else None
     measured = floor if frame.floor_kind != "guessed" else None
-    look = FrameEvidence(frame.samples, frame.sample_rate, frame.center_hz, measured, floor, blind_seconds)
+    look = FrameEvidence(
+        frame.samples, frame.sample_rate, frame.center_hz, floor=measured, guess=floor, blind_seconds=blind_seconds
+    )
     return View(
         start=frame.new_start,
         count=frame.new_count,
@@ -212,13 +217,16 @@ def read_picture(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def label_picture(picture: np.ndarray, logits_of: Callable, span_hz: float, center_hz: float | None) -> View:
-    """Label a spectrogram uint8 (256, 256, 3) that comes as a picture; its noise's spread tells its scale in dB."""
-    probability = predict(logits_of, picture)
+    """Label a spectrogram uint8 (256, 256, 3) that comes as a picture.
+
+    How many dB a step of its colormap is, is not known. The spread of the noise tells it.
+    """
+    probability = class_probabilities(logits_of, picture)
     index, _ = colormap_index(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], torch.from_numpy(PARULA))
-    noise = index[0].numpy()[:, probability.mean(1).argmax(0) == 0]
-    # In dB, the middle half of exponentially distributed power spans 10 log10(ln 4 / ln (4/3)) = 6.8.
-    quarter = np.subtract(*np.percentile(noise, (75, 25))) if noise.size else 0
-    power = 10 ** (index[0].numpy() * (0.683 / quarter)) if quarter > 0 else None
+    noise = index[0].numpy()[:, probability.mean(1).argmax(0) == 0]  # colormap indices in the columns of noise
+    # The middle half of exponentially distributed power spans 10 log10(ln 4 / ln (4/3)) = 6.83 dB, a ratio of 10^.683.
+    middle_half = np.subtract(*np.percentile(noise, (75, 25))) if noise.size else 0
+    power = 10 ** (index[0].numpy() * (0.683 / middle_half)) if middle_half > 0 else None
     return View(0, FRAME_SAMPLES, center_hz, span_hz, span_hz / SIZE, picture, probability, power)
 
 
@@ -226,7 +234,7 @@ def label_picture(picture: np.ndarray, logits_of: Callable, span_hz: float, cent
 
 
 def remove_pictures(folder: Path) -> None:
-    """Those of an earlier recording would stand beside the new table."""
+    """Delete the pictures of an earlier call, which would otherwise lie beside the new table."""
     try:
         for old in folder.glob("frame_[0-9][0-9][0-9][0-9][0-9].png"):
             old.unlink()

@@ -37,14 +37,14 @@ NO_CELL = 10.5, 1.1  # location and scale of the highest statistic in searches w
 LEAST_SECONDS = 0.5e-3  # PSS, SSS and what is between them; less can't show a cell
 
 LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece, since the clock's error adds up
-LTE_QUICK_SECONDS = 0.0103  # two half frames, and the symbol that begins in the second
-LTE_REACH, LTE_REACH_HZ = 60e-6, 160e3  # largest frequency error: share of the carrier frequency, and at least Hz
+LTE_QUICK_SECONDS = 0.0103  # two half frames of 5 ms, and the symbols that begin at their end
+LTE_REACH, LTE_REACH_HZ = 60e-6, 160e3  # largest frequency error: share of the carrier frequency; at least so many Hz
 LTE_EDGE_HZ = 0.2e6  # so much of the PSS's .47 MHz on each side of its centre must lie in the capture
 LTE_USUAL_HZ = 2e9  # carrier frequency for the clock's error where it is not known
 LTE_RASTER_HZ = 100e3  # TS 36.104 clause 5.7.2
 NR_SECONDS = 0.0404  # two periods of 20 ms, and the block that begins at their end
-NR_REACH, NR_REACH_HZ = 20e-6, 10e3
-NR_USUAL_HZ = 3e9
+NR_REACH, NR_REACH_HZ = 20e-6, 10e3  # as LTE_REACH
+NR_USUAL_HZ = 3e9  # as LTE_USUAL_HZ
 
 
 class LteCell(NamedTuple):
@@ -86,8 +86,8 @@ class SyncSignal(NamedTuple):
     primary: np.ndarray  # complex (3, B)
     replicas: np.ndarray  # complex64 (3, HALF): the middle of the PSS in time, at HALF * spacing_hz
     words: np.ndarray  # complex64 (3, 336, 2, B): SSS in periods of even and of odd number, from 0
-    places: np.ndarray  # SSS against PSS
-    period: int
+    places: np.ndarray  # where the SSS may begin, in samples after the PSS begins; negative: before it
+    period: int  # samples from one PSS to the next: 5 ms of LTE, 20 ms of NR
 
 
 class Candidates(NamedTuple):
@@ -104,10 +104,10 @@ class Hit(NamedTuple):
     """A word of the SSS that stands out."""
 
     statistic: float
-    root: int
-    word: int
-    place: int
-    lag: int
+    root: int  # of the PSS, 0 to 2
+    word: int  # 0 to 335, index in SyncSignal.words
+    place: int  # index in SyncSignal.places
+    lag: int  # as in Candidates
     hz: float  # against the capture's centre
 
 
@@ -472,7 +472,7 @@ class Centers(NamedTuple):
     """Where a carrier or a block may be, arrays (n,) in Hz."""
 
     hz: np.ndarray  # against the capture's centre
-    on_air: np.ndarray
+    on_air: np.ndarray  # absolute frequency, which the clock's error is a share of
     reach: np.ndarray  # how far beside hz a receiver may show it
 
 

@@ -26,9 +26,9 @@ GRID = 60e3  # Hz; rates that are multiples of it have all three lags, and half 
 BLOCK_SECONDS = 0.5e-3
 SEGMENT_BLOCKS = 20  # 10 ms are folded as if the receiver's clock were exact
 
-SUBBAND_HZ = 1.92e6
-MOST_SUBBANDS = 12
-NARROWEST_HZ = 480e3
+SUBBAND_HZ = 1.92e6  # about; power is measured and limited in each sub-band by itself
+MOST_SUBBANDS = 12  # the strongest ones of a wider band
+NARROWEST_HZ = 480e3  # of a band: two columns of the spectrogram
 CELL_HZ, CELL_LIMIT = 20e3, 2.0  # a cell of the spectrum is limited to so many times its sub-band's median
 
 RANGE_DB = 25  # power that far below the band's strongest moment counts as noise: a strong burst has skirts
@@ -40,8 +40,10 @@ CLOCK_PPM, DRIFT_STEP_SECONDS = 60, 1.2e-6  # a receiver's clock may be off by s
 # 8% of the lag wide. So would farther ones: reference signals on every sixth subcarrier have peaks a sixth of the lag
 # away.
 CONTROLS = (-0.15, -0.13, -0.11, -0.09, 0.09, 0.11, 0.13, 0.15)
-CANDIDATE, CLEAR = 4.0, 25.0  # lower peaks need no look at lags nearby; for higher ones three sub-bands are enough
-CHANCE = 3.3  # highest output over noise in deviations, over all eight lags nearby
+# In deviations of noise:
+CANDIDATE = 4.0  # a lower peak is no prefix in any case and is not compared with the lags nearby
+CLEAR = 25.0  # for a higher peak three sub-bands are enough to compare with
+CHANCE = 3.3  # highest output that noise gives at the eight lags nearby; what is more comes from the signal
 
 # Chosen with experiments/prefix_trials.py, which measures how often these are wrong.
 THRESHOLD = 7.0  # deviations from which on there is a prefix
@@ -87,8 +89,8 @@ class _Peak(NamedTuple):
     height: float  # in deviations; 0 if the rest of the time correlates as the prefixes do
     above_noise: float  # the same without regard to the lags nearby
     extended: bool
-    value: complex
-    start: int  # sample
+    value: complex  # the filter's output; its phase tells where the subcarriers lie
+    start: int  # sample at which the half milliseconds begin
 
 
 def frame_spectrum(samples: np.ndarray, sample_rate: float, fft=np.fft.fft) -> FrameSpectrum:
@@ -212,7 +214,7 @@ def _equalise(band, floor):
     power = sum(padded[:, i : i + count] for i in range(4)) / 4  # (sub-bands, cells)
     noise = np.float32(max((floor or 0) * rate, power.max() * 10 ** (-RANGE_DB / 10)))
     share = np.maximum(power - noise, 0) / np.maximum(power, np.float32(1e-37))
-    energy = 0.0 if floor is None else float(np.square(share[share > COUNTED_SHARE], dtype=float).sum() * width)
+    energy = 0.0 if floor is None else float(np.square(share[share > COUNTED_SHARE], dtype=float).sum() * width)  # Hz s
 
     # Weights
     scale = np.sqrt(np.maximum(share * share, np.float32(LEAST_WEIGHT)))[..., None]
@@ -276,8 +278,8 @@ def _box_filters(rate, spacing):
 def _fold(weighted, lag, rate):
     """Products with the samples one lag later, summed over half milliseconds and sub-bands.
 
-    Returns: complex (segments, P), a segment has up to 10 ms; and the standard deviation that a sum over all segments
-    would have if the samples were independent.
+    Returns: complex (segments, P), a segment has 10 ms, the last one up to 15 ms; and the standard deviation that a sum
+    over all segments would have if the samples were independent.
     """
     period = round(rate * BLOCK_SECONDS)
     blocks = (weighted.shape[1] - lag) // period

@@ -21,16 +21,16 @@ from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, fram
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
 NR_SECONDS = 0.0204  # one period of SS/PBCH blocks
-BLOCK_HZ = 2e6  # their narrowest PSS has 1.905 MHz
-PIECE_HZ = 5e6  # of a band that seems to have no prefix
-BESIDE_HZ = 1.4e6  # taken on each side of a possible centre: receiver's error, signals, and room for the filter
+BLOCK_HZ = 2e6  # the narrowest band in which a block is searched; at 15 kHz its PSS has 127 subcarriers, 1.905 MHz
+PIECE_HZ = 5e6  # least width of the pieces in which a prefix is sought where the whole band shows none
+BESIDE_HZ = 1.4e6  # taken on each side of a possible centre: the receiver's error, PSS and SSS, and room for the filter
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the network's edges
 LTE_WIDEST_HZ = 20.5e6  # a channel of 20 MHz as the network sees it
-NARROW_HZ = 3e6  # a capture so narrow is searched in any case
+NARROW_HZ = 3e6  # a band that the capture's edge cuts is searched for LTE cells without a prefix only if so narrow
 NARROWEST_HZ = 0.9e6  # no channel is narrower than 1.4 MHz; a network's band may miss a column on either side
 WEAKEST_DB = 0.5  # nothing is looked for in a band whose level over the floor is lower
 GUESS_MARGIN = 4.0  # factor on the energy that a missing prefix needs as proof, where the floor is a guess
-LEAST_ENERGY = 100.0  # Hz s; an SS/PBCH block of 3.6 MHz and .29 ms at 0 dB has 250
+LEAST_ENERGY = 100.0  # Hz s, see PrefixEvidence: less is no burst; an SS/PBCH block (3.6 MHz, .29 ms) at 0 dB has 250
 SYNC_SECONDS = 0.0105  # two half frames: an LTE downlink has sent its synchronisation signals twice by then
 SYNC_DB = 6.0  # level over the floor from which on these signals are found (docs/cell_search.md: detection by SNR)
 SAME_EDGE_HZ = 0.5e6  # edges of one carrier differ by less from frame to frame
@@ -228,15 +228,19 @@ class FrameEvidence:
         cells = nr_cells(part, rate, band, self.center_hz and self.center_hz + middle, **known)
         return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
 
-    def _lte(self, low_hz, high_hz, cut, wide):
-        """LTE cells around the band's middle; with `wide` also elsewhere in the band, if the middle has none."""
+    def _lte(self, low_hz, high_hz, cut, has_prefix):
+        """LTE cells around the band's middle, or anywhere in a band that the capture's edge cuts.
+
+        has_prefix: the band has a prefix of 15 kHz, so it is also searched elsewhere if the middle has no cell, or at
+        once if it is too wide for one carrier.
+        """
         if high_hz - low_hz < PSS_HZ:
             low_hz, high_hz = (low_hz + high_hz - PSS_HZ) / 2, (low_hz + high_hz + PSS_HZ) / 2
         anywhere = max(SLACK_HZ, (high_hz - low_hz - PSS_HZ) / 2)
         several = high_hz - low_hz > LTE_WIDEST_HZ  # carriers; a cell in the middle may not be the only one
-        if cut or wide and several:
+        if cut or has_prefix and several:
             slacks = [anywhere]
-        elif wide:
+        elif has_prefix:
             slacks = [SLACK_HZ, anywhere]
         else:
             slacks = [SLACK_HZ]
@@ -268,7 +272,8 @@ class Proofs:
 
     def __init__(self, seconds: float = 1.0, unknown_seconds: float = 0.2):
         self.seconds, self.unknown_seconds = seconds, unknown_seconds
-        self.known: list[tuple[float, float, float | None, float, Evidence]] = []  # edges, capture, time
+        # (lower, upper edge against the capture's centre, this centre, time in s, what was found)
+        self.known: list[tuple[float, float, float | None, float, Evidence]] = []
 
     def of(self, look: FrameEvidence, time_s: float, low_hz: float, high_hz: float, **about) -> Evidence:
         """The result of `look.of(low_hz, high_hz, **about)`, or the one for these edges from a short time ago."""

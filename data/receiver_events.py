@@ -6,8 +6,8 @@
     print("\n".join(notes([events], sample_rate)))
 
 Dropped samples are runs of one value, as drivers write them: zeros, or the last value repeated. A glitch is one to
-three samples far above their surroundings. Saturated samples have the extreme value, and there are more of them than
-just below it. A gain step scales everything, the noise floor too; a carrier that starts or stops leaves the floor
+three samples far above their surroundings. Samples are saturated if more of them have the frame's extreme value than a
+value just below it. A gain step scales everything, the noise floor too; a carrier that starts or stops leaves the floor
 beside it as it was. A burst over the whole capture raises everything too, but ends within 3 ms; its power can't tell
 whether the receiver or a transmitter made it, so it is only noted. A frame is up to 40 ms of samples. Needs numpy only.
 """
@@ -24,7 +24,7 @@ GLITCH = 100.0  # 20 dB: power of a glitch over the power around it; OFDM and no
 MOST_GLITCHES = 20  # in 40 ms; more are pulses that a transmitter sends
 SATURATED = 1e-4  # least share of samples at the extreme value
 STEP_SECONDS = 0.5e-3  # resolution of the level over time
-LOOKS = 16  # FFTs in such a step
+LOOKS = 16  # FFTs, evenly spread, in such a step; each is one look at the spectrum
 LEAST_DB = 1.5  # smallest gain step, and largest difference between levels that changed together
 BURST_DB = 6.0  # smallest burst
 LONG_STEPS = 6  # 3 ms; a level that lasts less is a burst, not the receiver's gain
@@ -35,7 +35,7 @@ MENDED = ("dropped", "glitch", "gain")  # kinds that `mend` changes
 
 @dataclass(frozen=True)
 class Event:
-    """A fault of the receiver."""
+    """A fault of the receiver; of a burst it can't be told whether the receiver or a transmitter made it."""
 
     kind: str  # dropped, glitch, saturated, gain, burst or silent
     start: int  # number of the first sample
@@ -44,7 +44,10 @@ class Event:
 
 
 def find_events(samples: np.ndarray, sample_rate: float) -> list[Event]:
-    """Events in complex64 (count,) samples, ascending by kind; numbers count from the first of these samples."""
+    """Events in complex64 (count,) samples, kind after kind; numbers count from the first of these samples.
+
+    Saturation is not looked for where there are glitches: the glitches have the extreme values then.
+    """
     blocks = samples[: len(samples) // BLOCK * BLOCK].view(np.float32).reshape(-1, 2 * BLOCK)
     if not len(blocks):
         return []
@@ -96,7 +99,7 @@ def without_gaps(samples: np.ndarray, events: Iterable[Event]) -> np.ndarray:
 
 
 def within(events: Iterable[Event], start: int, count: int) -> list[Event]:
-    """Events that begin in these samples, and the part of a gap inside: so frames that overlap report each once."""
+    """Events that begin here; of gaps and silence the part that lies here. So frames that overlap report each once."""
     inside = []
     for event in events:
         if event.kind in ("dropped", "silent"):
@@ -239,10 +242,10 @@ def _looks(samples, sample_rate, step):
 
 
 def _common_change(looks):
-    """The change in dB that all columns share against their means over time, (steps,); and whether all agree, bool.
+    """How many dB all columns together lie above their means over time, and whether they agree: (steps,) each.
 
     The quietest columns lie between carriers. A gain step changes them, a carrier that starts or stops does not. So
-    only they count where the others do not agree.
+    only they count where the others do not agree with them.
     """
     power = looks.mean(1)  # (steps, columns)
     usual = power[np.isfinite(power[:, 0])].sum(0) / len(power)

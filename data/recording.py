@@ -8,7 +8,8 @@
 A recording is SigMF (NAME.sigmf-meta beside NAME.sigmf-data, https://sigmf.org) or bare I/Q samples. A frame is 40 ms
 of it; one frame is in memory at a time. Its spectrum is cut or widened to 61.44 MHz. A narrower capture gets white
 noise beside it, as strong as its own noise floor. A wider capture is cut in pieces that overlap by half. The last frame
-is the last 40 ms, so it may overlap the frame before. A recording of less than 40 ms is repeated for the picture.
+is the last 40 ms, so it may overlap the frame before. A recording of less than 40 ms is repeated for the picture. A
+line is a bin of an FFT.
 A receiver's faults are mended for the picture (data/receiver_events.py); `Frame.samples` stay as received. Needs numpy,
 torch, data/spectrogram.py and data/receiver_events.py.
 """
@@ -31,11 +32,11 @@ from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, SAMPLE_RATE, SIZE
 FRAME_SECONDS = FRAME_SAMPLES / SAMPLE_RATE  # 40 ms
 LEVELS = (0.003, 100)  # samples with a root mean square between these are used as they are; others are scaled to 1
 RATES = (1e6, 1e9)  # Hz; no carrier fits in less, and a frame of more takes several GB
-SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: a column in lines of a 40 ms spectrum, 25 Hz apart
+SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: lines of a 40 ms spectrum, 25 Hz apart, in a column
 EDGE_HZ = HZ_PER_PIXEL / 2  # width of the raised cosine between the capture's spectrum and the noise beside it
 CUT_HZ = 4 * HZ_PER_PIXEL  # its width at a piece's edge inside the capture, where a neighbour piece shows the rest
 FLOOR_SAMPLES = 800_000  # the noise floor is measured on so many samples, evenly spread over the frame
-GUESS_DB = 15.0  # guess of a floor below a carrier that fills the capture: LTE at any load is found with 10 to 20
+GUESS_DB = 15.0  # dB from a carrier that fills the capture down to a guessed floor; any 10 to 20 find LTE at any load
 # What `noise_floor` says of a floor that it can't measure.
 FLOOR_NOTES = {
     "even": "the capture is filled evenly, by noise alone or by a carrier at least as wide",
@@ -55,7 +56,7 @@ class Capture:
 
 @dataclass(frozen=True)
 class Frame:
-    """Up to 40 ms of samples as received. Samples that the frame before has too come first and count there."""
+    """Up to 40 ms of samples as received. The first `overlap` of them are also the last ones of the frame before."""
 
     start: int  # number of the first sample; the recording's first has the number `Recording.offset`
     samples: np.ndarray  # complex64 (count,)
@@ -63,8 +64,8 @@ class Frame:
     center_hz: float | None
     floor: float  # power per Hz of the noise, see `noise_floor`
     damaged: int = 0  # new samples that were NaN or infinite and count as 0
-    seed: int = 0
-    overlap: int = 0  # samples that the frame before has too
+    seed: int = 0  # of the noise beside a narrow capture
+    overlap: int = 0  # samples that the frame before has too; they are counted there
     mended: np.ndarray | None = None  # complex64 (count,): what the picture shows in place of `samples`
     events: tuple[Event, ...] = ()  # the receiver's faults, numbered as `start` is
     floor_kind: str = "measured"  # or "even", "guessed", see `noise_floor`
@@ -194,24 +195,31 @@ def noise_floor(samples: np.ndarray, sample_rate: float) -> tuple[float, str]:
         return 0.0, "measured"
     mean = float(cells.mean())
     lowest, lower, low = _low_quantiles(cells)
-    # A receiver's filter spreads the cells too, but not in time.
-    spread = min(low / lower, np.divide(*_low_quantiles(cells / cells.mean(0))[:0:-1]))
+    # Estimates that differ, by 19% or more, show that the lowest cells are not noise alone. A receiver's filter spreads
+    # the cells too, but not in time: the spread must be there after each frequency is divided by its mean, too.
+    _, lower_in_time, low_in_time = _low_quantiles(cells / cells.mean(0))
+    spread = min(low / lower, low_in_time / lower_in_time)
     if spread > 1.19 and low > mean / 4:
         if lower < 1.15 * lowest and lowest < mean / 4:  # less than a twentieth is free
             return lowest, "measured"
         return mean * 10 ** (-GUESS_DB / 10), "guessed"
-    # With half of the cells taken by carriers the 5% quantile lies at .71 of the mean, not at .64.
+    # The 5% quantile lies at .64 of the noise's mean if all cells are noise, at .71 if carriers take half of them. How
+    # many they take is not known: .68 lies between.
     return low * 0.64 / 0.68, "even" if mean < 1.2 * low else "measured"
 
 
 def _low_quantiles(cells):
     """Three estimates of the noise's mean from the lowest .2, .5 and 5% of the cells; the same if these are noise."""
     quantiles = np.quantile(cells, (0.002, 0.005, 0.05))
-    return (quantiles / (0.44, 0.49, 0.64)).tolist()  # of the mean of some 18 independent values
+    # Where these quantiles lie against the mean if the cells are noise: a cell has some 18 independent values.
+    return (quantiles / (0.44, 0.49, 0.64)).tolist()
 
 
 def _cells(samples, sample_rate):
-    """Mean power per Hz in cells of 480 kHz and 67 microseconds, of all of them or a part of the time: (any, any)."""
+    """Mean power per Hz in cells of 480 kHz and 67 microseconds, float (time, frequency).
+
+    A cell is the mean of 8 lines of 4 FFTs. Of a long or wide frame only a part of the time is taken, evenly spread.
+    """
     size = 2 * max(8, int(sample_rate / 120e3))  # lines some 60 kHz apart
     blocks = samples[: len(samples) // (4 * size) * 4 * size].reshape(-1, 4, size)
     if not len(blocks):
@@ -220,9 +228,9 @@ def _cells(samples, sample_rate):
     window = np.hanning(size + 1)[:-1].astype(np.float32)
     lines = torch.view_as_real(torch.fft.fft(torch.from_numpy(blocks * window))).numpy()  # (blocks, 4, size, 2)
     lines *= lines
-    power = lines.reshape(len(lines), 4, 2 * size).sum(1)  # two numbers a line
-    keep = int(0.45 * size)
-    wide = min(8, 2 * keep)
+    power = lines.reshape(len(lines), 4, 2 * size).sum(1)  # two numbers a line: squares of real and imaginary part
+    keep = int(0.45 * size)  # lines on each side of the centre; the outer 5% of the band are left out
+    wide = min(8, 2 * keep)  # lines of a cell
     inner = np.concatenate([power[:, -2 * keep :], power[:, : 2 * keep]], 1)[:, : 2 * keep // wide * wide * 2]
     cells = inner.reshape(len(power), -1, 2 * wide).sum(2)
     return cells / (4 * wide * sample_rate * float(np.sum(window**2)))
@@ -454,7 +462,7 @@ def _number(path, entry, key, default=None, whole=False):
 
 
 def _numbers(datatype, path=None):
-    """numpy type of a half of a complex SigMF datatype, ci8 to cf64_be."""
+    """numpy type of one I or Q value of a complex SigMF datatype, ci8 to cf64_be."""
     match = re.fullmatch(r"c(?:([iu])(8|16_le|16_be|32_le|32_be)|(f)(32_le|32_be|64_le|64_be))", str(datatype))
     if not match:
         raise DataError(f"{path}: datatype {datatype!r} is unknown; use ci8, cu8, ci16_le or cf32_le")

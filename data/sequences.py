@@ -8,7 +8,7 @@ import numpy as np
 def gold_sequence(c_init, length):
     """Pseudo-random bits c(n), uint8 (n, length), for c_init, int or int array (n,).
 
-    TS 36.211 clause 7.2, TS 38.211 clause 5.2.1.
+    TS 36.211 clause 7.2, TS 38.211 clause 5.2.1; the first 1600 bits (N_C there) are dropped.
     """
     c_init = np.atleast_1d(np.asarray(c_init, np.int64))
     total = 1600 + length + 31

@@ -3,10 +3,11 @@
     picture = spectrogram_image(iq)         # uint8 (256, 256, 3), RGB
     labels = channel_mask(carriers)         # uint8 (256, 256), 0 noise, 127 NR, 255 LTE
 
-The picture follows the published generator. A Hann window of 256 samples moves in steps of 246 samples. Each position
-of the window is a snapshot; its power spectral density P has 4096 frequencies. 10 log10(P + eps) is scaled from minimum
-and maximum of the whole spectrogram to 0..255, the colormap index. The result is resized to 256x256 pixels by nearest
-neighbour, flipped so that the end of the frame is in the top row, and coloured with MATLAB's colormap parula.
+The picture follows the published generator, that of MathWorks. A Hann window of 256 samples moves in steps of 246
+samples. Each position of the window is a snapshot; its power spectral density P has 4096 frequencies. 10 log10(P + eps)
+is scaled from minimum and maximum of the whole spectrogram to 0..255, the colormap index. The result is resized to
+256x256 pixels by nearest neighbour, flipped so that the end of the frame is in the top row, and coloured with MATLAB's
+colormap parula.
 
 Only 256 of the 9990 snapshots and 256 of the 4096 frequencies are shown. Still, minimum and maximum must be those of
 all 41 million values: with those of the shown values every colour would change.
@@ -52,7 +53,8 @@ PARULA = _parula()  # uint8 (256, 3), RGB of each colormap index
 
 # Nearest-neighbour resize takes, for each pixel, the snapshot whose centre is nearest; of two equally near the later.
 _ROWS = np.floor((np.arange(SIZE) + 0.5) * SNAPSHOTS / SIZE).astype(int)
-# Frequencies of a centred 4096-point spectrum run from -2047 to 2048 bins; every 16th is shown, the first is bin 8.
+# A centred 4096-point spectrum has the frequencies -2047 to 2048, in bins of 15 kHz. Every 16th is shown, from number 8
+# (counted from 0) on, which is frequency -2039.
 _FIRST_HZ = (8 - NFFT / 2 + 1) * SAMPLE_RATE / NFFT
 _HANN = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))).astype(np.float32)
 _PSD = 1 / (SAMPLE_RATE * float(np.sum(_HANN.astype(np.float64) ** 2)))  # factor from |FFT|^2 to power per Hz

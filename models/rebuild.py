@@ -107,7 +107,7 @@ def describe(model: nn.Module, factory: str, arguments: dict) -> dict:
 
 
 def rebuild(data: dict) -> nn.Module:
-    """The network of `describe`, in train mode on the CPU; half precision tensors become float32.
+    """The network that `describe` described, in train mode on the CPU; half precision tensors become float32.
 
     Args:
         data: result of `describe`, other keys are ignored.

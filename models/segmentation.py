@@ -15,7 +15,7 @@ from torchvision.models.resnet import ResNet50_Weights, ResNet101_Weights
 
 from models import ModelError
 
-# name: (torchvision's function, the ImageNet weights of its backbone)
+# name: (torchvision's function, the ImageNet weights of its backbone); models.rebuild has another FACTORIES
 FACTORIES = {
     "deeplabv3_mobilenet_v3_large": (
         segmentation.deeplabv3_mobilenet_v3_large,
@@ -78,7 +78,8 @@ def initialise(network: nn.Module) -> None:
 def zero_outer_taps(network: nn.Module) -> None:
     """Set ASPP's taps above and below the centre to 0, in place.
 
-    Training begins with frames of half height, which never reach them. At 0 they add no noise to the first whole ones.
+    Training begins with frames of half height, in which these taps only meet padding. Random values would disturb the
+    first frames of whole height; zeros do not. ASPP's three dilated convolutions are all that dilate by 8 or more.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer.dilation[0] >= 8:
@@ -94,7 +95,10 @@ def add_to_logits(network: nn.Module, shift: torch.Tensor) -> None:
 
 
 def normalise(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 (N, 3, H, W) RGB -> float of the same shape and memory format, ImageNet's mean 0 and deviation 1."""
+    """uint8 (N, 3, H, W) RGB -> float of the same shape and memory format, scaled as torchvision's networks expect.
+
+    In this scale ImageNet's pixels have mean 0 and standard deviation 1 in each colour.
+    """
     mean = torch.tensor(MEAN, dtype=dtype, device=images.device).view(3, 1, 1)
     std = torch.tensor(STD, dtype=dtype, device=images.device).view(3, 1, 1)
     return (images.to(dtype) / 255 - mean) / std

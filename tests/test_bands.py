@@ -9,7 +9,7 @@ import torch
 from data import augment
 from data.lte_nr import standard_channels
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, channel_mask, spectrogram_levels
-from utils.bands import find_bands, fit_channels, gaps, lines, narrow_peaks, predictor, unclaimed, whole_bands
+from utils.bands import find_bands, fit_channels, gaps, lines, predictor, unclaimed, whole_bands, widest_peak
 
 CLASSES = ("noise", "NR", "LTE")
 CHANNELS = standard_channels(CLASSES, HZ_PER_PIXEL)
@@ -70,9 +70,9 @@ def test_a_selective_fade_is_no_gap_although_it_reaches_the_floor():
 
 def test_carriers_of_200_khz_are_told_from_a_wide_one_with_a_fade():
     narrow = power_of("." * 4 + "LL" + "." * 3 + "LLL" + "." * 2 + "L" + ".." + "LLL" + "." * 4, 25.0)
-    assert narrow_peaks(narrow, 1.0) == 3
-    assert narrow_peaks(power_of("." + "L" * 10 + "ssss" + "L" * 10 + ".", 25.0), 1.0) == 24
-    assert narrow_peaks(power_of("." + "L" * 3 + ".", 8.0), 1.0) is None  # too weak to tell its edges
+    assert widest_peak(narrow, 1.0) == 3
+    assert widest_peak(power_of("." + "L" * 10 + "ssss" + "L" * 10 + ".", 25.0), 1.0) == 24
+    assert widest_peak(power_of("." + "L" * 3 + ".", 8.0), 1.0) is None  # too weak to tell its edges
 
 
 @pytest.mark.parametrize(

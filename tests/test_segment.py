@@ -47,7 +47,7 @@ def write_sigmf(folder, iq, rate, annotations=(), name="rec", center=CENTER, **g
 @pytest.fixture
 def find(monkeypatch, tmp_path, untrained):
     """Run segment.py with the stand-in, which bands of noise satisfy but no evidence; returns result.json."""
-    monkeypatch.setattr(segment, "predict", label_by_level)
+    monkeypatch.setattr(segment, "class_probabilities", label_by_level)
 
     def call(*arguments):
         out = tmp_path / "out"
@@ -102,7 +102,7 @@ def test_carriers_of_a_wide_capture_are_whole_where_its_pieces_meet(find, tmp_pa
 
 
 def test_active_counts_the_time_in_which_the_band_is_above_the_noise(untrained, monkeypatch, tmp_path):
-    monkeypatch.setattr(segment, "predict", label_by_level)
+    monkeypatch.setattr(segment, "class_probabilities", label_by_level)
     model = segment.load_network(untrained, "cpu")
     iq = band(10e6, 400_000, [(-2e6, 2e6, 15, 0.3)])
     meta = write_sigmf(tmp_path, iq, 10e6)
@@ -192,7 +192,7 @@ def test_a_network_of_small_frames_is_shown_small_frames(tmp_path, untrained, mo
 
     monkeypatch.setattr(segment, "rebuild", watched)
     logits_of = segment.load_network(tmp_path / "small.pt", "cpu")
-    assert segment.predict(logits_of, np.zeros((256, 256, 3), np.uint8)).shape == (3, 256, 256)
+    assert segment.class_probabilities(logits_of, np.zeros((256, 256, 3), np.uint8)).shape == (3, 256, 256)
     assert shapes == [(128, 128)]
 
 

@@ -12,8 +12,8 @@ part NR. So bands are joined and cut first.
 
 Then channels are fitted. A 20 MHz channel holds 18.015 MHz of LTE, 18.36 MHz of NR at 30 kHz, or 19.08 MHz of NR at
 15 kHz (TS 36.104 table 5.6-1, TS 38.104 table 5.3.2-1). Under full load this width is nearly all that tells them apart.
-The network looks at cells of 16 columns and can't measure tenths of a column; the mean power over time can. It gives
-the two half-power points of each band. Bayes' rule combines two things: how well each standard channel fits the
+The network's last features are 16 columns apart and can't measure tenths of a column; the mean power over time can. It
+gives the two half-power points of each band. Bayes' rule combines two things: how well each standard channel fits the
 distance between these points, and what the network says of technology and width. A band that fits a channel gets the
 channel's width. A band that fits none stays as the network has it: its carrier is sparsely scheduled, or it holds
 several carriers. Needs torch and numpy.
@@ -30,18 +30,18 @@ MAX_GAP = 2  # columns of noise inside one carrier; a wider gap parts two carrie
 GAP_SHARE = 0.4  # a gap keeps at most this share of its sides' rise over the floor in dB
 GAP_LEAST_DB = 3.0  # and lies at least so far below both sides
 CLEAR_DB = 6.0  # above this rise a guard band is always visible
-STEEP = 0.45  # share of the rise by which power falls within two columns at a gap; a fade falls slowly
+STEEP = 0.45  # share of a gap's depth by which power falls within two columns at its sides; a fade falls slowly
 SIDE = 10  # columns on each side of a gap from which the side's level is taken
 WIDEST_GAP = 25  # columns, 6 MHz: the guard bands of two channels of 100 MHz
-EDGE_DB = 4.0  # below the middle of a piece: its edges; the smoothing over three columns takes 4.8 from an outer one
-FITS = 1.6  # columns of 240 kHz by which a piece's width may differ from a standard channel's
+EDGE_DB = 4.0  # a piece ends where it falls so far below its middle; smoothed, the first column outside lies 4.8 below
+FITS = 1.6  # columns of 240 kHz by which a piece's width may differ from a standard channel's occupied width
 STRONG_DB = 5.0  # mean over time over the floor; weaker columns prove nothing
 SKIRT, SKIRT_DB = 20, 25.0  # within so many columns of a column that is so much stronger, power is its leakage
 PEAK_DB, PEAK_RANGE_DB = 15.0, 20.0  # level of a clearly strong column, and how far below it the same emission may fade
 LINE_DB = 6.0  # a column that rises so far above its neighbours is a line: DC, a spur, a tone
 
 Channels = Sequence[tuple[int, float, float]]  # class, width, occupied width; both in columns
-Band = tuple[int, int, int]  # class, first column, behind the last
+Band = tuple[int, int, int]  # class, first column, column behind the last
 
 
 def lines(power: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def gaps(rise: np.ndarray, first: int, stop: int) -> list[tuple[int, int]]:
     A channel ends within a column or two, a frequency-selective fade falls over many: a gap has steep sides.
     """
     found = []
-    low = rise[first:stop] < np.maximum(GAP_SHARE * np.median(rise[first:stop]), 0.5)
+    low = rise[first:stop] < np.maximum(GAP_SHARE * np.median(rise[first:stop]), 0.5)  # dB
     cuts = np.flatnonzero(np.diff(np.pad(low.astype(int), 1)))
     for start, end in zip(cuts[::2], cuts[1::2], strict=True):
         before, after = rise[max(first, first + start - SIDE) : first + start], rise[first + end : first + end + SIDE]
@@ -121,6 +121,7 @@ def _one_carrier(rise, group, band, channels):
 
 
 def _pieces(rise, kind, first, stop, channels):
+    """A band cut at its gaps; uncut if a piece that the capture's edge does not cut is no standard channel's width."""
     found = gaps(rise, first, stop)
     if not found:
         return [(kind, first, stop)]
@@ -137,8 +138,8 @@ def _pieces(rise, kind, first, stop, channels):
     return [(kind, start, end) for start, end in pieces]
 
 
-def narrow_peaks(power: np.ndarray, floor: float) -> int | None:
-    """Width in columns of the widest stretch near a band's peak, power (C,); None where no column is clearly strong.
+def widest_peak(power: np.ndarray, floor: float) -> int | None:
+    """Columns of the widest stretch nearly as strong as a band's peak, power (C,); None if no column is clearly strong.
 
     The network joins frequency hops, carriers of 200 kHz, or a keyed tone and its skirts to one wide band.
     """
@@ -210,7 +211,7 @@ def find_bands(label: np.ndarray) -> list[tuple[int, int, int]]:
 BIAS = -0.1  # of the distance between half-power points against the occupied bandwidth: fading narrows it
 SPREAD = 0.47  # its standard deviation for a carrier far above the noise
 SPREAD_TIMES_RISE = 1.0  # divided by the rise in dB it is the part of the standard deviation that noise adds
-ANYTHING = 0.1, 0.03  # share of bands whose distance says nothing, and its density per column in these bands
+ANYTHING = 0.1, 0.03  # share of bands with a distance of no channel, and the probability of each column of it there
 WIDTH_SPREAD = 2.0, 0.03  # standard deviation of the network's own width: columns, and share of the channel's width
 TRUST = 1.2  # factor of the network's log odds between technologies
 LEAST_RISE_DB = 1.0  # the edges of a weaker carrier can't be measured
@@ -283,13 +284,13 @@ def fit_bands(
     found = []
     for kind, start, end in bands:
         measured = _half_power(power, start, end) if 2 <= start and end <= len(power) - 2 else None
-        odds = belief[:, start:end].mean(1)  # (classes,)
+        mean_belief = belief[:, start:end].mean(1)  # (classes,)
         channel = None
         if measured:
             widest = max(occupied for k, _, occupied in channels if k == kind)
             # A band too wide for one channel of its technology is the other technology's, or holds several carriers.
             if measured[1] - measured[0] <= 1.1 * widest or not _parted(power, *measured):
-                channel = _channel(kind, end - start, *measured, odds, channels)
+                channel = _channel(kind, end - start, *measured, mean_belief, channels)
         if not channel:
             found.append((kind, None))
             continue
@@ -305,16 +306,16 @@ def column_power(levels: np.ndarray, noise: np.ndarray) -> np.ndarray:
     Noise tells the size of a step: its power in dB has a standard deviation of 5.57 dB. Where the picture's lowest
     level hides the noise, the steadiest carriers take its place, for they are Gaussian as well.
     """
-    spread = levels.std(0)
-    step = np.median(spread[noise]) if noise.any() else 0.0
-    if step < 3 and not noise.all():
-        step = np.quantile(spread[~noise], 0.2)
-    db = np.clip(SINGLE_LOOK_DB / max(step, 1.0), 0.1, 1.0)  # a level
-    return (10 ** (db * levels / 10)).mean(0)
+    spread = levels.std(0)  # in steps
+    steps = np.median(spread[noise]) if noise.any() else 0.0
+    if steps < 3 and not noise.all():  # the lowest level hides the noise
+        steps = np.quantile(spread[~noise], 0.2)
+    db_of_step = np.clip(SINGLE_LOOK_DB / max(steps, 1.0), 0.1, 1.0)
+    return (10 ** (db_of_step * levels / 10)).mean(0)
 
 
 def _half_power(power: np.ndarray, start: int, end: int) -> tuple[float, float, float] | None:
-    """Half-power points of the band from column `start` to before `end`, and the smaller rise in dB; None without."""
+    """(Lower, upper half-power point in columns; the smaller rise of both edges in dB) of a band, or None."""
     n, middle = len(power), (start + end) // 2
     low, high = _rising_edge(power, start, middle), _rising_edge(power[::-1], n - end, n - middle)
     if low is None or high is None or min(low[1], high[1]) < LEAST_RISE_DB:
@@ -323,7 +324,11 @@ def _half_power(power: np.ndarray, start: int, end: int) -> tuple[float, float, 
 
 
 def _rising_edge(power: np.ndarray, start: int, middle: int) -> tuple[float, float] | None:
-    """(Column where power has risen half of the way up from the dip near `start`, whole rise in dB); None without."""
+    """(Place in columns where power has risen half of the way up from the dip near `start`, whole rise in dB), or None.
+
+    A column's centre is at its number + .5. The dip is sought within 5 columns of `start`, the plateau 3 to 13 columns
+    inside the band.
+    """
     outside = np.arange(max(start - 5, 0), min(start + 5, middle))
     inside = power[start + 3 : min(start + 13, middle)]
     if len(outside) < 3 or len(inside) < 2:

@@ -1,14 +1,15 @@
-"""Carriers: rows of one frame from a network's labels and the samples' evidence, rows over time, confidence, the table.
+"""Carriers, the rows of the table: from a network's labels and the samples' evidence to rows, and over many frames.
 
     found = find_carriers(view, proofs)                                # rows of one frame: Carrier objects
     merge(carriers, found)                                             # frame by frame, in place
     rows = join(carriers)
-    share_of_recording(rows, seen)
+    share_of_recording(rows, shown)                                    # shown: how many samples show which frequencies
     Calibration.beside(Path("weights/seg_student.pt")).apply(rows, with_samples=True)
     print(table(rows))
 
 The file follows a frame: columns of the spectrogram become bands (utils/bands.py), a band gets its edges, level,
-evidence (data/evidence.py), name and confidence, and becomes one row, or several where cells show several carriers.
+evidence (data/evidence.py), name and confidence, and becomes one row, or several where cells show several carriers. A
+cell is a base station's, known by its synchronisation signals. A row's ground is the kind of evidence behind its name.
 Then rows of many frames become one row a carrier. A column is 240 kHz wide; a frame has 40 ms. Needs numpy, data/,
 utils/bands.py and utils/runs.py.
 """
@@ -26,21 +27,22 @@ from data.evidence import WEAKEST_DB, Evidence, FrameEvidence, Proofs, apart, ce
 from data.lte_nr import LTE_RB, standard_channels
 from data.spectrogram import HZ_PER_PIXEL, SIZE
 from data.spectrum_sensing import CLASSES
-from utils.bands import MIN_COLUMNS, STRONG_DB, find_bands, fit_bands, lines, narrow_peaks, unclaimed, whole_bands
+from utils.bands import MIN_COLUMNS, STRONG_DB, find_bands, fit_bands, lines, unclaimed, whole_bands, widest_peak
 from utils.runs import RunError
 
 # A row of one frame
 ACTIVE_DB = 2.0  # mean level over the floor from which on a carrier counts as active
 LTE_HZ = tuple(LTE_RB)  # channel widths
 WIDEST_HZ = {"LTE": 20.5e6, "NR": 101e6}  # no standard has wider channels; half a megahertz for the network's edges
-NARROWEST_HZ = {"LTE": 0.9e6, "NR": 2.5e6}  # 1.08 and 2.7 MHz are occupied at the least; edges may miss a column
+# Occupied at the least: 1.08 MHz by LTE (6 resource blocks), 2.7 MHz by NR (15, in a 3 MHz channel); less a column.
+NARROWEST_HZ = {"LTE": 0.9e6, "NR": 2.5e6}
 SILENT_COLUMNS = 6  # 1.44 MHz: wider than the guard band of a 20 MHz LTE channel, and than a fade
-SILENT_DB = 2.5  # highest levels over the floor: a silent column's stays below,
-STRONG_PEAK_DB = 10.0  # and the upper quarter of the band's columns reach that
+SILENT_DB = 2.5  # a silent column's highest level over the floor is less than that,
+STRONG_PEAK_DB = 10.0  # and the highest levels of a quarter of the band's columns are more than that
 GUARD_SHARE = 0.05  # of an LTE channel's width, on each side
 SAME_EDGE_HZ = 0.3e6  # edges that agree
-SIDE_BY_SIDE_HZ = 1.5e6  # a carrier: by how much edges and gaps of several carriers in one band may miss
-MOST_SIDE_BY_SIDE = 6
+SIDE_BY_SIDE_HZ = 1.5e6  # times the number of carriers in one band: the most that their edges and gaps may miss in all
+MOST_SIDE_BY_SIDE = 6  # carriers; six widths each are 46,656 combinations to try
 
 # Rows over time
 SAME_HZ = 0.5e6  # edges that differ by no more from frame to frame are one carrier's
@@ -60,8 +62,8 @@ class View:
     probability: np.ndarray  # float32 (3, 256, C), softmax
     power: np.ndarray | None  # float32 (256, C) in any unit; None where it can't be told
     floor: float = math.nan  # the noise's mean, in the unit of `power`; nan where it is not known
-    look: FrameEvidence | None = None  # the samples as received; None for a picture
-    rows: slice = field(default_factory=lambda: slice(0, SIZE))  # of these samples; the others repeat some
+    look: FrameEvidence | None = None  # finds evidence in the samples as received; None for a picture
+    rows: slice = field(default_factory=lambda: slice(0, SIZE))  # rows of these samples; the others repeat some
 
     @property
     def columns(self) -> int:
@@ -91,11 +93,11 @@ class Carrier:
     lower_hz: float
     upper_hz: float
     absolute: bool
-    active: float | None  # share of time above the floor
-    confidence: float
+    active: float | None  # share of time more than ACTIVE_DB above the floor
+    confidence: float  # the network's mean probability until Calibration.apply
     cut_below: bool = False  # reaches the capture's edge: the true edge lies beyond
     cut_above: bool = False
-    weight: int = 1  # samples
+    weight: int = 1  # new samples of the frames that have this row
     runs: list = field(default_factory=list)  # [first sample, samples] of each unbroken appearance
     level_db: float | None = None  # mean power over the floor
     seen: int = 1  # frames
@@ -151,12 +153,12 @@ class Carrier:
 def find_carriers(view: View, proofs: Proofs | None = None) -> list[Carrier]:
     """The rows of one frame: bands of the network, and with `proofs` what the samples prove of them.
 
-    A row is as wide as the standard channel that fits, or else as the network sees it. Then a channel's edges lie, on
-    average, in the middle of its outermost columns.
+    A row is as wide as the standard channel that fits. If none fits, it is as wide as the network sees it, from the
+    centre of the first column to that of the last: a channel's edge may lie anywhere in its outermost column.
     """
     proofs = proofs if view.look else None  # a picture has no samples
 
-    # Columns: the majority over time names each, and columns of noise tell the floor
+    # Columns: the class that is most probable on average over time names each, and columns of noise tell the floor
     label = view.probability.mean(1).argmax(0)  # (C,)
     view = replace(view, floor=noise_floor(view, label))
     label = without_silence(label, view.power, view.floor)
@@ -166,7 +168,8 @@ def find_carriers(view: View, proofs: Proofs | None = None) -> list[Carrier]:
     if proofs:
         bands += [FittedBand(0, *edges) for edges in unclaimed(label, view.power.mean(0), view.floor)]
 
-    # Rows. A carrier that fills the capture leaves no noise to stand out from: only its samples can tell it.
+    # Rows. Where there are none, a carrier may fill the capture, with no noise to stand out from. Then the whole
+    # capture is tried as one band without a floor, and becomes a row if its samples prove a carrier.
     rows = [row for band in bands for row in carriers_of_band(view, band, proofs)]
     if proofs and not rows:
         whole = FittedBand(0, 0, len(label))
@@ -191,7 +194,8 @@ def without_silence(label: np.ndarray, power: np.ndarray | None, floor: float) -
     """
     if power is None or len(power) < SIZE // 2 or not floor > 0:
         return label
-    peak = 10 * np.log10(np.quantile(power, 0.97, axis=0) / (floor * math.log(1 / 0.03)))  # dB; 0 for noise
+    # Each column's highest level, the 97% quantile over time, in dB over that of noise
+    peak = 10 * np.log10(np.quantile(power, 0.97, axis=0) / (floor * math.log(1 / 0.03)))
     label = label.copy()
     for kind, first, stop in find_bands(label):
         inside = peak[first:stop]
@@ -285,8 +289,8 @@ def activity_and_level(view: View, band: FittedBand) -> tuple[float | None, floa
 def evidence_of(view: View, row: Carrier, proofs: Proofs) -> Evidence:
     """What the samples prove of a row, or proved a short time ago."""
     level_db = row.level_db
-    if row.active and level_db < WEAKEST_DB:  # bursts may leave the mean at the floor: without a level they are sought
-        level_db = None
+    if row.active and level_db < WEAKEST_DB:
+        level_db = None  # bursts, whose mean may lie at the floor; a band of unknown level is searched all the same
     edges = row.lower_hz - view.origin_hz, row.upper_hz - view.origin_hz
     time = view.start / view.look.sample_rate
     return proofs.of(view.look, time, *edges, cut=row.cut_below or row.cut_above, level_db=level_db)
@@ -305,7 +309,7 @@ def name_of(view: View, band: FittedBand, row: Carrier, evidence: Evidence | Non
             elif row.level_db is not None and row.level_db < WEAKEST_DB and nothing_there(evidence):
                 name, words = "other", "no more than the noise floor"
 
-    # What no standard allows is not printed as such
+    # A band wider than any channel of its technology is not printed as one carrier of it
     if ground != "cell" and row.width_hz > WIDEST_HZ.get(name, math.inf):
         name = "NR" if name == "LTE" and row.width_hz < WIDEST_HZ["NR"] else "other"
     return name, ground, words
@@ -317,14 +321,14 @@ def too_narrow(view: View, band: FittedBand, row: Carrier, least_hz: float) -> b
         return True
     if view.power is None or not view.floor > 0:
         return False
-    widest = narrow_peaks(view.power[:, band.first : band.stop].mean(0), view.floor)
+    widest = widest_peak(view.power[:, band.first : band.stop].mean(0), view.floor)
     strong = view.power[:, [0, -1]].mean(0) > view.floor * 10 ** (STRONG_DB / 10)  # the capture's outermost columns
     goes_on = (row.cut_below and strong[0]) or (row.cut_above and strong[1])
     return widest is not None and not goes_on and (widest - 1) * view.column_hz < least_hz
 
 
 def network_probability(view: View, band: FittedBand, row: Carrier, evidence: Evidence | None) -> float:
-    """Mean softmax probability of the row's technology; with an unproven prefix, of LTE and NR together."""
+    """Mean softmax probability of the row's name, "other" being noise; with an unproven prefix, of LTE and NR."""
     of_classes = view.probability[:, :, band.first : band.stop]  # (3, rows, columns)
     if row.technology == "other":
         return float(of_classes[0].mean())
@@ -450,16 +454,16 @@ def join(carriers: list[Carrier]) -> list[Carrier]:
     return rows
 
 
-def share_of_recording(carriers: list[Carrier], seen: dict[tuple[float | None, float], int]) -> None:
+def share_of_recording(carriers: list[Carrier], shown: dict[tuple[float | None, float], int]) -> None:
     """Make `active` a share of all samples that could show the carrier, not only of the frames with the carrier.
 
     Args:
         carriers: changed in place.
-        seen: {(centre frequency or None, width), in Hz, of a part of the spectrum: samples that show it}.
+        shown: {(centre frequency or None, width), in Hz, of a part of the spectrum: samples that show it}.
     """
     for carrier in carriers:
         middle, total = (carrier.lower_hz + carrier.upper_hz) / 2, 0
-        for (center, span), samples in seen.items():
+        for (center, span), samples in shown.items():
             if (center is not None) == carrier.absolute and abs(middle - (center or 0.0)) <= span / 2:
                 total += samples
         if carrier.active is not None:
