@@ -6,14 +6,14 @@
     python distill_seg.py --student runs/pruned/pruned.pt --beta 0                 # label-free: reads no label
     python distill_seg.py --student runs/pruned/pruned.pt --from-scratch --alpha 0 # the control: new weights
 
-The loss is alpha * KD(teacher) + beta * class-weighted cross entropy + gamma * KD(EMA of the student). alpha also
-multiplies the factors in utils/kd_losses.py. The teacher is frozen and sees the same augmented frames. With
---keep-logits it sees each frame once, as it is, and its logits are moved with the labels. 20 epochs of the default set
-take 70 minutes on one core, or 35 with --keep-logits. With --beta 0 neither training nor validation labels are read:
-the epoch is chosen by agreement with the teacher on the validation part, and frames without labels will do.
---generations trains born-again networks (Furlanello 2018, arXiv:1805.04770): each starts anew and is taught by the best
-student of the one before. Folder, log, pictures and --resume are those of train_seg.py. `python evaluate.py
-runs/distill/best.pt` scores the result on other frames, export.py writes it as .pt2 or .onnx.
+The loss is alpha * KD(teacher) + beta * class-weighted cross entropy + gamma * KD(EMA). KD, knowledge distillation, has
+a factor for each --kd (WEIGHT in utils/kd_losses.py); EMA is the moving average of the student's weights. The teacher
+is frozen and sees the same augmented frames. With --keep-logits it sees each frame once, as it is, and its logits are
+moved with the labels. 20 epochs of the default set take 70 minutes on one core, or 35 with --keep-logits. With --beta 0
+neither training nor validation labels are read: the epoch is chosen by agreement with the teacher on the validation
+part, and frames without labels will do. --generations trains born-again networks (Furlanello 2018, arXiv:1805.04770):
+each starts anew and is taught by the best student of the one before. Folder, log, pictures and --resume are those of
+train_seg.py. evaluate.py scores the result on other frames, export.py writes it as .pt2 or .onnx.
 """
 
 import argparse
@@ -53,7 +53,7 @@ PRESETS = {
 class Generation(NamedTuple):
     """What a generation starts with. Number 0 is taught by the teacher, each later one by the one before."""
 
-    number: int
+    number: int  # from 0; its best student is kept as generation_{number + 1}.pt
     student: nn.Module
     teacher: nn.Module  # frozen
     teacher_logits: torch.Tensor | None  # of all training frames, with --keep-logits
@@ -83,7 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help=f"default {_defaults('batch_size')}")
     parser.add_argument("--lr", type=float, help=f"highest learning rate, default {_defaults('lr')}")
     parser.add_argument("--seed", type=int, default=0, help="of order, augmentation, new weights; not of the split")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="a kill loses at most these")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between two last.pt")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -140,9 +140,9 @@ def main(argv: list[str] | None = None) -> int:
 
     # The run's folder: written only now that everything could be read and built
     state = checkpoint.load(args.out / "last.pt") if args.resume and (args.out / "last.pt").exists() else None
-    sums = {"training_pictures_sha256": digest, "teacher_sha256": checkpoint.sha256(args.teacher)}
-    sums |= {"student_sha256": checkpoint.sha256(args.student) if args.student else None}
-    config = config_of(args, training_frames=len(training.images), **sums)
+    checksums = {"training_pictures_sha256": digest, "teacher_sha256": checkpoint.sha256(args.teacher)}
+    checksums |= {"student_sha256": checkpoint.sha256(args.student) if args.student else None}
+    config = config_of(args, training_frames=len(training.images), **checksums)
     start(args.out, config, args.resume, decisive(config, "student", "teacher"))
 
     # Train one generation after the other
@@ -220,8 +220,8 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
         name = f"epoch {epoch + 1}/{args.generations * args.epochs}"
         for step in tqdm(range(first_step, steps), name, unit="step", file=sys.stderr):
             chosen = order[step::steps]
-            asked = None if kept is None else kept[chosen].to(device)
-            batch = Batch(images[chosen], labels[chosen], asked)
+            teacher_logits = None if kept is None else kept[chosen].to(device)
+            batch = Batch(images[chosen], labels[chosen], teacher_logits)
             terms = losses.terms(student, *prepare(batch, training.palette, augmented, rows, args.mirror))
             loss = args.alpha * terms.kd + args.beta * terms.ce + args.gamma * terms.own
             optimizer.zero_grad()
@@ -268,22 +268,22 @@ def prepare(batch: Batch, palette: torch.Tensor | None, augmented: bool, rows: i
     Images uint8 (B, H, W) or (B, 3, H, W) become float (B, 3, rows, W), labels int64 (B, rows, W), logits (B, 3, h, w)
     float (B, 3, rows, W).
     """
-    images, labels, asked = batch
-    if asked is not None:
-        asked = F.interpolate(asked.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
+    images, labels, logits = batch
+    if logits is not None:
+        logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
     if augmented:
         geometry = augment.draw_geometry(*labels.shape, mirror)
         geometry["rows"] = geometry["rows"][:, :rows]  # the others would be thrown away
-        if asked is not None:
-            asked, _ = augment.shift_and_flip(asked, labels, geometry)
+        if logits is not None:
+            logits, _ = augment.shift_and_flip(logits, labels, geometry)
         images, labels = augment.shift_and_flip(images, labels, geometry)
     if palette is not None:
-        if not mirror and asked is None:
+        if not mirror and logits is None:
             images, labels = augment.add_carriers(images, labels)
         elif not mirror:
-            images, labels, asked = augment.add_carriers(images, labels, asked)
+            images, labels, logits = augment.add_carriers(images, labels, logits)
         images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
-    return Batch(segmentation.as_input(images, palette), labels.long(), asked)
+    return Batch(segmentation.as_input(images, palette), labels.long(), logits)
 
 
 # ---- networks and data -----------------------------------------------------------------------------------------------
@@ -318,16 +318,16 @@ def find_parts(folder: Path, more: list[Path], label_free: bool) -> tuple[dict, 
     return parts, sets
 
 
-def read_training(frames: list[Frame], preset: str, asked: nn.Module | None) -> tuple[TrainingSet, str]:
-    """The training part and the SHA-256 of its pictures; `asked` is the teacher where no labels are read."""
-    if asked is None:
+def read_training(frames: list[Frame], preset: str, labeller: nn.Module | None) -> tuple[TrainingSet, str]:
+    """The training part and the SHA-256 of its pictures; `labeller` is the teacher where no labels are read."""
+    if labeller is None:
         images, labels = read_tensors(frames)
         weights = class_weights(labels)
     else:
         images = read_pictures(frames)
         labels = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(len(images), *images.shape[-2:])  # takes no memory
         # The published KD weights the classes; the teacher's labels of some frames tell their shares.
-        weights = class_weights(labelled_by(asked, images[:256]).labels) if preset == "published" else None
+        weights = class_weights(labelled_by(labeller, images[:256]).labels) if preset == "published" else None
     levels, palette = images, None
     if preset == "default":
         levels, palette = augment.as_levels(images, torch.from_numpy(PARULA))

@@ -7,9 +7,9 @@
 A segmentation network takes pictures uint8 (N, 3, H, W) and gives logits (N, 3, H, W), for the height and width of the
 frames in --data-dir. Batch norm is folded into the convolutions, and channels are zero-padded to multiples of 16, which
 inference engines compute faster. The file's labels are compared with the network's on 20 frames, and the speed on one
-thread with that of the unpruned network; FILE.json has the result. A modulation network takes frames float (N, 2, 1024)
-and gives logits (N, 24). Its answers are compared on up to 500 test frames. Either takes a minute. .onnx files need
-`pip install onnx onnxscript onnxruntime`.
+thread with that of the unpruned network; student.onnx.json, beside student.onnx, has the result. A modulation network
+takes frames float (N, 2, 1024) and gives logits (N, 24). Its answers are compared on up to 500 test frames. Either
+takes a minute. .onnx files need `pip install onnx onnxscript onnxruntime`.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     data = checkpoint.load(args.checkpoint)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the speeds are of one thread
     if data.get("kind") == "segmentation":
         data = release.load_segmentation(args.checkpoint)
         frames = find_frames(args.data_dir or default_set(args.workers, FEW_COUNTS))
@@ -79,13 +79,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export_segmentation(data: dict, images: torch.Tensor, file: Path) -> dict:
-    """Write a network for pictures uint8 (N, 3, H, W); labels and speed, compared with the network's and unpruned."""
+    """Write a network for pictures uint8 (N, 3, H, W); compare its labels and speed with the network's.
+
+    The speed of the unpruned network is measured as well.
+    """
 
     def deployed(network: torch.nn.Module) -> export.Deployed:
         return export.Deployed(network, segmentation.MEAN, segmentation.STD).eval()
 
     dense = deployed(build(data["factory"], data["arguments"]))  # for its speed: its weights don't matter
     network = deployed(rebuild(data))
+    # Widths padded for the engine, then operations that engines have fast code for, then no batch norms
     wide = deployed(zero_pad_channels(network.network, torch.zeros(1, 3, 64, 64)))
     light = export.fold_batch_norm(export.streamline(wide, images[:2]), images[:2])
     return export.export_and_compare(network, light, images, file, {"dense, eager": dense})
@@ -96,7 +100,7 @@ def summary(facts: dict) -> str:
     pixels, wrong, ties = (facts[key] for key in ("pixels", "different", "different_ties"))
     lines = [f"{facts['file']} written, {facts['bytes'] / 1e6:.2f} MB"]
     lines.append(
-        f"{facts['images']} frames, {pixels} pixels: {wrong} labels differ from {facts['from']}, and {ties} ties"
+        f"{facts['images']} frames, {pixels} pixels: {wrong} labels differ from {facts['from']}, and {ties} near ties"
     )
     for name, times in facts["latency"].items():
         lines.append(f"{name:28}{times['median_ms']:8.2f} ms  {times['speed_up']:6.1f}x")

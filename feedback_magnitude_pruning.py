@@ -5,12 +5,14 @@
     python feedback_magnitude_pruning.py --data-file FILE.hdf5 --score lamp --p 0.4 --resume   # goes on if interrupted
 
 FILE.hdf5 is RadioML 2018.01A, or python -m data.modulations FILE.hdf5; without it a small file is made. train_amc.py
-trains networks for --checkpoint. IMP prunes a share p of the remaining weights, trains until the accuracy on validation
-is back, and repeats this until it fails (Han 2015, arXiv:1506.02626). After a failure FMP goes back to the last good
-network, divides p by n, and goes on until p is below --min-p (Krzyston, Rajagopal and Reynolds 2022). A "step" is one
-cut and the training that follows it; step 0 has no cut and trains the network at its new number of bits. A "frame" is
-1024 samples with one modulation. The test part is scored once, at the end. One core without AMX trains 300 frames a
-second. The run's folder gets config.json, log.jsonl, last.pt, unpruned.pt, best.pt, result.json and pictures/.
+trains networks for --checkpoint. IMP (iterative magnitude pruning, Han 2015, arXiv:1506.02626) prunes a share p of the
+remaining weights, trains until the accuracy on validation is back, and repeats this until it fails. FMP (Krzyston,
+Rajagopal and Reynolds 2022) then goes back to the last good network, divides p by n, and goes on until p is below
+--min-p. The accuracy to reach is .942 of that of --checkpoint: the challenge asks for .56 where its baseline has .595.
+A "step" is one cut and the training that follows it; step 0 has no cut and trains the network at its new number of
+bits. A "frame" is 1024 samples with one modulation. The test part is scored once, at the end. One core without AMX
+trains 300 frames a second. The run's folder gets config.json, log.jsonl, last.pt, unpruned.pt (good after step 0),
+best.pt (the last good one), result.json and pictures/.
 """
 
 import argparse
@@ -36,14 +38,13 @@ from utils import checkpoint, evaluation, pictures
 from utils.cost import challenge_score, papers_compression
 from utils.dependency_graph import PruneError
 from utils.pruning_masks import SCORES, Pruned, apply_masks, cost_of, cut_filters, cut_weights, nonzero_masks, ones
-from utils.runs import RunError, StopSignal, command, join_processes, keep_lines, log, run, start
+from utils.runs import RunError, StopSignal, command, config_of, decisive, join_processes, keep_lines, log, run, start
 from utils.training import Progress, bf16_autocast, epoch_rows, falling_rate
 
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # what a user can mend: exit code 2
 BASELINE = Path(__file__).parent / "weights" / "amc_baseline.pt"
 PRESETS = {"imp-4bit": ("imp", 4)} | {f"fmp-{bits}bit": ("fmp", bits) for bits in range(4, 9)}  # method and bits
 SMALL_BUDGET = 12  # default of --budget with the small generated file
-FREE_ON_RESUME = {"out", "resume", "data_file", "checkpoint", "save_every", "device", "workers", "save_weights"}
 
 
 @dataclass
@@ -85,29 +86,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, help="a published run; default fmp-4bit")
     parser.add_argument("--method", choices=["imp", "fmp"], help="default from the preset")
     parser.add_argument("--bits", type=int, help="of weights and activations, 2 to 8; default from the preset")
-    parser.add_argument("--learned-steps", action="store_true", help="learn the weights' scales (LSQ)")
+    parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of frames; the split is fixed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="a kill loses at most these")
+    parser.add_argument("--save-every", type=int, default=200, metavar="BATCHES", help="from one last.pt to the next")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     cuts = parser.add_argument_group("cuts")
-    cuts.add_argument("--p", type=float, default=0.2, help="share of the remaining weights to prune at once")
-    cuts.add_argument("--n", type=float, default=2.0, help="FMP divides p by it after a failure")
-    cuts.add_argument("--min-p", type=float, help="stop below; default .05, structured .01")
-    cuts.add_argument("--p-methods", nargs="+", choices=["structured", "unstructured"], default=["unstructured"])
-    cuts.add_argument("--score", choices=SCORES, default="magnitude", help="the lowest go first")
-    cuts.add_argument("--keep", type=float, default=0.942, help="share of the first network's accuracy to hold")
+    cuts.add_argument("--p", type=float, default=0.2, help="share of remaining weights to prune, default .2")
+    cuts.add_argument("--n", type=float, default=2.0, help="FMP divides p by it after a failure, default 2")
+    cuts.add_argument("--min-p", type=float, help="least p; default .05, structured .01")
+    ways, tells = ["structured", "unstructured"], "whole filters, or single weights (default); several in turn"
+    cuts.add_argument("--p-methods", nargs="+", choices=ways, default=["unstructured"], help=tells)
+    cuts.add_argument("--score", choices=SCORES, default="magnitude", help="worth of a weight; the lowest go first")
+    cuts.add_argument("--keep", type=float, default=0.942, help="share of --checkpoint's accuracy, default .942")
     cuts.add_argument("--threshold", type=float, help="accuracy to hold instead, .56 in the challenge")
     cuts.add_argument("--replay-faults", action="store_true", help="as published: a failure ends all training")
     training = parser.add_argument_group("training after a cut")
-    training.add_argument("--step-epochs", type=int, default=50, help="most epochs to recover from one cut")
-    training.add_argument("--patience", type=int, default=15, help="epochs without improvement that end a step")
+    training.add_argument("--step-epochs", type=int, default=50, help="most epochs of one step, default 50")
+    training.add_argument("--patience", type=int, default=15, help="epochs without improvement, default 15")
     training.add_argument("--budget", type=int, help=f"most epochs of all steps; with the small file {SMALL_BUDGET}")
     training.add_argument("--epoch-frames", type=int, help="frames of an epoch, default the whole training part")
     training.add_argument("--batch-size", type=int, default=128)
-    training.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam after each cut")
+    training.add_argument("--lr", type=float, default=1e-3, help="of Adam after each cut, default 1e-3")
     training.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
     training.add_argument("--fine-tune", action="store_true", help="recover at a tenth of --lr instead of rewinding it")
     args = parser.parse_args(argv)
@@ -131,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     _, _, device = join_processes(args.device)
 
-    # Data: the network reads integer codes, so the cache beside the file holds codes
+    # Data: the input layer rounds samples to codes of these bits, so a cache beside the file holds the codes already
     args.data_file = args.data_file or default_file(args.workers)
     args.budget = args.budget or (SMALL_BUDGET if args.data_file == SMALL_FILE else None)
     frames = open_cache(open_frames(args.data_file), args.bits)
@@ -163,9 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         optimizer.load_state_dict(before["optimizer"])
 
     # The run's folder: written only now that everything could be read and built
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    config |= {"training_frames": len(parts["train"]), "data": fingerprint(frames)}
-    start(args.out, config | {"command": command()}, args.resume, tuple(config.keys() - FREE_ON_RESUME))
+    config = config_of(args, training_frames=len(parts["train"]), data=fingerprint(frames))
+    start(args.out, config, args.resume, decisive(config, "checkpoint"))
     keep_lines(args.out, state.lines)
 
     # Train until the accuracy is back; keep the network, or go back to the last good one; cut again
@@ -200,7 +201,7 @@ def recover(args, model: Pruned, optimizer, state: State, frames, parts: dict, s
     now, weights = state.recovery, network.weights()
     device = next(network.parameters()).device
     batch_size = min(args.batch_size, len(parts["train"]))
-    steps = max(1, min(args.epoch_frames or len(parts["train"]), len(parts["train"])) // batch_size)
+    batch_count = max(1, min(args.epoch_frames or len(parts["train"]), len(parts["train"])) // batch_size)
     lr = args.lr * (0.1 if args.fine_tune and state.step else 1)  # rewound at each cut (Renda 2020, arXiv:2003.02389)
     limit = min(args.step_epochs, now.epochs + (args.budget or math.inf) - state.epoch)
     autocast = bf16_autocast(device)
@@ -208,12 +209,12 @@ def recover(args, model: Pruned, optimizer, state: State, frames, parts: dict, s
         now.accuracy = evaluation.amc_accuracy(network, frames, parts["validation"], device)
 
     while now.accuracy < state.goal and now.epochs < limit and now.waited < args.patience:
-        order = epoch_rows(parts["train"], steps, batch_size, args.seed, state.epoch)
+        order = epoch_rows(parts["train"], batch_count, batch_size, args.seed, state.epoch)
         left = batches(frames, order[now.batch * batch_size :], batch_size, device=device)
         title, first = f"step {state.step}, epoch {now.epochs + 1} of at most {limit}", now.batch
         began = time.perf_counter()
         network.train()
-        for x, label in tqdm(left, title, steps, initial=first, unit="step", leave=False, file=sys.stderr):
+        for x, label in tqdm(left, title, batch_count, initial=first, unit="batch", leave=False, file=sys.stderr):
             with autocast:
                 loss = F.cross_entropy(network(x), label)  # (B, 24), (B,)
             network.zero_grad()  # not the optimizer's: it may hold another network, see new_optimizer
@@ -221,7 +222,7 @@ def recover(args, model: Pruned, optimizer, state: State, frames, parts: dict, s
             value = loss.item()
             if not math.isfinite(value):
                 raise RunError(f"the loss is {value} in epoch {state.epoch + 1}: try a smaller --lr")
-            done, total = now.epochs * steps + now.batch, args.step_epochs * steps
+            done, total = now.epochs * batch_count + now.batch, args.step_epochs * batch_count
             optimizer.param_groups[0]["lr"] = falling_rate(lr, args.schedule, done, total, now.drops)
             optimizer.step()
             apply_masks(weights, masks)
@@ -231,14 +232,14 @@ def recover(args, model: Pruned, optimizer, state: State, frames, parts: dict, s
                 save_last(args.out, model, optimizer, state)
             if stop.requested:
                 return False
-        speed = (steps - first) * batch_size / (time.perf_counter() - began)
+        speed = (batch_count - first) * batch_size / (time.perf_counter() - began)
 
         # Judge on the validation part
         state.epoch += 1
-        line = {"epoch": state.epoch, "step": state.step, "loss": now.loss_sum / steps}
+        line = {"epoch": state.epoch, "step": state.step, "loss": now.loss_sum / batch_count}
         now.end_epoch(evaluation.amc_accuracy(network, frames, parts["validation"], device))
         line |= {"lr": optimizer.param_groups[0]["lr"], "validation": now.accuracy}
-        log(args.out, **line, samples_per_second=round(speed, 1))
+        log(args.out, **line, frames_per_second=round(speed, 1))
         state.lines += 1
         print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
         save_last(args.out, model, optimizer, state)
@@ -252,7 +253,7 @@ def new_optimizer(network: VGG10, lr: float, stale: bool) -> torch.optim.Adam:
 
 
 def keep_or_go_back(out: Path, model: Pruned, state: State, cuts: Cuts) -> Pruned:
-    """Save the network if it holds the accuracy; else lower p, and return the last good network with its masks.
+    """Note the step. A network that holds the accuracy is saved; else p falls, and the last good one is returned.
 
     Raises:
         RunError: the network doesn't hold the accuracy though nothing has been cut.
@@ -270,7 +271,7 @@ def keep_or_go_back(out: Path, model: Pruned, state: State, cuts: Cuts) -> Prune
             f"without any cut the network has {state.recovery.accuracy:.4f} on validation, {state.goal:.4f} is to be "
             "held: with another --out allow more training (--step-epochs, --budget), or lower --keep or --threshold"
         )
-    state.p = state.p / cuts.n if cuts.method == "fmp" else 0.0
+    state.p = state.p / cuts.n if cuts.method == "fmp" else 0.0  # 0 is below every --min-p: IMP ends
     best = checkpoint.load(out / "best.pt")
     state.stale = cuts.replay_faults  # as published: the optimizer moves another network, and the masks are lost
     masks = ones(best["masks"]) if cuts.replay_faults else best["masks"]
@@ -278,7 +279,7 @@ def keep_or_go_back(out: Path, model: Pruned, state: State, cuts: Cuts) -> Prune
 
 
 def next_cut(model: Pruned, state: State, cuts: Cuts) -> Pruned | None:
-    """The network after the next cut; None if no method can take its share p, or the budget is spent."""
+    """Cut, and note p and the step in `state`; None if no method can take its share p, or the budget is spent."""
     while state.methods and state.epoch < (cuts.budget or math.inf):
         structured = state.methods[0] == "structured"
         if state.p is None:  # a method begins; whole filters go in smaller shares, as published

@@ -6,21 +6,21 @@
     python prune_seg.py --steps 3 --recovery 200                 # three cuts, 200 training steps between them
 
 It takes three to five minutes on one core; where there is no set, frames are generated first. Blocks are the children
-of backbone and head. Channels that several blocks make together (residual widths) are entries of their own. Every entry
-is probed: half of its channels are cut, and the loss on training frames is compared. Scores, statistics and probes use
-the training part only; the validation part tells how good the result is. ASPP taps that only meet padding at this frame
-size are removed first, which changes no output.
+of backbone and head. An entry is the channels that one block makes alone, or that several make together (residual
+widths). Every entry is probed: half of its channels are cut, and the loss on training frames is compared. Scores,
+statistics and probes use the training part only; the validation part tells how good the result is. ASPP taps that only
+meet padding at this frame size are removed first, which changes no output.
 
-- default: an entry's value is its loss increase / what its cut saves of the target. The logarithm of the value is
-  scaled to n = 0 .. 1. The share exp(k (n - 1)) t of the entry's channels stays, with the t that meets the target, and
-  at least `--floor` channels.
+- default: an entry's value is its loss increase / the percentage of parameters (or MACs) saved. The logarithm of the
+  value is scaled to n = 0 .. 1. The share exp(k (n - 1)) t of the entry's channels stays, with the t that meets the
+  target, and at least `--floor` channels.
 - published (block by block; ASPP is one block; residual widths, stem and last layers stay): value = .5 d + .3 P + .2 M,
   n = value / sum of values. The share max_ratio f / max(f) leaves, with f = exp(-k n). As coded, d is 100 times the
-  block's share of all changes of F1, P and M are 100 less the percentages of parameters and MACs saved. As written, d
-  is that share, and P and M are 1 less the block's share of all savings. max_ratio changes until a target is met.
+  block's share of all changes of F1, P and M are 100 minus the percentages of parameters and MACs saved. As written, d
+  is that share, and P and M are 1 minus the block's share of all savings. max_ratio changes until a target is met.
 
-The folder (runs/pruned) gets pruned.pt, plan.json (for the teacher after cut_dead_taps), table.csv, table.png and
-result.json. Fine-tune with distill_seg.py.
+The folder (runs/pruned) gets pruned.pt, plan.json (channel numbers of the teacher without dead taps), table.csv,
+table.png and result.json. Fine-tune with distill_seg.py.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-ratio", type=float, default=0.99, help="published preset without a target, default .99")
     parser.add_argument("--k", type=float, help=f"how much the value decides, default {_defaults('k')}")
     parser.add_argument("--criterion", choices=importance.CRITERIA, help=f"default {_defaults('criterion')}")
-    parser.add_argument("--multiple", type=int, help=f"of which widths are, default {_defaults('multiple')}")
+    parser.add_argument("--multiple", type=int, help=f"widths are multiples of it, default {_defaults('multiple')}")
     parser.add_argument("--floor", type=int, help=f"channels of a layer that stay, default {_defaults('floor')}")
     parser.add_argument("--probe-frames", type=int, default=32, help="to score by, and others to probe by, default 32")
     parser.add_argument("--steps", type=int, default=1, help="cuts until the target, default 1")
@@ -241,7 +241,7 @@ def probe(network: nn.Module, whole: cost.Cost, parts: Parts, recipe: Recipe, sc
     entries = find_entries(network, graph, recipe.preset)
     base = judge(network, parts.probing, parts.weights)
     for entry in tqdm(entries, "probing", unit="entry", file=sys.stderr):
-        # Published: 80%, repeated until nothing falls, then 50%, which ends at one channel of each group.
+        # Published: 80% again and again, then 50%, until one channel of each group is left: here at once, by ratio 1.
         ratio, multiple = (0.5, recipe.multiple) if recipe.preset == "default" else (1.0, 1)
         plan = graph.plan(0, scores, {group.name: ratio for group in entry.groups}, multiple, recipe.floor)
         pruned = prune(network, plan)

@@ -8,9 +8,9 @@
 FILE.hdf5 is RadioML 2018.01A, or python -m data.modulations FILE.hdf5. The network is that of ITU's lightning-fast
 modulation challenge (models/vgg10.py), trained by Adam. The best epoch is chosen on the validation part; the test part
 is scored once, at the end. The shipped weights/amc_baseline.pt has an accuracy of .546 on the test part of a generated
-file, over all signal-to-noise ratios from -20 to +30 dB. One core without AMX trains 300 frames a second.
-feedback_magnitude_pruning.py prunes the result. The run's folder gets config.json, log.jsonl, last.pt, best.pt,
-result.json and pictures/.
+file, over all signal-to-noise ratios from -20 to +30 dB. One core without AMX (the matrix unit of newer Xeons) trains
+300 frames a second. feedback_magnitude_pruning.py prunes the result. The run's folder gets config.json, log.jsonl,
+last.pt, best.pt, result.json and pictures/.
 
 "Frame" means one example here: 1024 samples with one modulation and one signal-to-noise ratio.
 """
@@ -35,13 +35,12 @@ from models.vgg10 import VGG10, from_checkpoint, to_checkpoint
 from utils import checkpoint
 from utils.evaluation import amc_accuracy, report_amc
 from utils.pruning_masks import Pruned, apply_masks, nonzero_masks
-from utils.runs import RunError, StopSignal, command, cut_log, join_processes, log, run, start
+from utils.runs import RunError, StopSignal, command, config_of, cut_log, decisive, join_processes, log, run, start
 from utils.training import Progress, bf16_autocast, epoch_rows, falling_rate
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
 EPOCHS, SMALL_EPOCHS = 20, 8  # default of --epochs: for a file of the user's, and for the small generated one
 FILTERS, DENSE = 64, 128  # the challenge's network
-FREE_ON_RESUME = {"out", "resume", "data_file", "checkpoint", "save_every", "device", "workers", "save_weights"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,10 +58,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam at the start, default 1e-3")
     parser.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
-    parser.add_argument("--learned-steps", action="store_true", help="learn the weights' scales (LSQ)")
+    parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order; the split is fixed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="a kill loses at most these")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between two last.pt")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     _, _, device = join_processes(args.device)
 
-    # Data: the network reads integer codes, so the cache beside the file holds codes
+    # Data: the input layer rounds samples to codes of these bits, so a cache beside the file holds the codes already
     args.data_file = args.data_file or default_file(args.workers)
     args.epochs = args.epochs or (SMALL_EPOCHS if args.data_file == SMALL_FILE else EPOCHS)
     frames = open_cache(open_frames(args.data_file), args.bits)
@@ -115,9 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         optimizer.load_state_dict(before["optimizer"])
 
     # The run's folder: written only now that everything could be read and built
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    config |= {"training_frames": len(parts["train"]), "data": fingerprint(frames)}
-    start(args.out, config | {"command": command()}, args.resume, tuple(config.keys() - FREE_ON_RESUME))
+    config = config_of(args, training_frames=len(parts["train"]), data=fingerprint(frames))
+    start(args.out, config, args.resume, decisive(config, "checkpoint"))
     cut_log(args.out, progress.epochs)
 
     if not train(args, model, history, optimizer, progress, frames, parts):
@@ -152,6 +150,7 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
 
     with StopSignal() as stop:
         while progress.epochs < args.epochs:
+            # Rows of this epoch, batch after batch; a resumed epoch goes on where it stopped
             order = epoch_rows(parts["train"], steps, batch_size, args.seed, progress.epochs)
             left = batches(frames, order[progress.batch * batch_size :], batch_size, device=device)
             title, first = f"epoch {progress.epochs + 1}/{args.epochs}", progress.batch
@@ -186,7 +185,7 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
                 checkpoint.save(args.out / "best.pt", saved(network, args.seed) | chosen)
             line = {"epoch": progress.epochs, "loss": mean_loss}
             line |= {"lr": optimizer.param_groups[0]["lr"], "validation": accuracy}
-            log(args.out, **line, samples_per_second=round(speed, 1))
+            log(args.out, **line, frames_per_second=round(speed, 1))
             print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
             save_last()
     return True

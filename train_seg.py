@@ -6,11 +6,11 @@
     python train_seg.py --checkpoint weights/seg_teacher.pt --lr 3e-4 --data-dir MY_FRAMES          # train it further
     torchrun --nproc-per-node=2 train_seg.py --data-dir datasets/spectrum_sensing        # several devices
 
-DeepLabV3 on MobileNetV3-Large (Chen 2017, Howard 2019) as torchvision has it, 11.02 M parameters, from scratch. The
-best epoch is chosen on the validation part. Test, combined and other frames are scored once, at the end, with standard
-channels fitted to the network's bands (utils/bands.py) and without. `python evaluate.py runs/seg/best.pt` scores the
-network on other frames. The run's folder (runs/seg unless --out names another) gets config.json, log.jsonl, last.pt,
-best.pt, result.json and pictures/.
+DeepLabV3 on MobileNetV3-Large (Chen 2017, Howard 2019) as torchvision has it, from scratch: 11.02 M parameters, 7.09 M
+of them live (the others meet only padding, models/fast_layers.py). The best epoch is chosen on the validation part.
+Test, combined and other frames are scored once, at the end, with standard channels fitted to the network's bands
+(utils/bands.py) and without. `python evaluate.py runs/seg/best.pt` scores the network on other frames. The run's folder
+(runs/seg unless --out names another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pretrained-backbone", action="store_true", help="torchvision's ImageNet weights")
     parser.add_argument("--aux-loss", action="store_true", help="DeepLabV3's second head, its loss weighted .5")
     parser.add_argument("--train-on-combined", type=float, default=0.0, metavar="SHARE", help="of LTE_NR, 0 to 1")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="a kill loses at most these")
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between two last.pt")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -197,14 +197,15 @@ def train(
 
     for epoch in range(first_epoch, args.epochs):
         order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch)
-        # Half of the time axis costs less than half of the work. The last epochs see whole frames.
+        # Half of the time axis costs less than half of the work: ASPP's dilated taps above and below then meet only
+        # padding and are left out. The last epochs see whole frames.
         cropped = augmented and epoch < args.epochs * 5 // 6
         rows = labels.shape[1] // 2 if cropped else labels.shape[1]
         model.train()
         began = time.perf_counter()
         todo = range(first_step, steps)
         for step in tqdm(todo, f"epoch {epoch + 1}/{args.epochs}", unit="step", disable=rank > 0, file=sys.stderr):
-            batch = order[step * world + rank :: steps * world].to(device)
+            batch = order[step * world + rank :: steps * world].to(device)  # each step and process takes its own
             x, y, _ = prepare(Batch(images[batch], labels[batch]), training.palette, augmented, rows, args.mirror)
             with autocast:
                 logits = model(x)  # {"out": (B, 3, rows, W)}
@@ -215,14 +216,14 @@ def train(
             loss.backward()
             if augmented:
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            value, asked = mean_over_processes([loss.item(), float(stop.requested)])
+            value, stops = mean_over_processes([loss.item(), float(stop.requested)])
             check_loss(value, epoch, step, args.out)
             optimizer.step()
             scheduler.step()
             loss_sum += value
-            if asked or (step + 1) % args.save_every == 0:
+            if stops or (step + 1) % args.save_every == 0:
                 save_last(epoch, step + 1, loss_sum)
-            if asked:
+            if stops:
                 return False
         trained = (steps - first_step) * args.batch_size * world / (time.perf_counter() - began)
 
@@ -265,7 +266,7 @@ def new_network(model: str, preset: str, pretrained_backbone: bool = False, aux_
 
 
 def prepare(batch: Batch, palette: torch.Tensor | None, augmented: bool, rows: int, mirror: bool = False) -> Batch:
-    """What the network is trained on: frames augmented, cut to some rows and normalised.
+    """What the network is trained on: frames augmented, cut to their first `rows` rows (the time axis) and normalised.
 
     Images uint8 (B, H, W) or (B, 3, H, W) become float (B, 3, rows, W), labels int64 (B, rows, W).
     """

@@ -12,7 +12,8 @@ one row: 1024 samples of one modulation. Frames are ordered by modulation, then 
 SNR; it has 4096 frames, and fewer in the files that modulations.py generates. The file classes.txt of the set has the
 names in a wrong order; that of MODULATIONS is right.
 
-A cache holds the integers that the quantised network's input layer makes of samples, round(clamp(x * 2^(bits - 2))).
+A cache holds the integers (codes) that the quantised network's input layer makes of samples: x * 2^(bits - 2), clamped
+to -2^(bits - 1) .. 2^(bits - 1) - 1 and rounded. `batches` gives code * scale, which the input layer leaves as it is.
 Each bit width needs its own cache. A process needs about 100 MB for the tables, and a batch; the file is mapped.
 """
 

@@ -405,17 +405,16 @@ def about_modulations() -> str:
 def about_train_seg() -> str:
     shipped, h200 = read(SEGMENTATION["teacher"]), read(H200_TEACHER)
     text = takes("train_seg.py", "The demo's four epochs take")
-    text += "On one NVIDIA H200, 24 epochs at "
-    text += f"{h200_speed()} images a second reach test mIoU {share(h200['sets']['test']['mean_iou'])}. The shipped "
-    return text + f"teacher was trained longer, on {machine(shipped)}: {share(shipped['sets']['test']['mean_iou'])}."
+    text += f"On one NVIDIA H200, 24 epochs at {h200_speed()} images a second reach test mIoU "
+    text += f"{share(h200['sets']['test']['mean_iou'])}. The shipped teacher was trained longer, on two CPU cores: "
+    return text + f"{share(shipped['sets']['test']['mean_iou'])}."
 
 
 def about_prune_seg() -> str:
     row = compression_groups()["ours 299 K", "KD", 3][0]
     before, nominal = row["before_retraining"], row["parameters_dense"] / row["parameters"]
     text = takes("prune_seg.py", "The demo's cut takes")
-    text += f"The default target is {nominal:.1f} times fewer "
-    text += "parameters than torchvision's network. The validation mIoU of an earlier teacher fell from "
+    text += f"The default target is {nominal:.1f} times fewer parameters than torchvision's network. The validation mIoU of an earlier teacher fell from "
     text += f"{share(before['dense']['miou'])} to {share(before['recalibrated']['miou'])} by that cut; "
     return text + "retraining brings it back."
 
@@ -447,16 +446,17 @@ def about_train_amc() -> str:
     data = read(MODULATION["8-bit baseline"])
     test = data["sets"]["test"]
     text = f"The shipped 8-bit network has accuracy {share(test['accuracy'], 4)} on {test['frames']:,} test frames of "
-    return text + f"all SNRs, {from_10_db(test)} from +10 dB on ({machine(data)})."
+    return text + f"all SNRs, {from_10_db(test)} from +10 dB on."
 
 
 def about_pruning() -> str:
     data = read(MODULATION["pruned, 4 bits"])
     test, cost = data["sets"]["test"], data["cost"]
-    text = takes("feedback_magnitude_pruning.py", "The demo's training and pruning together take")
-    text += "The shipped "
-    text += f"{data['bits']}-bit network has {cost['nonzero']:,} of {cost['weights']:,} weights left, score "
-    return text + f"{cost['score']:.5f}, and has accuracy {share(test['accuracy'], 4)} ({machine(data)})."
+    text = takes("feedback_magnitude_pruning.py", "The demo's pruning takes")
+    text += (
+        f"The shipped {data['bits']}-bit network has {cost['nonzero']:,} of {cost['weights']:,} weights left, score "
+    )
+    return text + f"{cost['score']:.5f}, and has accuracy {share(test['accuracy'], 4)}."
 
 
 def quickstart() -> str:

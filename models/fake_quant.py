@@ -12,8 +12,8 @@ in eval mode: x / scale, clamp, round half to even, times scale. With n = 2^(bit
     bias         scale of the input * scale of the weight
 
 The gradient passes the rounding unchanged (straight-through estimator, Bengio 2013, arXiv:1308.3432). The learned
-weight step is LSQ (Esser 2020, arXiv:1902.08153). Quantisers compute in float32 under autocast too. The file needs
-torch, and ModelError of models/__init__.py.
+weight step, a scale that is a parameter, is LSQ (Esser 2020, arXiv:1902.08153). Quantisers compute in float32 under
+autocast too. The file needs torch, and ModelError of models/__init__.py.
 """
 
 import math
@@ -125,7 +125,7 @@ class QuantReLU(nn.Module):
 
     `threshold` is the largest value that the codes can express. In the first `initial_steps` training steps it is not
     learned: each step uses the 99.999th percentile of its own ReLU output, and `threshold` is their running mean. The
-    number of these steps is a buffer, so training from a checkpoint equals training that never stopped.
+    buffer `steps` counts those done, so training from a checkpoint equals training that never stopped.
 
     Args:
         bits: 2 to 8.
@@ -198,7 +198,7 @@ class _QuantisedWeight:
 
     @torch.no_grad()
     def learn_step(self) -> None:
-        """Make the weight's scale a parameter, `weight_step`; its first value follows from the non-zero weights."""
+        """Make the weight's scale a parameter, `weight_step`; at first 2 mean|w| / sqrt(n - 1) of the non-zero."""
         weight = self.weight[self.weight != 0].abs()
         top = 2 ** (self.weight_bits - 1) - 1
         step = 2 * weight.mean() / math.sqrt(top) if len(weight) else self.weight.new_tensor(1.0)

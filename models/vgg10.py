@@ -10,7 +10,7 @@ pixel high, because PyTorch's fast code for channels-last convolution, norm and 
 
 Under `torch.autocast(device, torch.bfloat16)` convolutions, norm and pooling run in bfloat16, the quantisers in
 float32. Use it for training where the processor is fast at it. Never use it for evaluation: it changes codes.
-The network needs fake_quant.py. rebuild.py is needed by @register, `from_checkpoint` and `to_checkpoint` only.
+The network needs fake_quant.py. models/rebuild.py is needed by @register, `from_checkpoint` and `to_checkpoint` only.
 """
 
 import torch
@@ -40,9 +40,10 @@ class Block(nn.Module):
         x = self.norm(self.layer(x))
         if not self.pool:
             return self.activation.quantise(x)
-        # The quantised ReLU is monotone, so pooling first gives equal values with half of the work. But among values
-        # that round to the same code the gradient reaches another one, and the percentile of the initial steps needs
-        # all values.
+        # The quantised ReLU is monotone, so pooling first gives equal values with half of the work. Two things
+        # change: of two values with the same code the other one may get the gradient, and the percentile of the
+        # initial steps would miss the values that lost. So training pools first only after the initial steps and if
+        # asked to, evaluation only where no gradient is wanted.
         first = self.pool_first and self.activation.learning if self.training else not torch.is_grad_enabled()
         if first:
             return self.activation.quantise(F.max_pool2d(x, (1, 2)))

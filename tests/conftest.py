@@ -285,7 +285,7 @@ def assert_equal(ours, theirs, name=""):
     assert type(ours) is type(theirs), name
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys()
-        for key in ours.keys() - {"command", "scored_by", "trained_by", "samples_per_second"}:
+        for key in ours.keys() - {"command", "scored_by", "trained_by", "frames_per_second"}:
             assert_equal(ours[key], theirs[key], f"{name}/{key}")
     elif isinstance(ours, (list, tuple)):
         assert len(ours) == len(theirs), name

@@ -38,7 +38,7 @@ def save(path: str | Path, data: dict) -> None:
 
 
 def save_weights(path: str | Path, data: dict, facts: dict) -> None:
-    """Write weights to be handed on: halved, and `facts` with the file's SHA-256 as JSON beside it.
+    """Write weights to be handed on: in half precision, and `facts` with the file's SHA-256 as JSON beside it.
 
     Args:
         path: FILE.pt; the JSON becomes FILE.json.

@@ -1,10 +1,14 @@
-"""What a network costs: parameters, multiply-accumulates, bytes on disk, milliseconds; and the FMP challenge's score.
+"""What a network costs: parameters, multiply-accumulates, bytes on disk, milliseconds; and the ITU challenge's score.
 
     cost = count(model, images)                         # cost.parameters, cost.macs, cost.of["backbone.4"].macs
     times = latency({"dense": dense, "pruned": pruned}, images, threads=1)
     times["pruned"]["median_ms"], times["pruned"]["speed_up"]
 
-The two parts share nothing. Torch only.
+    layers = inference_cost(quantised, x)               # by layer
+    challenge_score(layers)["score"]                    # 1 for the challenge's 8-bit baseline, less is cheaper
+
+MACs are multiply-accumulates, bops are bit operations: MACs of non-zero weights times weight bits times input bits. The
+two parts of the file share nothing. Torch only.
 """
 
 import copy
@@ -220,8 +224,8 @@ class LayerCost(NamedTuple):
 def inference_cost(model: nn.Module, x: Tensor) -> dict[str, LayerCost]:
     """Cost of every quantised layer, as in ITU's lightning-fast modulation challenge (finn.util.inference_cost).
 
-    Batch 1; non-zero entries of the quantised weights are counted, padded borders in full; biases, norms, pooling and
-    activations are free. See `challenge_score` for the sum.
+    One frame. Each non-zero entry of a quantised weight counts once for each output position, also where it meets
+    padding. Biases, norms, pooling and activations are free. See `challenge_score` for the sum.
 
     Args:
         model: its layers with weights have `weight_codes()`, `weight_bits` and `input_bits` (models/fake_quant.py). It

@@ -8,10 +8,11 @@
     error = verify(model, pruned, plan, images)        # equals the dense model with those channels set to zero
 
 Every index of every axis of a parameter or buffer is an *atom*. While the model runs, utils/channel_trace.py follows
-the atoms through its operations: those that need channels to agree tie them, those that would compute something else
-without a channel freeze it, those that are not known freeze all they touch. Tied atoms are a *unit*, kept or removed
-whole; units that touch the same tensor axes are a *group*. Last, the model runs at half width: an operation whose
-result has another shape than predicted depends on a size written in the code, and freezes too.
+the atoms through its operations. An operation that needs channels to agree, such as an addition, ties their atoms. One
+that would compute something else without a channel freezes it: it can't leave. An unknown operation freezes all it
+touches. Atoms that are tied are a *unit*, kept or removed whole. Units that touch the same tensor axes are a *group*.
+Last, the model runs at half width. An operation whose result then has another shape than predicted depends on a size
+written in the code, and freezes its channels too.
 
 "Set to zero" means every removed entry of every parameter and buffer, in the layers that produce the channel and in
 those that consume it. Needs torch, and channel_trace.py beside it.
@@ -345,6 +346,7 @@ def workbench(model, sizes):
 
 
 def like(old, tensor):
+    """`tensor` as a parameter if `old` is one."""
     return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
 
 

@@ -200,7 +200,11 @@ def evaluate_by_snr(
     """The counts of a network over batches of (frames, labels); it is left in eval mode.
 
     Args:
-        place: integers (N,), which SNR each frame has, in the order of the batches.
+        place: integers (N,), index of each frame's SNR, 0 to snrs - 1, in the order of the batches.
+        classes, snrs: how many there are.
+
+    Returns:
+        int64 (snrs, classes, classes): SNR, true class, predicted class.
     """
     counts, start = torch.zeros(snrs, classes, classes, dtype=torch.int64), 0
     network.eval()
@@ -211,7 +215,7 @@ def evaluate_by_snr(
 
 
 def evaluate_amc(network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Counts int64 (SNRs, classes, classes) of some frames by SNR, true and predicted class; exact float32."""
+    """Counts int64 (SNRs, classes, classes) of some frames by SNR, true and predicted class; no autocast."""
     place = torch.from_numpy(np.searchsorted(SNRS, frames.snrs[rows]))
     todo = batches(frames, rows, AMC_BATCH, device=device)
     return evaluate_by_snr(network, todo, place, len(MODULATIONS), len(SNRS))

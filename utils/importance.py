@@ -8,9 +8,9 @@
     set_importance(recipe, entries)
     plan = choose_plan(recipe, graph, entries, scores, parameters_left, 299e3)
 
-Every criterion is aggregated in one way. Each index of each parameter that belongs to a unit has a value. The values of
-a unit are added up over all its members: weights that make the channel, norms, weights that read it. The sum then goes
-through the criterion's last function. So Taylor's score estimates what removing the whole unit changes.
+A unit is a channel with all that leaves with it: the weights that make it, norms, and the weights that read it
+(utils/dependency_graph.py). Every criterion adds up the values of these weights, and the sum goes through the
+criterion's last function, such as the absolute value. So Taylor's score estimates what removing the whole unit changes.
 Needs torch, and dependency_graph.py (with channel_trace.py) beside it.
 """
 
@@ -137,7 +137,7 @@ class Entry:
     parameters: float = 0.0  # percent of the network's that the probe's cut saves
     macs: float = 0.0
     importance: float = 0.0  # n of the formulas in prune_seg.py
-    ratio: float = 0.0  # of its channels that left
+    ratio: float = 0.0  # share of its channels that left
 
     @property
     def channels(self) -> int:
@@ -171,6 +171,7 @@ def find_entries(network: nn.Module, graph: DependencyGraph, preset: str) -> lis
 def set_importance(recipe: Recipe, entries: list[Entry]) -> None:
     """The n of each entry, from what its probe has changed and saved; see the formulas in prune_seg.py."""
     if recipe.preset == "default":
+        # A loss that fell, or rose by less than 1 % of the largest rise, counts as that: a logarithm needs more than 0
         most = max(max(entry.loss for entry in entries), 1e-6)
         saved = [max(entry.macs if recipe.of_macs else entry.parameters, 1e-6) for entry in entries]
         values = [math.log(max(e.loss, 0.01 * most) / s) for e, s in zip(entries, saved, strict=True)]
@@ -233,7 +234,7 @@ def choose_plan(
     if not goal:
         return plan_at(1 - recipe.max_ratio, {})
 
-    # Is it in reach?
+    # Is it in reach? With the preset's highest t all channels stay, whatever n is
     low, high = 0.0, math.exp(recipe.k) if recipe.preset == "default" else 1.0
     unit = "MACs" if recipe.of_macs else "parameters"
     least, most = left(plan_at(low, {})), left(plan_at(high, {}))

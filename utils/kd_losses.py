@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# pixel: Hinton. cwd, pairwise, dist: their authors' segmentation code. attention: 1e4 for a mean over the pixels of a
-# map, as published; the sum over pixels used here makes that 39 on a map of 16 x 16.
+# The factors of pixel, cwd, pairwise and dist are those of their authors' code for segmentation (pixel: of the paper).
+# Attention's is published as 1e4 for a mean over the pixels of a map. Here it is a sum: 1e4 / 256 = 39 on 16 x 16.
 WEIGHT = {"pixel": 1.0, "cwd": 3.0, "dist": 1.0, "pairwise": 10.0, "attention": 39.0}
 
 
@@ -128,7 +128,7 @@ class Terms(NamedTuple):
 
     kd: Tensor  # distillation from the teacher
     ce: Tensor  # cross entropy with the labels
-    own: Tensor  # distillation from the EMA of the student
+    own: Tensor  # distillation from the EMA of the student; "self" in log.jsonl
 
 
 LOGIT_LOSSES = {"pixel": pixel_kd, "cwd": channel_wise, "dist": dist}
@@ -168,18 +168,18 @@ class Losses:
             with torch.no_grad():
                 if wanted is None and self.alpha:
                     wanted, wanted_features = with_features(self.teacher, x)
-                before = with_features(self.ema, x)[0] if self.ema else None
+                ema_logits = with_features(self.ema, x)[0] if self.ema else None
         kd = ce = own = logits.new_zeros(())
         if self.alpha:
             kd = self.from_teacher(logits, wanted, features, wanted_features)
         if self.beta:
             ce = F.cross_entropy(logits, labels, self.weights, ignore_index=self.ignore)
         if self.ema:
-            own = self.pixel_kd(logits, before)
+            own = self.pixel_kd(logits, ema_logits)
         return Terms(kd, ce, own)
 
     def from_teacher(self, logits, wanted, features, wanted_features) -> Tensor:
-        """The sum of the chosen distillation losses, each with its default factor."""
+        """The sum of the chosen distillation losses, each with its default factor. wanted: the teacher's maps."""
         total = logits.new_zeros(())
         for name in self.names:
             if name in FEATURE_LOSSES:

@@ -3,7 +3,7 @@
     matrix = sum(confusion_matrix(prediction, target) for prediction, target in batches)      # segmentation
     scores(matrix, ("noise", "NR", "LTE"))["mean_iou"]
     counts = sum(count_by_snr(prediction, label, place, 24, 26) for ... in batches)           # classification
-    snr_scores(counts, MODULATIONS, SNRS)["accuracy"]          # place: of the frame's SNR in SNRS
+    snr_scores(counts, MODULATIONS, SNRS)["accuracy"]          # place: index of the frame's SNR in SNRS
 
 Torch only.
 """
@@ -170,7 +170,8 @@ def count_by_snr(
     """Count frames by SNR, true class and predicted class.
 
     Args:
-        prediction, label, place: integers (N,): class numbers, and which SNR a frame has.
+        prediction, label, place: integers (N,): class numbers, and the index of each frame's SNR.
+        classes, snrs: how many there are.
 
     Returns:
         int64 (snrs, classes, classes) on the CPU; of each matrix rows are the truth, columns the prediction.

@@ -1,7 +1,7 @@
 """Which weights stay: scores, masks, and cuts of single weights or of whole filters.
 
     masks = ones(weights)                                           # {name: bool tensor}, weights: {name: tensor}
-    scored = scores(weights, alive(weights, masks), "lamp")
+    scored = scores(weights, alive(weights, masks), "lamp")         # what each weight is worth
     masks = remove(scored, alive(weights, masks), 0.2)              # a fifth of those that are left goes
     apply_masks(weights, masks)                                     # after pruning, and after every optimizer step
 
@@ -9,8 +9,8 @@ A score says how much a weight is worth; the lowest of all layers together go fi
 
     magnitude   |w|                                                 as in Feedback Magnitude Pruning
     lamp        w^2 / sum of the w^2 of its layer that are not smaller (Lee 2021, arXiv:2010.07611)
-    cost        w^2 / what the weight costs
-    lamp-cost   the lamp score / what the weight costs
+    cost        w^2 / what the weight adds to the challenge's score (utils.cost.weight_costs)
+    lamp-cost   the lamp score / the same
 
 `cut_weights` and `cut_filters` do all of this for a quantised network. They need utils/cost.py and
 utils/dependency_graph.py; the rest of the file needs torch only.
@@ -81,7 +81,7 @@ def scores(weights: Tensors, kept: Tensors, kind: str, costs: dict[str, float] |
 def _lamp(square: torch.Tensor) -> torch.Tensor:
     """Each square divided by the sum of those that are not smaller; any shape."""
     values, order = square.flatten().double().sort()
-    total = values.flip(0).cumsum(0).flip(0).clamp(min=1e-300)
+    total = values.flip(0).cumsum(0).flip(0).clamp(min=1e-300)  # above 0 where a layer has only zeros
     result = torch.empty_like(values)
     result[order] = values / total
     return result.view(square.shape)
@@ -113,9 +113,10 @@ def remove(scored: Tensors, kept: Tensors, share: float) -> Tensors:
 
 
 def cut(masks: Tensors, removed: list) -> Tensors:
-    """Masks for a network that lost whole channels.
+    """Masks for a network that lost whole channels: shorter along the axes that were cut.
 
     Args:
+        masks: of the network before, bool by tensor name.
         removed: [tensor, axis, indices] of every cut, as in dependency_graph.Plan.remove.
     """
     masks = dict(masks)
@@ -151,17 +152,17 @@ def unit_scores(group, weights: Tensors, masks: Tensors, costs: dict[str, float]
     return worth / price.clamp(min=1e-12) if costs else worth
 
 
-def lowest_units(unit_scores: Tensors, share: float) -> dict[str, list[int]]:
+def lowest_units(worth: Tensors, share: float) -> dict[str, list[int]]:
     """The lowest `share` of the units of all groups, {group: unit numbers}.
 
     No group loses more than twice the share, so that none is emptied at once; the best unit of each stays.
 
     Args:
-        unit_scores: (units,) of each group, comparable between groups.
+        worth: float (units,) of each group, as `unit_scores` gives it, comparable between groups.
     """
-    places = [(name, i) for name, values in unit_scores.items() for i in range(len(values))]
-    flat = torch.cat([values.double() for values in unit_scores.values()])
-    room = {name: min(math.ceil(2 * share * len(v)), len(v) - 1) for name, v in unit_scores.items()}
+    places = [(name, i) for name, values in worth.items() for i in range(len(values))]
+    flat = torch.cat([values.double() for values in worth.values()])
+    room = {name: min(math.ceil(2 * share * len(v)), len(v) - 1) for name, v in worth.items()}
     units: dict[str, list[int]] = {}
     left = round(share * len(flat))
     for place in flat.argsort(stable=True).tolist():

@@ -34,6 +34,7 @@ from utils.widths import cut_evenly, parameters
 OWN_TEACHER = Path("runs/seg/best.pt")  # of train_seg.py, below the working directory
 OWN_PRUNED = Path("runs/pruned/pruned.pt")  # of prune_seg.py
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"  # shipped with this repository
+# What a released file keeps of best.pt. chosen_by: "masks" are the labels of validation, "teacher" its agreement.
 HANDED_ON = ("kind", "classes", "frame_size", "seed", "command", "epoch", "validation", "chosen_by")
 SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # of log w
 

@@ -28,9 +28,10 @@ DROP_AFTER = 5  # epochs without improvement after which a plateau schedule divi
 class Batch(NamedTuple):
     """Frames that belong together: those of a step, or of a whole part of the set."""
 
+    # Levels are places in the palette, 0 to 255: one number for each pixel instead of a colour.
     images: Tensor  # uint8 pictures (B, 3, H, W) or levels (B, H, W); as a network's input float (B, 3, H, W)
     labels: Tensor  # the class of each pixel, (B, H, W)
-    teacher_logits: Tensor | None = None  # float (B, C, h, w)
+    teacher_logits: Tensor | None = None  # float (B, C, h, w), before they are scaled up to H x W
 
 
 class TrainingSet(NamedTuple):
@@ -57,7 +58,7 @@ def make_optimizer(
         optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=1e-4, fused=fused)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 ** (step // steps // 10))
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.01, fused=fused)
-    total, warm_up = epochs * steps, max(1, epochs * steps // 20)
+    total, warm_up = epochs * steps, max(1, epochs * steps // 20)  # the rate rises during the first 5 % of all steps
 
     def rate(step: int) -> float:
         return min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / total))

@@ -24,7 +24,8 @@ def cut_evenly(model: nn.Module, target: int, inputs: torch.Tensor, multiple: in
         model: any network that DependencyGraph can follow; it is not touched.
         target: parameters.
         inputs: an example, float (N, 3, H, W).
-        multiple, floor: of the widths that stay. Multiples of 8 let inference engines use their fast code.
+        multiple, floor: widths that stay are multiples of `multiple`, and `floor` at least. Multiples of 8 let
+            inference engines use their fast code.
 
     Raises:
         PruneError: the model can't be followed, or is larger than the target even with `floor` channels everywhere.
