@@ -269,21 +269,15 @@ def prepare(batch: Batch, palette: torch.Tensor | None, augmented: bool, rows: i
     float (B, 3, rows, W).
     """
     images, labels, logits = batch
+    along = []
     if logits is not None:
-        logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
+        along = [F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)]
     if augmented:
-        geometry = augment.draw_geometry(*labels.shape, mirror)
-        geometry["rows"] = geometry["rows"][:, :rows]  # the others would be thrown away
-        if logits is not None:
-            logits, _ = augment.shift_and_flip(logits, labels, geometry)
-        images, labels = augment.shift_and_flip(images, labels, geometry)
-    if palette is not None:
-        if not mirror and logits is None:
-            images, labels = augment.add_carriers(images, labels)
-        elif not mirror:
-            images, labels, logits = augment.add_carriers(images, labels, logits)
-        images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
-    return Batch(segmentation.as_input(images, palette), labels.long(), logits)
+        levels = palette is not None
+        images, labels, *along = augment.augment_batch(
+            images, labels, *along, rows=rows, are_levels=levels, mirror=mirror
+        )
+    return Batch(segmentation.as_input(images, palette), labels.long(), *along)
 
 
 # ---- networks and data -----------------------------------------------------------------------------------------------

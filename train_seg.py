@@ -270,14 +270,10 @@ def prepare(batch: Batch, palette: torch.Tensor | None, augmented: bool, rows: i
 
     Images uint8 (B, H, W) or (B, 3, H, W) become float (B, 3, rows, W), labels int64 (B, rows, W).
     """
-    images, labels = batch.images, batch.labels
+    images, labels, _ = batch
     if augmented:
-        images, labels = augment.shift_and_flip(images, labels, augment.draw_geometry(*labels.shape, mirror))
-        images, labels = images[..., :rows, :], labels[:, :rows]
-    if palette is not None:
-        if not mirror:
-            images, labels = augment.add_carriers(images, labels)
-        images = augment.jitter_levels(images, *augment.draw_levels(len(images)))
+        levels = palette is not None
+        images, labels = augment.augment_batch(images, labels, rows=rows, are_levels=levels, mirror=mirror)
     return Batch(segmentation.as_input(images, palette), labels.long())
 
 

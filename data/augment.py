@@ -1,6 +1,10 @@
 """Augment spectrograms and their labels in ways that radio signals allow, on whole batches and on any device.
 
     levels, error = colormap_index(images, palette)                        # once: pictures -> colormap indices
+    levels, masks = augment_batch(levels, masks, rows=256, are_levels=True)
+
+It calls, one after the other:
+
     levels, masks = shift_and_flip(levels, masks, draw_geometry(8, 256, 256))
     levels, masks = add_carriers(levels, masks)
     levels = jitter_levels(levels, *draw_levels(8))
@@ -175,3 +179,30 @@ def _packed(image: torch.Tensor) -> torch.Tensor:
     """The colour of each pixel as one number: uint8 (3, H, W) -> int64 (H, W)."""
     red, green, blue = image.long()
     return red << 16 | green << 8 | blue
+
+
+def augment_batch(
+    images: torch.Tensor, masks: torch.Tensor, *along: torch.Tensor, rows: int, are_levels: bool, mirror: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """All of the above for the frames of one training step, cut to their first rows.
+
+    Args:
+        images: uint8 levels (N, H, W), or pictures (N, 3, H, W), whose levels are not known and stay.
+        masks: classes (N, H, W).
+        along: float (N, C, H, W), such as a teacher's logits, which move as the masks do.
+        rows: of the time axis that stay.
+        are_levels: whether `images` are levels.
+        mirror: flip in frequency as well. No carriers are added then.
+
+    Returns:
+        images, masks and all of `along`, (..., rows, W).
+    """
+    geometry = draw_geometry(*masks.shape, mirror)
+    geometry["rows"] = geometry["rows"][:, :rows]
+    moved = [shift_and_flip(values, masks, geometry)[0] for values in along]
+    images, masks = shift_and_flip(images, masks, geometry)
+    if are_levels:
+        if not mirror:
+            images, masks, *moved = add_carriers(images, masks, *moved)
+        images = jitter_levels(images, *draw_levels(len(images)))
+    return images, masks, *moved
