@@ -143,8 +143,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         limit = server.breaks.pop(0) if server.breaks else None
         body = body[:limit]
+        server.sent += len(body)  # before the write: the client may look as soon as it has the last byte
         self.wfile.write(body)
-        server.sent += len(body)
         server.flowing.wait()
 
     def log_message(self, *args):
