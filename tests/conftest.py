@@ -9,6 +9,7 @@ import os
 import signal
 import tarfile
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +27,13 @@ from data.radioml import create_file
 from data.spectrogram import PARULA, SIZE
 from models import segmentation
 from models.rebuild import describe
+from models.vgg10 import VGG10
 from utils import checkpoint, cost
 
 torch.set_num_threads(1)
+# Tests that kill a run fork first. Autograd starts threads of its own at the first backward that comes after an export,
+# and then refuses to work in a fork; a backward before everything else keeps it without threads.
+torch.ones(1, requires_grad=True).sum().backward()
 
 BANDS = {  # label and colour of each carrier; NR blinks, LTE is steady
     "NR": [(127, (250, 220, 60))],
@@ -270,6 +275,16 @@ def amc_baseline(radioml_file, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def untrained_classifier(tmp_path_factory) -> Path:
+    """A small VGG10 that was never trained."""
+    torch.manual_seed(0)
+    network = VGG10(8, filters=8, dense=16)
+    path = tmp_path_factory.mktemp("classifier") / "vgg10.pt"
+    checkpoint.save(path, describe(network, "models.vgg10.VGG10", network.arguments()) | {"kind": "modulation"})
+    return path
+
+
 def log_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in open(folder / "log.jsonl")]
 
@@ -297,19 +312,21 @@ def assert_equal(ours, theirs, name=""):
         assert ours == theirs, name
 
 
-def kill_inside(script, name: str, count: int, argv: list[str]) -> int:
-    """Run a script in a child that is killed at the count-th call of script.NAME; the signal that ended it."""
+def kill_inside(module, name: str, count: int, main, argv: list[str]) -> int:
+    """Run main(argv) in a child that is killed at the count-th call of module.NAME; the signal that ended it."""
     child = os.fork()
     if child:
         return os.WTERMSIG(os.waitpid(child, 0)[1])
     try:
-        inner, left = getattr(script, name), [count]
+        inner, left = getattr(module, name), [count]
 
         def counting(*args, **values):
             left[0] -= 1
             return inner(*args, **values) if left[0] else os.kill(os.getpid(), signal.SIGKILL)
 
-        setattr(script, name, counting)
-        script.main(argv)
+        setattr(module, name, counting)
+        main(argv)
+    except BaseException:  # told here: nothing of the child's survives it
+        traceback.print_exc()
     finally:
         os._exit(1)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -18,7 +17,7 @@ from data.spectrum_sensing import find_frames, read_tensors, split
 from data.unlabelled import find_pictures, read_pictures
 from models import segmentation
 from models.rebuild import describe, rebuild
-from tests.conftest import assert_equal, write_levels
+from tests.conftest import assert_equal, kill_inside, write_levels
 from utils import checkpoint, kd_losses, release, runs
 from utils.evaluation import keep_logits
 from utils.training import Batch, TrainingSet, recalibrate_batch_norm
@@ -138,24 +137,6 @@ def test_label_free_reads_no_training_or_validation_label(frames, options, tmp_p
     assert runs.run(lambda: distill_seg.main([*argv, "--out", str(tmp_path / "x")]), *distill_seg.ERRORS) == 2
 
 
-def kill_inside(module, name: str, count: int, argv: list[str]) -> int:
-    """Run the script in a child that is killed at the count-th call of module.name; the signal that ended it."""
-    child = os.fork()
-    if child:
-        return os.WTERMSIG(os.waitpid(child, 0)[1])
-    try:
-        inner, left = getattr(module, name), [count]
-
-        def counting(*args, **values):
-            left[0] -= 1
-            return inner(*args, **values) if left[0] else os.kill(os.getpid(), signal.SIGKILL)
-
-        setattr(module, name, counting)
-        distill_seg.main(argv)
-    finally:
-        os._exit(1)
-
-
 @pytest.mark.slow
 def test_a_run_killed_in_both_generations_ends_like_one_that_was_not(options, tmp_path, monkeypatch):
     monkeypatch.setattr(distill_seg, "report", lambda *args: None)  # best.pt is what it reports
@@ -165,7 +146,7 @@ def test_a_run_killed_in_both_generations_ends_like_one_that_was_not(options, tm
     argv += ["--out", str(tmp_path / "run")]
     # with epoch 1 validated but not logged; and in the second step of the second generation
     for place, reached in (((distill_seg, "log", 1), (0, 2)), ((nn.utils, "clip_grad_norm_", 2), (1, 1))):
-        assert kill_inside(*place, argv) == signal.SIGKILL
+        assert kill_inside(*place, distill_seg.main, argv) == signal.SIGKILL
         state = checkpoint.load(tmp_path / "run/last.pt")
         assert (state["epoch"], state["step"]) == reached
     assert distill_seg.main(argv) == 0

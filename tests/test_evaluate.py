@@ -15,7 +15,7 @@ from data.radioml import MODULATIONS, SNRS, open_frames, split
 from data.spectrogram import PARULA
 from models import segmentation
 from models.rebuild import describe, rebuild
-from models.vgg10 import VGG10, to_brevitas
+from models.vgg10 import to_brevitas
 from tests.conftest import write_levels
 from utils import checkpoint, cost, runs
 from utils.cost import challenge_score, inference_cost
@@ -38,16 +38,6 @@ def network(tmp_path_factory) -> Path:
     data = describe(segmentation.build(MODEL), *segmentation.factory(MODEL)) | {"kind": "segmentation"}
     path = tmp_path_factory.mktemp("network") / "one.pt"
     checkpoint.save(path, data | {"frame_size": [64, 64]})
-    return path
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory) -> Path:
-    """A small VGG10 that was never trained."""
-    torch.manual_seed(0)
-    model = VGG10(8, filters=8, dense=16)
-    path = tmp_path_factory.mktemp("classifier") / "vgg10.pt"
-    checkpoint.save(path, describe(model, "models.vgg10.VGG10", model.arguments()) | {"kind": "modulation"})
     return path
 
 
@@ -127,11 +117,11 @@ def test_several_networks_stand_side_by_side_with_their_size(frames, network, tm
 # ---- modulations -----------------------------------------------------------------------------------------------------
 
 
-def test_scores_of_modulations_equal_an_independent_count(radioml_file, classifier, tmp_path, capsys):
-    argv = [str(classifier), "--data-file", str(radioml_file), "--out", str(tmp_path / "out")]
+def test_scores_of_modulations_equal_an_independent_count(radioml_file, untrained_classifier, tmp_path, capsys):
+    argv = [str(untrained_classifier), "--data-file", str(radioml_file), "--out", str(tmp_path / "out")]
     assert evaluate.main(argv) == 0
     result, frames = result_of(tmp_path / "out"), open_frames(radioml_file)
-    rows, model = split(frames)["test"], rebuild(checkpoint.load(classifier)).eval()
+    rows, model = split(frames)["test"], rebuild(checkpoint.load(untrained_classifier)).eval()
     with torch.no_grad():
         guess = model(frames.samples(rows)).argmax(1).numpy()
     right = guess == frames.labels[rows]
@@ -149,20 +139,22 @@ def test_scores_of_modulations_equal_an_independent_count(radioml_file, classifi
     }  # fmt: skip
 
 
-def test_a_network_of_the_challenge_stands_beside_ours(radioml_file, classifier, tmp_path, capsys):
-    model = rebuild(checkpoint.load(classifier))
+def test_a_network_of_the_challenge_stands_beside_ours(radioml_file, untrained_classifier, tmp_path, capsys):
+    model = rebuild(checkpoint.load(untrained_classifier))
     checkpoint.save(tmp_path / "theirs.pt", to_brevitas(model))
-    argv = [str(classifier), str(tmp_path / "theirs.pt"), "--data-file", str(radioml_file), "--part", "all"]
+    argv = [str(untrained_classifier), str(tmp_path / "theirs.pt"), "--data-file", str(radioml_file), "--part", "all"]
     assert evaluate.main(argv) == 0
     ours, theirs, last = capsys.readouterr().out.splitlines()[-3:]
-    assert ours.startswith(str(classifier)) and theirs.startswith(str(tmp_path / "theirs.pt"))
+    assert ours.startswith(str(untrained_classifier)) and theirs.startswith(str(tmp_path / "theirs.pt"))
     assert ours.split()[1:] == theirs.split()[1:] and last.startswith("1872 frames")
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(frames, network, radioml_file, classifier, tmp_path, capsys):
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    frames, network, radioml_file, untrained_classifier, tmp_path, capsys
+):
     (tmp_path / "text.pt").write_text("hello")
     checkpoint.save(tmp_path / "other.pt", {"kind": "weather"})
     checkpoint.save(tmp_path / "odd.pt", {"1.weight": torch.zeros(1)})
@@ -174,10 +166,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(frames, network, radioml_file
         ([str(tmp_path / "text.pt"), *folder], "text.pt: not a checkpoint"),
         ([str(tmp_path / "other.pt"), *folder], "a network for weather"),
         ([str(tmp_path / "odd.pt"), *file], "not a VGG10 checkpoint"),
-        ([str(network), str(classifier)], "two kinds"),
+        ([str(network), str(untrained_classifier)], "two kinds"),
         ([str(network), *file], "--data-dir, not --data-file"),
-        ([str(classifier), *folder], "--data-file, not --data-dir"),
-        ([str(classifier), "--data-file", str(tmp_path / "none.hdf5")], "no such file"),
+        ([str(untrained_classifier), *folder], "--data-file, not --data-dir"),
+        ([str(untrained_classifier), "--data-file", str(tmp_path / "none.hdf5")], "no such file"),
         ([str(network), *folder, "--out", str(tmp_path / "run")], "holds a training run"),
     ]:
         assert runs.run(lambda argv=argv: evaluate.main(argv), *evaluate.ERRORS) == 2, argv

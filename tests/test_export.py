@@ -18,7 +18,6 @@ from data.radioml import open_frames, split
 from data.spectrum_sensing import find_frames, read_tensors
 from models import segmentation
 from models.rebuild import describe, rebuild
-from models.vgg10 import VGG10
 from tests.conftest import write_levels
 from utils import checkpoint, runs
 from utils import export as exports
@@ -51,16 +50,6 @@ def student(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("student") / "student.pt"
     data = describe(segmentation.build(MODEL), *segmentation.factory(MODEL))
     checkpoint.save(path, data | {"kind": "segmentation"})
-    return path
-
-
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory) -> Path:
-    """A small VGG10 that was never trained."""
-    torch.manual_seed(0)
-    network = VGG10(8, filters=8, dense=16)
-    path = tmp_path_factory.mktemp("classifier") / "vgg10.pt"
-    checkpoint.save(path, describe(network, "models.vgg10.VGG10", network.arguments()) | {"kind": "modulation"})
     return path
 
 
@@ -170,13 +159,13 @@ def test_other_labels_are_counted_and_ties_told_apart():
 # ---- modulations -----------------------------------------------------------------------------------------------------
 
 
-def test_onnx_runtime_gives_the_same_answers_from_integer_weights(radioml_file, classifier, tmp_path, capsys):
+def test_onnx_runtime_gives_the_same_answers_from_integer_weights(radioml_file, untrained_classifier, tmp_path, capsys):
     onnx = pytest.importorskip("onnx", reason="optional: pip install onnx onnxruntime")
     pytest.importorskip("onnxruntime", reason="optional: pip install onnx onnxruntime")
     file, frames = tmp_path / "network.onnx", open_frames(radioml_file)
-    assert script.main([str(classifier), str(file), "--data-file", str(radioml_file)]) == 0
+    assert script.main([str(untrained_classifier), str(file), "--data-file", str(radioml_file)]) == 0
     assert "frames are named otherwise" in capsys.readouterr().out
-    network, x = rebuild(checkpoint.load(classifier)).eval(), frames.samples(split(frames)["test"][::7])
+    network, x = rebuild(checkpoint.load(untrained_classifier)).eval(), frames.samples(split(frames)["test"][::7])
     with torch.no_grad():
         expected = network(x)
     found = run_integer_onnx(file, x)
@@ -189,7 +178,7 @@ def test_onnx_runtime_gives_the_same_answers_from_integer_weights(radioml_file, 
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(student, classifier, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_sentence_and_exit_code_2(student, untrained_classifier, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: None)
     checkpoint.save(tmp_path / "odd.pt", {"1.weight": torch.zeros(1)})
     (tmp_path / "empty").mkdir()
@@ -197,8 +186,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(student, classifier, tmp_path
         ([str(tmp_path / "nowhere.pt"), "x.pt2"], "no such checkpoint"),
         ([str(tmp_path / "odd.pt"), "x.onnx"], "not a VGG10 checkpoint"),
         ([str(student), "x.pt2", "--data-dir", str(tmp_path / "empty")], "no frames"),
-        ([str(classifier), str(tmp_path / "x.pt2")], ".onnx only"),
-        ([str(classifier), str(tmp_path / "x.onnx")], "pip install onnx"),
+        ([str(untrained_classifier), str(tmp_path / "x.pt2")], ".onnx only"),
+        ([str(untrained_classifier), str(tmp_path / "x.onnx")], "pip install onnx"),
     ]:
         assert runs.run(lambda argv=argv: script.main(argv), *script.ERRORS) == 2, argv
         error = capsys.readouterr().err.splitlines()[-1]

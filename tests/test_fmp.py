@@ -82,7 +82,7 @@ def test_fmp_in_series_goes_back_and_divides_p_and_ends_the_same_after_kills(opt
 
     argv += ["--resume", "--out", str(tmp_path / "run")]
     for place in (("log", 3), ("keep_or_go_back", 1), ("add_row", 2), ("save_last", 4), ("cut_weights", 1)):
-        assert kill_inside(fmp, *place, argv) == signal.SIGKILL
+        assert kill_inside(fmp, *place, fmp.main, argv) == signal.SIGKILL
     assert fmp.main(argv) == 0
     assert_equal(contents(tmp_path / "run"), contents(tmp_path / "whole"))
 
@@ -114,9 +114,9 @@ def test_going_back_restores_everything_and_trains_again_unless_the_faults_are_r
     argv = [*options, "--preset", "fmp-4bit", "--p", ".4", "--keep", ".9", *["--replay-faults"] * faults]
     argv += ["--step-epochs", "1", "--budget", "2", "--resume", "--out", str(folder)]
     # Killed twice: when step 2 has been cut, and when its epoch has been trained
-    assert kill_inside(fmp, "save_last", 4, argv) == signal.SIGKILL
+    assert kill_inside(fmp, "save_last", 4, fmp.main, argv) == signal.SIGKILL
     before = checkpoint.load(folder / "last.pt")
-    assert kill_inside(fmp, "save_last", 2, argv) == signal.SIGKILL
+    assert kill_inside(fmp, "save_last", 2, fmp.main, argv) == signal.SIGKILL
     trained = checkpoint.load(folder / "last.pt")
     assert (before["state"]["step"], before["state"]["epoch"]) == (trained["state"]["step"], 1) == (2, 1)
     assert trained["state"]["epoch"] == 2

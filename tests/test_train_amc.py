@@ -49,7 +49,7 @@ def test_a_run_that_was_killed_again_and_again_ends_like_one_that_was_not(option
     argv = [*options, "--resume", "--out", str(tmp_path / "run")]
     # in an epoch, before and after the first epoch's line in the log, and before the result
     for place in (("apply_masks", 35), ("amc_accuracy", 1), ("log", 1), ("amc_accuracy", 2), ("report_amc", 1)):
-        assert kill_inside(train_amc, *place, argv) == signal.SIGKILL
+        assert kill_inside(train_amc, *place, train_amc.main, argv) == signal.SIGKILL
     assert train_amc.main(argv) == 0
     assert_equal(contents(tmp_path / "run"), contents(amc_baseline))
 
