@@ -412,12 +412,9 @@ def about_train_seg() -> str:
 
 def about_prune_seg() -> str:
     row = compression_groups()["ours 299 K", "KD", 3][0]
-    before, nominal = row["before_retraining"], row["parameters_dense"] / row["parameters"]
     text = takes("prune_seg.py", "The demo's cut takes")
-    text += f"The default target is {nominal:.1f} times fewer parameters than torchvision's network. "
-    text += "The validation mIoU of an earlier teacher fell from "
-    text += f"{share(before['dense']['miou'])} to {share(before['recalibrated']['miou'])} by that cut; "
-    return text + "retraining brings it back."
+    nominal = row["parameters_dense"] / row["parameters"]
+    return f"{text}The default target is {nominal:.1f} times fewer parameters than torchvision's network."
 
 
 def about_distill_seg() -> str:

@@ -173,3 +173,9 @@ def test_units_go_over_all_groups_but_the_last_of_a_group_stays():
     assert pruning_masks.lowest_units(one_sided, 0.1) == {"first": [0, 1]}
     one_sided["second"] = torch.arange(30) + 100.0
     assert pruning_masks.lowest_units(one_sided, 0.2) == {"first": [0, 1, 2, 3], "second": [0, 1, 2, 3]}
+
+
+def test_a_network_of_one_filter_a_layer_has_nothing_to_cut():
+    network = VGG10(4, filters=1, dense=1, samples=128)
+    model = pruning_masks.Pruned(network, pruning_masks.nonzero_masks(network.weights()))
+    assert pruning_masks.cut_filters(model, 0.5, "magnitude") is None

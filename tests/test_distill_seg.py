@@ -191,6 +191,7 @@ def test_the_second_generation_starts_anew_and_is_taught_by_the_first(options, t
     assert [line["epoch"] for line in log_of(tmp_path)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_without_networks_or_data_the_shipped_teacher_is_cut_and_says_so(
     frames, teacher, tmp_path, monkeypatch, capsys
 ):

@@ -195,6 +195,7 @@ def test_strong_carriers_whose_skirts_fill_the_gaps_are_parted_by_their_cells(fi
     assert [cell["cell_id"] for row in rows for cell in row["cells"]] == [100, 101, 102]
 
 
+@pytest.mark.slow
 def test_a_cell_in_a_band_wider_than_any_lte_channel_gets_its_own_channel_and_the_rest_another_row(find):
     beside = ofdm(1 / 15e3, 144 / 30.72e6, 13e6) * np.exp(2j * np.pi * 6.2e6 / RATE * np.arange(COUNT))
     rows = find(at(lte(10e6, 55), -5e6) + 8 * beside / beside.std() + noise())  # no gap between the two

@@ -94,6 +94,7 @@ def test_a_streamlined_network_computes_the_same(name):
         streamline(twice, images)
 
 
+@pytest.mark.slow
 def test_an_exported_network_gives_the_same_labels_for_any_batch(student, frames, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exports, "export_and_compare", partial(export_and_compare, runs=2))
     file = tmp_path / "s.pt2"

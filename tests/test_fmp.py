@@ -35,6 +35,7 @@ def share_left(network, *_) -> float:
     return int(weights.count_nonzero()) / len(weights)
 
 
+@pytest.mark.slow
 def test_imp_stops_at_its_first_failure_and_keeps_the_network_before_it(options, tmp_path):
     folder = tmp_path / "imp"
     weights = tmp_path / "w.pt"
@@ -134,6 +135,7 @@ def test_going_back_restores_everything_and_trains_again_unless_the_faults_are_r
         assert moved == masks.keys() and trained["optimizer"]["state"]
 
 
+@pytest.mark.slow
 def test_patience_and_budget_end_a_step_and_fine_tuning_has_a_tenth_of_the_rate(radioml_file, tmp_path, monkeypatch):
     argv = ["--data-file", str(radioml_file), "--batch-size", "64", "--epoch-frames", "128"]
     widths = ["--filters", "4", "3", "3", "3", "3", "3", "4", "--dense", "8", "6"]

@@ -121,6 +121,7 @@ def test_the_table_lists_every_entry_with_the_ratio_that_was_carried_out(default
     assert picture.size[1] > 16 * len(rows)
 
 
+@pytest.mark.slow
 def test_a_run_repeats_bit_for_bit_and_never_looks_at_validation_frames(default, options, frames, tmp_path):
     """The same frames, but validation and test labels say the opposite: what is cut must not change."""
     other = write_frames(tmp_path / "frames")
@@ -171,6 +172,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(default, options, frames, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_is_refused_with_the_range(options, tmp_path, capsys):
     out = ["--out", str(tmp_path / "run")]
     fails([*options, "--target-params", "10", *out], capsys, "out of reach", "choose a target in between")

@@ -93,6 +93,7 @@ def test_a_carrier_that_fills_the_capture_is_said_to_reach_its_edges(find, tmp_p
     assert "<=1796.00" in printed and ">=1804.00" in printed and "reaches the capture's edge" in printed
 
 
+@pytest.mark.slow
 def test_carriers_of_a_wide_capture_are_whole_where_its_pieces_meet(find, tmp_path):
     iq = band(70e6, 2_800_000, [(-34e6, -16e6, 12), (-6e6, 12e6, 12), (18e6, 32e6, 35)])
     got = edges(find(write_sigmf(tmp_path, iq, 70e6)))

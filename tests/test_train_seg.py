@@ -266,6 +266,7 @@ def test_more_frames_join_the_training_part_only(frames, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_without_data_a_small_set_is_made_and_said_so(frames, tmp_path, monkeypatch, capsys):
     import data.synthetic
 
@@ -282,6 +283,7 @@ def test_without_data_a_small_set_is_made_and_said_so(frames, tmp_path, monkeypa
 # ---- faults --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_given_network(options, whole, tmp_path, capsys):
     start = rebuild(checkpoint.load(whole / "best.pt")).state_dict()
     args = [*options, "--checkpoint", str(whole / "best.pt"), "--lr", "1e-12", "--epochs", "1"]

@@ -342,6 +342,7 @@ def test_known_errors_are_one_sentence_and_code_2_and_others_are_not_hidden(caps
         runs.run(lambda: 1 // 0, CheckpointError)
 
 
+@pytest.mark.slow
 def test_a_reader_who_has_seen_enough_ends_a_script_without_a_word():
     code = "import sys; from utils.runs import run; sys.exit(run(lambda: [print(90 * '.') for _ in range(9999)]))"
     command = [sys.executable, "-c", code]

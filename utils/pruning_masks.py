@@ -160,6 +160,8 @@ def lowest_units(worth: Tensors, share: float) -> dict[str, list[int]]:
     Args:
         worth: float (units,) of each group, as `unit_scores` gives it, comparable between groups.
     """
+    if not worth:  # as of a network whose layers have one filter each
+        return {}
     places = [(name, i) for name, values in worth.items() for i in range(len(values))]
     flat = torch.cat([values.double() for values in worth.values()])
     room = {name: min(math.ceil(2 * share * len(v)), len(v) - 1) for name, v in worth.items()}
