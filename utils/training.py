@@ -215,9 +215,9 @@ class CapturedStep:
                 with self._rates_on_device(capturable=True):
                     self.launch, self.losses = self.capture(self.function, self.inputs)
             except RuntimeError as error:
-                fault = str(error.__context__ or error).strip().splitlines()
+                fault = (str(error.__context__ or error).strip() or repr(error)).splitlines()[0]
                 warnings.warn(
-                    f"the training step can't be captured in a CUDA graph ({fault[0] if fault else error!r}): "
+                    f"the training step can't be captured in a CUDA graph ({fault}): "
                     "every step runs kernel by kernel, which takes longer at small batches",
                     stacklevel=2,
                 )
