@@ -94,7 +94,8 @@ def recalibrate(network: nn.Module, training: TrainingSet) -> None:
     images = training.images
     some = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
     device = next(network.parameters()).device
-    parts = (part.to(device) for part in some.split(16) if len(part) > 1)  # batch norm needs two frames
+    parts = some.split(of_device(BATCH, device))
+    parts = (part.to(device) for part in parts if len(part) > 1)  # batch norm needs two frames
     recalibrate_batch_norm(network, (segmentation.as_input(part, training.palette) for part in parts))
 
 
@@ -164,7 +165,8 @@ def _matrices(predict: Predict, images: torch.Tensor, labels: torch.Tensor) -> t
 
 def labelled_by(network: nn.Module, images: torch.Tensor) -> Batch:
     """Images uint8 (N, 3, H, W) with the labels uint8 (N, H, W) that a network in evaluation mode gives them."""
-    labels = [segmentation.predict(network, part).to(torch.uint8).cpu() for part in images.split(16)]
+    parts = images.split(of_device(BATCH, next(network.parameters()).device))
+    labels = [segmentation.predict(network, part).to(torch.uint8).cpu() for part in parts]
     return Batch(images, torch.cat(labels))
 
 
@@ -187,7 +189,7 @@ def keep_logits(teacher: nn.Module, training: TrainingSet, folder: str | Path) -
     kept, device = [], next(teacher.parameters()).device
     hook = teacher.classifier.register_forward_hook(lambda layer, inputs, output: kept.append(output.cpu()))
     try:
-        for part in tqdm(training.images.split(16), "teacher", unit="batch", file=sys.stderr):
+        for part in tqdm(training.images.split(of_device(BATCH, device)), "teacher", unit="batch", file=sys.stderr):
             teacher(segmentation.as_input(part.to(device), training.palette))
     finally:
         hook.remove()

@@ -154,6 +154,7 @@ def bf16_autocast(device: torch.device, wanted: bool = True) -> AbstractContextM
 # ---- the step as one CUDA graph --------------------------------------------------------------------------------------
 
 Capture = Callable[[Callable[..., Tensor], list[Tensor]], tuple[Callable[[], None], Tensor]]
+FAILED_GRAPHS: list = []  # after one that couldn't be captured this process tries no other
 
 
 class CapturedStep:
@@ -175,7 +176,7 @@ class CapturedStep:
             changes on the device: zero_grad to None, forward, backward, clipping, optimizer, masks, EMA. It must not
             ask the GPU for a number (.item(), int(), if), and what it changes must stay where it is in memory.
         optimizer: fused; its parameters tell the device.
-        ready: whether a step may be captured already; asked until it is. Earlier steps run as they are.
+        ready: whether a step may be captured; asked before each one. Until then steps run as they are.
         capture: (function, inputs) -> (launch, losses that each launch overwrites); None: cuda_graph on CUDA, else no
             capture. False keeps every step as it is, as DistributedDataParallel needs it.
     """
@@ -189,7 +190,9 @@ class CapturedStep:
     ):
         self.function, self.optimizer, self.ready = function, optimizer, ready
         self.device = optimizer.param_groups[0]["params"][0].device
-        self.capture = cuda_graph if capture is None and self.device.type == "cuda" else capture or None
+        if capture is None and self.device.type == "cuda" and not FAILED_GRAPHS:
+            capture = cuda_graph
+        self.capture = capture or None
         self.stream = torch.cuda.Stream(self.device) if self.capture and self.device.type == "cuda" else None
         self.rates = [torch.zeros((), device=self.device) for _ in optimizer.param_groups]
         self.layout: list | None = None  # shapes and strides of the inputs that the rest is for
@@ -265,7 +268,9 @@ def cuda_graph(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[C
         with torch.cuda.graph(graph):
             losses = function(*inputs)
     except RuntimeError:
-        # A capture that failed leaves its stream as the present one, and a random generator that still believes in it.
+        # A capture that failed leaves its stream as the present one, a random generator that still believes in it, and
+        # an allocator that may still ask the graph.
+        FAILED_GRAPHS.append(graph)
         torch.cuda.set_stream(present)
         generator = torch.cuda.default_generators[present.device_index]
         generator.graphsafe_set_state(generator.clone_state())
