@@ -23,6 +23,7 @@ import train_amc
 import train_seg
 from data import on_device
 from data.radioml import batches, encode, from_arrays, loaded, resident
+from experiments import gpu_speed
 from models.vgg10 import VGG10
 from tests.conftest import AMC_SMALL, assert_equal, contents, write_levels
 from utils import checkpoint, runs, training
@@ -292,3 +293,24 @@ def test_the_published_recipes_are_the_same_on_every_device():
     for script, expected in ((train_seg, (4, 0.02)), (distill_seg, (3, 1e-3))):
         args = script.parse_args(["--preset", "published", "--device", "cuda"])
         assert (args.batch_size, args.lr) == expected
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+def test_without_a_gpu_the_experiment_says_what_it_would_do(tmp_path, capsys):
+    assert gpu_speed.main(["--device", "cpu", "--out", str(tmp_path / "x.json")]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 1 and "CUDA" in said and not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg10", "deeplab", "distillation"])
+def test_the_loops_of_the_experiment_train_and_are_measured(name, monkeypatch):
+    for size, value in (("FRAMES", 4), ("SIGNALS", 8), ("COMPARED", 2)):
+        monkeypatch.setattr(gpu_speed, size, value)
+    args = gpu_speed.parse_args(["--rounds", "2", "--seconds", "0.01"])
+    row = gpu_speed.compare(gpu_speed.Training(name, getattr(gpu_speed, name), 2, 4), args, CPU)
+    assert row["losses"][0] == row["losses"][1] > 0  # nothing is captured on a CPU
+    assert row["ratio"] == row["captured"] / row["eager"] > 0 and row["share"] == row["captured"] / row["ceiling"]
+    assert {len(turns) for turns in row["turns"].values()} == {2}
