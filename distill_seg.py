@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import DataError, augment
+from data.on_device import gathered, on_device
 from data.spectrogram import PARULA
 from data.spectrum_sensing import Frame, class_weights, find_frames, read_tensors, split
 from data.synthetic import default_set
@@ -41,13 +42,14 @@ from utils import checkpoint, kd_losses, release
 from utils.dependency_graph import PruneError
 from utils.evaluation import evaluate, keep_logits, labelled_by, recalibrate, report
 from utils.runs import RunError, StopSignal, check_loss, config_of, cut_log, decisive, log, run, single_process, start
-from utils.training import Batch, TrainingSet, bf16_autocast, epoch_order, make_optimizer
+from utils.training import Batch, CapturedStep, LossReader, TrainingSet, bf16_autocast, epoch_order, make_optimizer
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError, PruneError, kd_losses.DistillationError)
 PRESETS = {
     "default": {"epochs": 20, "batch_size": 8, "lr": 1e-3, "gamma": 0.0, "temperature": 1.0},
     "published": {"epochs": 30, "batch_size": 3, "lr": 1e-3, "gamma": 1.0, "temperature": 2.0},
 }
+ON_CUDA = {"batch_size": 32, "lr": 2e-3}  # of the default preset there
 
 
 class Generation(NamedTuple):
@@ -83,13 +85,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help=f"default {_defaults('batch_size')}")
     parser.add_argument("--lr", type=float, help=f"highest learning rate, default {_defaults('lr')}")
     parser.add_argument("--seed", type=int, default=0, help="of order, augmentation, new weights; not of the split")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between two last.pt")
+    parser.add_argument("--save-every", type=int, metavar="STEPS", help="between two last.pt, default 200, CUDA 1000")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
-    for name, value in PRESETS[args.preset].items():
+    on_cuda = args.device.startswith("cuda")
+    defaults = PRESETS[args.preset] | {"save_every": 1000 if on_cuda else 200}
+    if on_cuda and args.preset == "default":
+        defaults |= ON_CUDA
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     for name in ("epochs", "batch_size", "save_every", "lr", "generations", "temperature", "target_params"):
@@ -111,7 +117,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _defaults(name: str) -> str:
-    return ", ".join(f"{values[name]:g} ({preset})" for preset, values in PRESETS.items())
+    values = [f"{values[name]:g} ({preset})" for preset, values in PRESETS.items()]
+    return ", ".join([*values, f"{ON_CUDA[name]:g} (default on CUDA)"] if name in ON_CUDA else values)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -137,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     training, digest = read_training(parts["train"], args.preset, teacher if label_free else None)
     shown = parts["validation"]
     validation = labelled_by(teacher, read_pictures(shown)) if label_free else Batch(*read_tensors(shown))
+    validation = Batch(*on_device(validation[:2], device))
 
     # The run's folder: written only now that everything could be read and built
     state = checkpoint.load(args.out / "last.pt") if args.resume and (args.out / "last.pt").exists() else None
@@ -175,18 +183,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args, generation: Generation, training: TrainingSet, validation: Batch, device, stop: StopSignal) -> bool:
     """The training loop of one generation. False if `stop` was requested; last.pt then has all that going on needs."""
-    number, student, teacher, kept, origin, state = generation
-    images, labels = training.images.to(device), training.labels.to(device)
+    number, _, _, kept, origin, state = generation
+    taught = on_device([training.images, training.labels] + ([] if kept is None else [kept]), device)
+    images, labels, *_ = taught  # (N, H, W) uint8, and (N, C, h, w) float
     steps = max(1, len(images) // args.batch_size)  # of an epoch
     augmented = args.preset == "default"
-
-    # The student, and what it learns from
-    student = speed_up(student).to(device, memory_format=torch.channels_last)
-    ema = freeze(copy.deepcopy(student), device) if args.gamma else None
-    losses = kd_losses.Losses(teacher, ema, args.alpha, args.beta, args.kd, args.temperature)
-    losses.weights = None if training.weights is None else training.weights.to(device)
-    losses.weighted_kd = args.preset == "published"
-    losses.autocast = bf16_autocast(device, wanted=augmented)
+    student, losses = learner(args, generation, training, device)
+    ema = losses.ema
 
     # Optimizer; a resumed run goes on with its state
     optimizer, scheduler = make_optimizer(student, args.lr, args.epochs, steps, args.preset == "published")
@@ -201,6 +204,20 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
         checkpoint.set_rng_state(state["rng"])
     cut_log(args.out, first_epoch)
 
+    def update(decay, x, y, wanted=None):  # all that a step changes on the device
+        terms = losses.terms(student, x, y, wanted)
+        loss = args.alpha * terms.kd + args.beta * terms.ce + args.gamma * terms.own
+        optimizer.zero_grad()
+        loss.backward()
+        if augmented:
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        if ema:
+            kd_losses.update_ema(ema, student, decay)
+        return torch.stack((loss, *terms)).detach()
+
+    train_step, reader = CapturedStep(update, optimizer), LossReader(device)
+
     def save(name: str, **more) -> None:
         data = release.saved(student, origin["factory"], origin["arguments"], args.seed, labels.shape[1:])
         checkpoint.save(args.out / name, data | more)
@@ -212,33 +229,27 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
 
     last_epoch = (number + 1) * args.epochs
     for epoch in range(first_epoch, last_epoch):
-        order = epoch_order(len(images), steps * args.batch_size, args.seed, epoch)
+        order = epoch_order(len(images), steps * args.batch_size, args.seed, epoch).to(images.device)
         half = augmented and epoch % args.epochs < args.epochs * 5 // 6  # as train_seg.py: whole frames at the end
         rows = labels.shape[1] // 2 if half else labels.shape[1]
         student.train()
         began = time.perf_counter()
         name = f"epoch {epoch + 1}/{args.generations * args.epochs}"
-        for step in tqdm(range(first_step, steps), name, unit="step", file=sys.stderr):
-            chosen = order[step::steps]
-            teacher_logits = None if kept is None else kept[chosen].to(device)
-            batch = Batch(images[chosen], labels[chosen], teacher_logits)
-            terms = losses.terms(student, *prepare(batch, training.palette, augmented, rows, args.mirror))
-            loss = args.alpha * terms.kd + args.beta * terms.ce + args.gamma * terms.own
-            optimizer.zero_grad()
-            loss.backward()
-            if augmented:
-                nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-            values = [term.item() for term in (loss, *terms)]
-            check_loss(values[0], epoch, step, args.out)
-            optimizer.step()
+        todo = range(first_step, steps)
+        batches = gathered(taught, (order[step::steps] for step in todo), device)
+        for step, batch in zip(tqdm(todo, name, unit="step", file=sys.stderr), batches, strict=True):
+            x, y, wanted = prepare(Batch(*batch), training.palette, augmented, rows, args.mirror)
+            decay = kd_losses.ema_decay(scheduler.last_epoch + 1) if augmented else 0.999  # steps with this one
+            values = train_step(decay, x, y) if wanted is None else train_step(decay, x, y, wanted)
             scheduler.step()
-            if ema:
-                warm = scheduler.last_epoch  # steps so far; a young average must forget its start
-                kd_losses.update_ema(ema, student, min(0.999, warm / (9 + warm)) if augmented else 0.999)
-            sums = [total + value for total, value in zip(sums, values, strict=True)]
-            if stop.requested or (step + 1) % args.save_every == 0:
+            stopping, due = stop.requested, (step + 1) % args.save_every == 0
+            read = reader.add(values, now=stopping or due or step + 1 == steps)
+            for at, values in enumerate(read, step + 1 - len(read)):
+                check_loss(values[0], epoch, at, args.out)
+                sums = [total + value for total, value in zip(sums, values, strict=True)]
+            if stopping or due:
                 save_last(epoch, step + 1, sums)
-            if stop.requested:
+            if stopping:
                 return False
         trained = (steps - first_step) * args.batch_size / (time.perf_counter() - began)
 
@@ -260,6 +271,17 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
             checkpoint.save(args.out / f"generation_{number + 1}.pt", checkpoint.load(args.out / "best.pt"))
         save_last(epoch + 1, 0, sums)
     return True
+
+
+def learner(args, generation: Generation, training: TrainingSet, device) -> tuple[nn.Module, kd_losses.Losses]:
+    """The student on its device, and the losses that it learns from, with its EMA if that is asked for."""
+    student = speed_up(generation.student).to(device, memory_format=torch.channels_last)
+    ema = freeze(copy.deepcopy(student), device) if args.gamma else None
+    losses = kd_losses.Losses(generation.teacher, ema, args.alpha, args.beta, args.kd, args.temperature)
+    losses.weights = None if training.weights is None else training.weights.to(device)
+    losses.weighted_kd = args.preset == "published"
+    losses.autocast = bf16_autocast(device, wanted=args.preset == "default")
+    return student, losses
 
 
 def prepare(batch: Batch, palette: torch.Tensor | None, augmented: bool, rows: int, mirror: bool = False) -> Batch:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from data import DataError
 from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
-from data.radioml import MODULATIONS, batches, fingerprint, open_cache, open_frames, split
+from data.radioml import MODULATIONS, batches, fingerprint, open_cache, open_frames, resident, split
 from models import ModelError
 from models.rebuild import rebuild
 from models.vgg10 import VGG10, from_checkpoint, to_checkpoint
@@ -39,11 +39,15 @@ from utils.cost import challenge_score, papers_compression
 from utils.dependency_graph import PruneError
 from utils.pruning_masks import SCORES, Pruned, apply_masks, cost_of, cut_filters, cut_weights, nonzero_masks, ones
 from utils.runs import RunError, StopSignal, command, config_of, decisive, join_processes, keep_lines, log, run, start
-from utils.training import Progress, bf16_autocast, epoch_rows, falling_rate
+from utils.training import CapturedStep, LossReader, Progress, bf16_autocast, epoch_rows, falling_rate
 
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # what a user can mend: exit code 2
 BASELINE = Path(__file__).parent / "weights" / "amc_baseline.pt"
 PRESETS = {"imp-4bit": ("imp", 4)} | {f"fmp-{bits}bit": ("fmp", bits) for bits in range(4, 9)}  # method and bits
+DEFAULTS = {  # by --device
+    "cpu": {"batch_size": 128, "lr": 1e-3, "save_every": 200},
+    "cuda": {"batch_size": 512, "lr": 2e-3, "save_every": 1000},
+}
 SMALL_BUDGET = 12  # default of --budget with the small generated file
 
 
@@ -89,7 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
     parser.add_argument("--seed", type=int, default=0, help="of the order of frames; the split is fixed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--save-every", type=int, default=200, metavar="BATCHES", help="from one last.pt to the next")
+    parser.add_argument("--save-every", type=int, metavar="BATCHES", help="between two last.pt, default 200, CUDA 1000")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
@@ -108,14 +112,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--patience", type=int, default=15, help="epochs without improvement, default 15")
     training.add_argument("--budget", type=int, help=f"most epochs of all steps; with the small file {SMALL_BUDGET}")
     training.add_argument("--epoch-frames", type=int, help="frames of an epoch, default the whole training part")
-    training.add_argument("--batch-size", type=int, default=128)
-    training.add_argument("--lr", type=float, default=1e-3, help="of Adam after each cut, default 1e-3")
+    training.add_argument("--batch-size", type=int, help="default 128, on CUDA 512")
+    training.add_argument("--lr", type=float, help="of Adam after each cut, default 1e-3, on CUDA 2e-3")
     training.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
     training.add_argument("--fine-tune", action="store_true", help="recover at a tenth of --lr instead of rewinding it")
     args = parser.parse_args(argv)
     method, bits = PRESETS[args.preset or f"{args.method or 'fmp'}-4bit"]
     args.method = args.method or method
     args.bits = bits if args.bits is None else args.bits
+    for name, value in DEFAULTS["cuda" if args.device.startswith("cuda") else "cpu"].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if not 2 <= args.bits <= 8:
         parser.error("--bits lies between 2 and 8")
     if min(args.batch_size, args.save_every, args.step_epochs, args.patience) < 1 or args.lr <= 0:
@@ -168,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     config = config_of(args, training_frames=len(parts["train"]), data=fingerprint(frames))
     start(args.out, config, args.resume, decisive(config, "checkpoint"))
     keep_lines(args.out, state.lines)
+    frames = resident(frames, device)
 
     # Train until the accuracy is back; keep the network, or go back to the last good one; cut again
     cuts = Cuts(args.method, args.p, args.n, args.min_p, args.score, args.budget, args.replay_faults)
@@ -205,6 +213,18 @@ def recover(args, model: Pruned, optimizer, state: State, frames, parts: dict, s
     lr = args.lr * (0.1 if args.fine_tune and state.step else 1)  # rewound at each cut (Renda 2020, arXiv:2003.02389)
     limit = min(args.step_epochs, now.epochs + (args.budget or math.inf) - state.epoch)
     autocast = bf16_autocast(device)
+
+    def update(x, label):  # all that a step changes on the device
+        with autocast:
+            loss = F.cross_entropy(network(x), label)  # (B, 24), (B,)
+        network.zero_grad()  # not the optimizer's: it may hold another network, see new_optimizer
+        loss.backward()
+        optimizer.step()
+        apply_masks(weights, masks)
+        return loss.detach()
+
+    # Each cut has a graph of its own; it can be captured once the thresholds are learned
+    train_step, losses = CapturedStep(update, optimizer, ready=lambda: network.learning), LossReader(device)
     if now.accuracy is None:
         now.accuracy = evaluation.amc_accuracy(network, frames, parts["validation"], device)
 
@@ -215,22 +235,19 @@ def recover(args, model: Pruned, optimizer, state: State, frames, parts: dict, s
         began = time.perf_counter()
         network.train()
         for x, label in tqdm(left, title, batch_count, initial=first, unit="batch", leave=False, file=sys.stderr):
-            with autocast:
-                loss = F.cross_entropy(network(x), label)  # (B, 24), (B,)
-            network.zero_grad()  # not the optimizer's: it may hold another network, see new_optimizer
-            loss.backward()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise RunError(f"the loss is {value} in epoch {state.epoch + 1}: try a smaller --lr")
             done, total = now.epochs * batch_count + now.batch, args.step_epochs * batch_count
             optimizer.param_groups[0]["lr"] = falling_rate(lr, args.schedule, done, total, now.drops)
-            optimizer.step()
-            apply_masks(weights, masks)
+            loss = train_step(x, label)
             now.batch += 1
-            now.loss_sum += value
-            if stop.requested or now.batch % args.save_every == 0:
+            stopping = stop.requested
+            saving = stopping or now.batch % args.save_every == 0
+            for value in losses.add(loss, now=saving or now.batch == batch_count):
+                if not math.isfinite(value):
+                    raise RunError(f"the loss is {value} in epoch {state.epoch + 1}: try a smaller --lr")
+                now.loss_sum += value
+            if saving:
                 save_last(args.out, model, optimizer, state)
-            if stop.requested:
+            if stopping:
                 return False
         speed = (batch_count - first) * batch_size / (time.perf_counter() - began)
 

@@ -9,8 +9,9 @@ FILE.hdf5 is RadioML 2018.01A, or python -m data.modulations FILE.hdf5. The netw
 modulation challenge (models/vgg10.py), trained by Adam. The best epoch is chosen on the validation part; the test part
 is scored once, at the end. The shipped weights/amc_baseline.pt has an accuracy of .546 on the test part of a generated
 file, over all signal-to-noise ratios from -20 to +30 dB. One core without AMX (the matrix unit of newer Xeons) trains
-300 frames a second. feedback_magnitude_pruning.py prunes the result. The run's folder gets config.json, log.jsonl,
-last.pt, best.pt, result.json and pictures/.
+300 frames a second. On CUDA a step is one CUDA graph (utils/training.py), data that fit lie on the GPU, and batch size
+and learning rate have defaults of their own. feedback_magnitude_pruning.py prunes the result. The run's folder gets
+config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
 
 "Frame" means one example here: 1024 samples with one modulation and one signal-to-noise ratio.
 """
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from data import DataError
 from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
-from data.radioml import MODULATIONS, batches, fingerprint, open_cache, open_frames, split
+from data.radioml import MODULATIONS, batches, fingerprint, open_cache, open_frames, resident, split
 from models import ModelError
 from models.rebuild import rebuild
 from models.vgg10 import VGG10, from_checkpoint, to_checkpoint
@@ -36,11 +37,15 @@ from utils import checkpoint
 from utils.evaluation import amc_accuracy, report_amc
 from utils.pruning_masks import Pruned, apply_masks, nonzero_masks
 from utils.runs import RunError, StopSignal, command, config_of, cut_log, decisive, join_processes, log, run, start
-from utils.training import Progress, bf16_autocast, epoch_rows, falling_rate
+from utils.training import CapturedStep, LossReader, Progress, bf16_autocast, epoch_rows, falling_rate
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
 EPOCHS, SMALL_EPOCHS = 20, 8  # default of --epochs: for a file of the user's, and for the small generated one
 FILTERS, DENSE = 64, 128  # the challenge's network
+DEFAULTS = {  # by --device
+    "cpu": {"batch_size": 128, "lr": 1e-3, "save_every": 200},
+    "cuda": {"batch_size": 512, "lr": 2e-3, "save_every": 1000},
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,17 +60,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dense", type=int, nargs="+", help=f"hidden neurons, one number or two, default {DENSE}")
     parser.add_argument("--epochs", type=int, help=f"default {EPOCHS}; with the small generated file {SMALL_EPOCHS}")
     parser.add_argument("--epoch-frames", type=int, help="frames of an epoch, default the whole training part")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam at the start, default 1e-3")
+    parser.add_argument("--batch-size", type=int, help="default 128, on CUDA 512")
+    parser.add_argument("--lr", type=float, help="learning rate of Adam at the start, default 1e-3, on CUDA 2e-3")
     parser.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
     parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and order; the split is fixed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between two last.pt")
+    parser.add_argument("--save-every", type=int, metavar="STEPS", help="between two last.pt, default 200, CUDA 1000")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     args = parser.parse_args(argv)
+    for name, value in DEFAULTS["cuda" if args.device.startswith("cuda") else "cpu"].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     if not 2 <= args.bits <= 8:
         parser.error("--bits lies between 2 and 8")
     if min(args.batch_size, args.save_every) < 1 or args.lr <= 0:
@@ -117,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
     config = config_of(args, training_frames=len(parts["train"]), data=fingerprint(frames))
     start(args.out, config, args.resume, decisive(config, "checkpoint"))
     cut_log(args.out, progress.epochs)
+    frames = resident(frames, device)
 
     if not train(args, model, history, optimizer, progress, frames, parts):
         print(f"stopped; {last} holds everything, go on with --resume", file=sys.stderr)
@@ -143,6 +152,18 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
     steps = max(1, min(args.epoch_frames or len(parts["train"]), len(parts["train"])) // batch_size)
     weights, autocast = network.weights(), bf16_autocast(device)
 
+    def update(x, label):  # all that a step changes on the device
+        with autocast:
+            loss = F.cross_entropy(network(x), label)  # (B, 24), (B,)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        apply_masks(weights, masks)
+        return loss.detach()
+
+    # A graph can be captured once the thresholds are learned
+    train_step, losses = CapturedStep(update, optimizer, ready=lambda: network.learning), LossReader(device)
+
     def save_last() -> None:  # the order of frames follows from seed and epoch; nothing else is random
         inner = {"masks": masks, "history": history}
         inner |= {"optimizer": optimizer.state_dict(), "progress": asdict(progress)}
@@ -157,23 +178,20 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
             began = time.perf_counter()
             network.train()
             for x, label in tqdm(left, title, steps, initial=first, unit="step", leave=False, file=sys.stderr):
-                with autocast:
-                    loss = F.cross_entropy(network(x), label)  # (B, 24), (B,)
-                optimizer.zero_grad()
-                loss.backward()
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise RunError(f"the loss is {value} in epoch {progress.epochs + 1}: try a smaller --lr")
                 done, total = progress.epochs * steps + progress.batch, args.epochs * steps
                 rate = falling_rate(args.lr, args.schedule, done, total, progress.drops)
                 optimizer.param_groups[0]["lr"] = rate
-                optimizer.step()
-                apply_masks(weights, masks)
+                loss = train_step(x, label)
                 progress.batch += 1
-                progress.loss_sum += value
-                if stop.requested or progress.batch % args.save_every == 0:
+                stopping = stop.requested
+                saving = stopping or progress.batch % args.save_every == 0
+                for value in losses.add(loss, now=saving or progress.batch == steps):
+                    if not math.isfinite(value):
+                        raise RunError(f"the loss is {value} in epoch {progress.epochs + 1}: try a smaller --lr")
+                    progress.loss_sum += value
+                if saving:
                     save_last()
-                if stop.requested:
+                if stopping:
                     return False
             speed = (steps - first) * batch_size / (time.perf_counter() - began)
 

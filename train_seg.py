@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import DataError, augment
+from data.on_device import gathered, on_device
 from data.spectrogram import PARULA
 from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, read_tensors, split
 from data.synthetic import default_set
@@ -35,7 +36,6 @@ from models.rebuild import rebuild
 from utils import checkpoint, release
 from utils.evaluation import evaluate, recalibrate, report
 from utils.runs import (
-    Processes,
     RunError,
     StopSignal,
     check_loss,
@@ -50,13 +50,14 @@ from utils.runs import (
     run,
     start,
 )
-from utils.training import Batch, TrainingSet, bf16_autocast, epoch_order, make_optimizer
+from utils.training import Batch, CapturedStep, LossReader, TrainingSet, bf16_autocast, epoch_order, make_optimizer
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # faults that a user can mend: one sentence, exit code 2
 PRESETS = {
     "default": {"epochs": 11, "batch_size": 8, "lr": 1e-3},
     "published": {"epochs": 10, "batch_size": 4, "lr": 0.02},
 }
+ON_CUDA = {"batch_size": 32, "lr": 2e-3}  # of the default preset there
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,13 +76,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pretrained-backbone", action="store_true", help="torchvision's ImageNet weights")
     parser.add_argument("--aux-loss", action="store_true", help="DeepLabV3's second head, its loss weighted .5")
     parser.add_argument("--train-on-combined", type=float, default=0.0, metavar="SHARE", help="of LTE_NR, 0 to 1")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="steps between two last.pt")
+    parser.add_argument("--save-every", type=int, metavar="STEPS", help="between two last.pt, default 200, CUDA 1000")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
-    for name, value in PRESETS[args.preset].items():
+    on_cuda = args.device.startswith("cuda")
+    defaults = PRESETS[args.preset] | {"save_every": 1000 if on_cuda else 200}
+    if on_cuda and args.preset == "default":
+        defaults |= ON_CUDA
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if min(args.epochs, args.batch_size, args.save_every) < 1 or args.lr <= 0:
@@ -94,7 +99,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _defaults(name: str) -> str:
-    return ", ".join(f"{values[name]} ({preset})" for preset, values in PRESETS.items())
+    values = [f"{values[name]} ({preset})" for preset, values in PRESETS.items()]
+    return ", ".join([*values, f"{ON_CUDA[name]} (default on CUDA)"] if name in ON_CUDA else values)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         if palette is None and rank == 0:
             print("training pictures are not all in parula colours: no level jitter")
     training = TrainingSet(images, labels, palette, class_weights(labels))
-    validation = Batch(*read_tensors(parts["validation"], progress=rank == 0))
+    validation = Batch(*on_device(read_tensors(parts["validation"], progress=rank == 0), device))
 
     # Model, and the state of the run if it goes on
     torch.manual_seed(args.seed)
@@ -153,18 +159,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(
-    args: argparse.Namespace,
-    network: nn.Module,
-    state: dict | None,
-    training: TrainingSet,
-    validation: Batch,
-    processes: Processes,
-    stop: StopSignal,
-) -> bool:
+def train(args, network, state: dict | None, training: TrainingSet, validation: Batch, processes, stop) -> bool:
     """The training loop. False if `stop` was requested; last.pt then has everything that going on needs."""
     rank, world, device = processes
-    images, labels = training.images.to(device), training.labels.to(device)  # uint8: the whole set fits
+    images, labels = on_device((training.images, training.labels), device)  # uint8
     weights = training.weights.to(device)
     steps = max(1, len(images) // (args.batch_size * world))  # of an epoch
     augmented = args.preset == "default"
@@ -185,6 +183,19 @@ def train(
     if rank == 0:
         cut_log(args.out, first_epoch)
 
+    def update(x, y):  # all that a step changes on the device
+        with autocast:
+            loss = loss_of(model(x), y, weights)
+        optimizer.zero_grad()
+        loss.backward()
+        if augmented:
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    capture, every = (None, None) if world == 1 else (False, 1)  # several processes agree on every step
+    train_step, losses = CapturedStep(update, optimizer, capture=capture), LossReader(device, every)
+
     def save(name_of_file: str, **more) -> None:
         data = release.saved(network, name, arguments, args.seed, labels.shape[1:])
         checkpoint.save(args.out / name_of_file, data | more)
@@ -196,7 +207,7 @@ def train(
             save("last.pt", epoch=epoch, step=step, loss_sum=loss_sum, best=best, **inner)
 
     for epoch in range(first_epoch, args.epochs):
-        order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch)
+        order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch).to(images.device)
         # Half of the time axis costs less than half of the work: ASPP's dilated taps above and below then meet only
         # padding and are left out. The last epochs see whole frames.
         cropped = augmented and epoch < args.epochs * 5 // 6
@@ -204,26 +215,21 @@ def train(
         model.train()
         began = time.perf_counter()
         todo = range(first_step, steps)
-        for step in tqdm(todo, f"epoch {epoch + 1}/{args.epochs}", unit="step", disable=rank > 0, file=sys.stderr):
-            batch = order[step * world + rank :: steps * world].to(device)  # each step and process takes its own
-            x, y, _ = prepare(Batch(images[batch], labels[batch]), training.palette, augmented, rows, args.mirror)
-            with autocast:
-                logits = model(x)  # {"out": (B, 3, rows, W)}
-                loss = F.cross_entropy(logits["out"].float(), y, weights, ignore_index=IGNORE)
-                if "aux" in logits:
-                    loss = loss + 0.5 * F.cross_entropy(logits["aux"].float(), y, weights, ignore_index=IGNORE)
-            optimizer.zero_grad()
-            loss.backward()
-            if augmented:
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            value, stops = mean_over_processes([loss.item(), float(stop.requested)])
-            check_loss(value, epoch, step, args.out)
-            optimizer.step()
+        chosen = (order[step * world + rank :: steps * world] for step in todo)  # each step and process takes its own
+        bar = tqdm(todo, f"epoch {epoch + 1}/{args.epochs}", unit="step", disable=rank > 0, file=sys.stderr)
+        for step, batch in zip(bar, gathered((images, labels), chosen, device), strict=True):
+            x, y, _ = prepare(Batch(*batch), training.palette, augmented, rows, args.mirror)
+            loss = train_step(x, y)
             scheduler.step()
-            loss_sum += value
-            if stops or (step + 1) % args.save_every == 0:
+            stopping, due = stop.requested, (step + 1) % args.save_every == 0
+            read = losses.add(loss, now=stopping or due or step + 1 == steps)
+            for at, value in enumerate(read, step + 1 - len(read)):
+                value, stopping = mean_over_processes([value, float(stopping)])
+                check_loss(value, epoch, at, args.out)
+                loss_sum += value
+            if stopping or due:
                 save_last(epoch, step + 1, loss_sum)
-            if stops:
+            if stopping:
                 return False
         trained = (steps - first_step) * args.batch_size * world / (time.perf_counter() - began)
 
@@ -263,6 +269,14 @@ def new_network(model: str, preset: str, pretrained_backbone: bool = False, aux_
                 layer.momentum = 0.1  # torchvision's MobileNetV3 has .01: statistics lag in a training this short
         segmentation.zero_outer_taps(network)
     return network
+
+
+def loss_of(logits: dict, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Class-weighted cross entropy of {"out": (B, 3, H, W)} with labels (B, H, W), and half of that of "aux"."""
+    loss = F.cross_entropy(logits["out"].float(), y, weights, ignore_index=IGNORE)
+    if "aux" in logits:
+        loss = loss + 0.5 * F.cross_entropy(logits["aux"].float(), y, weights, ignore_index=IGNORE)
+    return loss
 
 
 def prepare(batch: Batch, palette: torch.Tensor | None, augmented: bool, rows: int, mirror: bool = False) -> Batch:

@@ -13,10 +13,12 @@ The levels of a picture are its colormap indices, uint8 from 0 (weakest) to 255 
 each pixel. A receiver may begin at any time and be tuned to any frequency: circular shifts. A signal may be played
 backwards, or mirrored in frequency (the conjugate signal): flips. Levels have no absolute meaning, because each picture
 is scaled to its own minimum and maximum: jitter. Random numbers are drawn on the CPU, from torch's global generator
-unless another one is given. Needs torch only.
+unless another one is given, and sent to the device of the frames. Needs torch, and on_device.py.
 """
 
 import torch
+
+from data.on_device import sent
 
 NOISE_STEP = 30  # of 255 levels: where two frames' noise differs by more, moved carriers would be clipped
 
@@ -96,8 +98,8 @@ def shift_and_flip(
 
     Args: geometry, of `draw_geometry`.  Returns: images and masks of the same shapes and dtypes.
     """
-    rows = geometry["rows"].to(images.device)[:, :, None]  # (N, H, 1)
-    columns = geometry["columns"].to(images.device)[:, None, :]  # (N, 1, W)
+    rows = sent(geometry["rows"], images.device)[:, :, None]  # (N, H, 1)
+    columns = sent(geometry["columns"], images.device)[:, None, :]  # (N, 1, W)
     frame = torch.arange(len(images), device=images.device)[:, None, None]
     if images.dim() == 3:
         return images[frame, rows, columns], masks[frame, rows, columns]
@@ -135,12 +137,12 @@ def add_carriers(
     spectrum = torch.fft.rfft(taken.float())
     meet = torch.fft.irfft(spectrum * spectrum.roll(1, 0).conj(), width)  # (N, W)
     room = (meet < 0.5) & (change.abs() <= NOISE_STEP)[:, None]
-    shift = (torch.rand(n, width, generator=generator).to(levels.device) * room).argmax(1)  # (N,)
+    shift = (sent(torch.rand(n, width, generator=generator), levels.device) * room).argmax(1)  # (N,)
     column = (torch.arange(width, device=levels.device) - shift[:, None]) % width  # (N, W): where a guest's comes from
 
     # Copy.
     guest = taken.roll(1, 0).gather(1, column) & room.any(1)[:, None]  # (N, W)
-    geometry = {"rows": torch.arange(height).expand(n, -1), "columns": column}
+    geometry = {"rows": torch.arange(height, device=levels.device).expand(n, -1), "columns": column}
     guests, theirs = shift_and_flip(levels.roll(1, 0), masks.roll(1, 0), geometry)
     guests = (guests + change.nan_to_num()[:, None, None]).round_().clamp_(0, 255).to(levels.dtype)
     moved = [torch.where(guest[:, None], guests, levels), torch.where(guest[:, None], theirs, masks)]
@@ -171,7 +173,7 @@ def draw_levels(
 
 def jitter_levels(index: torch.Tensor, gain: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Levels uint8 (N, H, W) -> round(gain * level + offset), clipped to 0..255, uint8. Gain and offset are (N,)."""
-    gain, offset = (values.to(index.device)[:, None, None] for values in (gain, offset))
+    gain, offset = (sent(values, index.device)[:, None, None] for values in (gain, offset))
     return (index * gain + offset).round_().clamp_(0, 255).to(torch.uint8)
 
 

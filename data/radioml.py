@@ -23,7 +23,6 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data import DataError
+from data.on_device import fits, read_ahead
 
 MODULATIONS = (
     "OOK", "4ASK", "8ASK", "BPSK", "QPSK", "8PSK", "16PSK", "32PSK", "16APSK", "32APSK", "64APSK", "128APSK",
@@ -50,14 +50,14 @@ BLOCK = 4096  # frames in a step when a whole file is read: 32 MB
 class Frames(Dataset):
     """Frames on disk as a torch data set: [i] -> (float32 (2, L), label), [array of i] -> a batch of both.
 
-    x: float32 (N, L, 2) or (N, 2, L), or int8 codes (N, 2, L); a memory map, array or h5py dataset.
+    x: float32 (N, L, 2) or (N, 2, L), or int8 codes (N, 2, L); a memory map, array, h5py dataset, or tensor.
     labels: int64 (N,), index into `classes`.
     snrs: int64 (N,), dB.
     path: the file, None for arrays.
     scale: value of one code; None if `x` holds samples.
     """
 
-    x: np.ndarray | h5py.Dataset
+    x: np.ndarray | h5py.Dataset | torch.Tensor
     labels: np.ndarray
     snrs: np.ndarray
     classes: tuple[str, ...] = MODULATIONS
@@ -74,11 +74,19 @@ class Frames(Dataset):
 
     def samples(self, rows: np.ndarray) -> torch.Tensor:
         """Frames as float32 (len(rows), 2, L), in the order of `rows`. Ascending rows are read fastest."""
+        return self.decoded(self.raw(rows))
+
+    def raw(self, rows: np.ndarray) -> torch.Tensor:
+        """Frames as they are stored, in the order of `rows`: a copy of x[rows], on the CPU unless x is elsewhere."""
+        if isinstance(self.x, torch.Tensor):
+            return self.x[torch.from_numpy(rows).to(self.x.device)]
         if isinstance(self.x, h5py.Dataset):  # needs ascending rows without repeats
             unique, back = np.unique(rows, return_inverse=True)
-            x = torch.from_numpy(self.x[unique][back])
-        else:
-            x = torch.from_numpy(np.take(self.x, rows, axis=0))
+            return torch.from_numpy(self.x[unique][back])
+        return torch.from_numpy(np.take(self.x, rows, axis=0))
+
+    def decoded(self, x: torch.Tensor) -> torch.Tensor:
+        """Stored frames, (B, L, 2) or (B, 2, L), as float32 (B, 2, L) on the same device."""
         if x.shape[2] == 2:
             x = x.transpose(1, 2)  # (B, L, 2) -> (B, 2, L)
         x = x.to(torch.float32).contiguous()
@@ -240,26 +248,47 @@ def batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """One pass over `rows`: yields samples float32 (B, 2, L) and labels int64 (B,) on `device`.
 
-    The last batch may be smaller. A thread reads the next batch while the caller uses the current one.
+    The last batch may be smaller. Frames that `resident` has put on the device are gathered there. Otherwise a thread
+    reads the next batch while the caller uses the current one; for CUDA it goes there as it is stored, codes as int8.
 
     Args:
         shuffle: use a random order, drawn from `generator` or torch's own; otherwise the order of `rows`.
     """
+    device = torch.device(device)
     if shuffle:
         rows = rows[torch.randperm(len(rows), generator=generator).numpy()]
     parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    if shuffle:
+        parts = [np.sort(part) for part in parts]  # ascending rows are read faster
+    if isinstance(frames.x, torch.Tensor) and parts:
+        order = np.concatenate(parts)
+        places, labels = (torch.from_numpy(values).to(device) for values in (order, frames.labels[order]))
+        for place, label in zip(places.split(batch_size), labels.split(batch_size), strict=True):
+            yield frames.decoded(frames.x[place]), label
+        return
+    decoded_first = device.type == "cpu"
 
     def read(part: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        x, label = frames[np.sort(part) if shuffle else part]  # ascending rows are read faster
-        return x.to(device), label.to(device)
+        return frames[part] if decoded_first else (frames.raw(part), torch.from_numpy(frames.labels[part]))
 
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(read, parts[0]) if parts else None
-        for following in [*parts[1:], None]:
-            if ahead is not None:
-                batch = ahead.result()
-                ahead = None if following is None else pool.submit(read, following)
-                yield batch
+    for x, label in read_ahead(read, parts, device):
+        yield x if decoded_first else frames.decoded(x), label
+
+
+def resident(frames: Frames, device: torch.device) -> Frames:
+    """The same frames with `x` as a tensor on a CUDA device, if it fits there; else, and on a CPU, `frames` itself."""
+    bytes_of_all = math.prod(frames.x.shape) * frames.x.dtype.itemsize
+    return loaded(frames, device) if device.type == "cuda" and fits(bytes_of_all, device) else frames
+
+
+def loaded(frames: Frames, device: torch.device) -> Frames:
+    """The same frames with `x` as a tensor on the device."""
+    some = frames.raw(np.arange(min(1, len(frames))))
+    x = torch.empty(frames.x.shape, dtype=some.dtype, device=device)
+    for start in range(0, len(frames), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(frames)))
+        x[start : start + len(rows)] = frames.raw(rows)
+    return replace(frames, x=x)
 
 
 def encode(x: np.ndarray, bits: int) -> np.ndarray:

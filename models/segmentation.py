@@ -99,8 +99,7 @@ def normalise(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch
 
     In this scale ImageNet's pixels have mean 0 and standard deviation 1 in each colour.
     """
-    mean = torch.tensor(MEAN, dtype=dtype, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, dtype=dtype, device=images.device).view(3, 1, 1)
+    mean, std = (_sent(torch.tensor(values, dtype=dtype), images.device).view(3, 1, 1) for values in (MEAN, STD))
     return (images.to(dtype) / 255 - mean) / std
 
 
@@ -110,8 +109,15 @@ def colourise(index: torch.Tensor, palette: torch.Tensor, dtype: torch.dtype = t
     The palette is normalised instead of the pixels. The result is channels_last in memory.
     """
     table = normalise(palette.view(-1, 3, 1, 1), dtype).view(-1, 3)  # (256, 3)
-    pixels = table.to(index.device)[index.int()]  # (N, H, W, 3)
+    pixels = _sent(table, index.device)[index.int()]  # (N, H, W, 3)
     return pixels.permute(0, 3, 1, 2)
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device; a copy from pinned memory to CUDA doesn't make Python wait for the GPU."""
+    if tensor.is_cpu and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def as_input(images: torch.Tensor, palette: torch.Tensor | None = None) -> torch.Tensor:

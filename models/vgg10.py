@@ -117,6 +117,11 @@ class VGG10(nn.Module):
         x, scale = self.dense[1].with_scale(x)  # (N, dense)
         return self.output(x, scale).float()
 
+    @property
+    def learning(self) -> bool:
+        """Whether all thresholds are past their initial steps; then a training step asks the GPU for no number."""
+        return all(block.activation.learning for block in (*self.features, *self.dense))
+
     def learn_weight_steps(self) -> None:
         """Learn the weights' scales from now on (LSQ); their first values follow from the present weights."""
         for layer in self.layers().values():

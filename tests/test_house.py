@@ -10,7 +10,7 @@ SCRIPTS = sorted(ROOT.glob("*.py"))
 MODULES = sorted(file for folder in ("data", "models", "utils") for file in (ROOT / folder).glob("*.py"))
 PROGRAM = SCRIPTS + MODULES + sorted((ROOT / "experiments").glob("*.py"))
 SHARED = {"utils/evaluation.py", "utils/release.py", "utils/carriers.py"}  # may import models and data together
-SCRIPT_LINES, UTILS_MODULES, FUNCTION_LINES, LOOP_LINES, PARAMETERS = 340, 17, 70, 90, 7
+SCRIPT_LINES, UTILS_MODULES, FUNCTION_LINES, LOOP_LINES, PARAMETERS = 360, 17, 70, 90, 7
 README_LINES, README_BYTES = 200, 12_288
 
 
@@ -49,10 +49,11 @@ def functions(file: Path):
 
 
 def is_training_loop(function: ast.FunctionDef) -> bool:
-    """Whether it calls .backward() inside a loop."""
-    loops = [node for node in ast.walk(function) if isinstance(node, ast.For | ast.While)]
-    calls = [node for loop in loops for node in ast.walk(loop) if isinstance(node, ast.Call)]
-    return any(isinstance(call.func, ast.Attribute) and call.func.attr == "backward" for call in calls)
+    """Whether it has a loop and calls .backward(), in the loop or in a step that the loop calls."""
+    nodes = list(ast.walk(function))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    loops = any(isinstance(node, ast.For | ast.While) for node in nodes)
+    return loops and any(isinstance(call.func, ast.Attribute) and call.func.attr == "backward" for call in calls)
 
 
 @pytest.mark.parametrize("file", PROGRAM, ids=name_of)

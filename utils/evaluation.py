@@ -34,7 +34,9 @@ from utils.runs import command, hardware, provenance, rank_and_world, sum_over_p
 from utils.training import Batch, TrainingSet, recalibrate_batch_norm
 
 RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on before a judgement
-AMC_BATCH = 128  # frames of a forward
+# Frames of a forward. On a CPU they stay in its caches; on CUDA they fill the card.
+BATCH = {"cpu": 16, "cuda": 128}  # spectrograms
+AMC_BATCH = {"cpu": 128, "cuda": 8192}  # of 1024 samples
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # pictures uint8 (B, 3, H, W) -> class numbers (B, H, W)
 
@@ -48,16 +50,16 @@ def evaluate(
     images: torch.Tensor,
     labels: torch.Tensor,
     weights: torch.Tensor | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> dict:
     """Scores of a network on frames, in float32; it is left in eval mode.
 
     Args:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, 3, H, W), on any device.
         labels: class numbers (N, H, W); IGNORE is not counted.
         weights: float (C,) on the network's device. With them "loss" is reported as well: cross entropy with these
             class weights, in the mean over frames.
-        batch_size: frames of a forward.
+        batch_size: frames of a forward; default BATCH.
 
     Returns:
         Plain values: what utils.metrics.scores gives, and "loss".
@@ -67,14 +69,21 @@ def evaluate(
     matrix = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)
     loss = torch.zeros((), dtype=torch.float64)
     mine = slice(rank, None, world)
+    batch_size = batch_size or of_device(BATCH, next(network.parameters()).device)
     for x, y in zip(images[mine].split(batch_size), labels[mine].split(batch_size), strict=True):
         logits = segmentation.logits(network, x)  # (B, C, H, W)
-        matrix += metrics.confusion_matrix(logits.argmax(1).cpu(), y.cpu(), len(CLASSES), IGNORE)
+        y = y.to(logits.device)
+        matrix += metrics.confusion_matrix(logits.argmax(1), y, len(CLASSES), IGNORE).cpu()
         if weights is not None:
-            y = y.to(logits.device).long()
+            y = y.long()
             loss += F.cross_entropy(logits, y, weights, ignore_index=IGNORE).item() * len(y) / len(images)
     values = metrics.scores(sum_over_processes(matrix), CLASSES)
     return values if weights is None else values | {"loss": sum_over_processes(loss).item()}
+
+
+def of_device(sizes: dict[str, int], device: torch.device) -> int:
+    """The batch size for a device: CUDA's, or the CPU's."""
+    return sizes["cuda" if device.type == "cuda" else "cpu"]
 
 
 def recalibrate(network: nn.Module, training: TrainingSet) -> None:
@@ -85,7 +94,8 @@ def recalibrate(network: nn.Module, training: TrainingSet) -> None:
     images = training.images
     some = images[:: max(1, len(images) // RECALIBRATION_FRAMES)][:RECALIBRATION_FRAMES]
     device = next(network.parameters()).device
-    parts = (part.to(device) for part in some.split(16) if len(part) > 1)  # batch norm needs two frames
+    parts = some.split(of_device(BATCH, device))
+    parts = (part.to(device) for part in parts if len(part) > 1)  # batch norm needs two frames
     recalibrate_batch_norm(network, (segmentation.as_input(part, training.palette) for part in parts))
 
 
@@ -155,7 +165,8 @@ def _matrices(predict: Predict, images: torch.Tensor, labels: torch.Tensor) -> t
 
 def labelled_by(network: nn.Module, images: torch.Tensor) -> Batch:
     """Images uint8 (N, 3, H, W) with the labels uint8 (N, H, W) that a network in evaluation mode gives them."""
-    labels = [segmentation.predict(network, part).to(torch.uint8).cpu() for part in images.split(16)]
+    parts = images.split(of_device(BATCH, next(network.parameters()).device))
+    labels = [segmentation.predict(network, part).to(torch.uint8).cpu() for part in parts]
     return Batch(images, torch.cat(labels))
 
 
@@ -178,7 +189,7 @@ def keep_logits(teacher: nn.Module, training: TrainingSet, folder: str | Path) -
     kept, device = [], next(teacher.parameters()).device
     hook = teacher.classifier.register_forward_hook(lambda layer, inputs, output: kept.append(output.cpu()))
     try:
-        for part in tqdm(training.images.split(16), "teacher", unit="batch", file=sys.stderr):
+        for part in tqdm(training.images.split(of_device(BATCH, device)), "teacher", unit="batch", file=sys.stderr):
             teacher(segmentation.as_input(part.to(device), training.palette))
     finally:
         hook.remove()
@@ -217,7 +228,7 @@ def evaluate_by_snr(
 def evaluate_amc(network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> torch.Tensor:
     """Counts int64 (SNRs, classes, classes) of some frames by SNR, true and predicted class; no autocast."""
     place = torch.from_numpy(np.searchsorted(SNRS, frames.snrs[rows]))
-    todo = batches(frames, rows, AMC_BATCH, device=device)
+    todo = batches(frames, rows, of_device(AMC_BATCH, device), device=device)
     return evaluate_by_snr(network, todo, place, len(MODULATIONS), len(SNRS))
 
 

@@ -105,19 +105,25 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
+def update_ema(ema: nn.Module, network: nn.Module, decay: float | Tensor) -> None:
     """EMA, exponential moving average: ema <- decay ema + (1 - decay) network, in place.
 
-    Parameters and buffers are averaged, counters are copied. For self-distillation, where the EMA is the teacher
+    decay is a number, or a float32 tensor () where it changes from step to step in a CUDA graph. Parameters and buffers
+    are averaged, counters are copied. For self-distillation, where the EMA is the teacher
     (Tarvainen 2017, arXiv:1703.01780). Without the buffers its batch norms would keep the statistics of the first
     network.
     """
-    theirs = network.state_dict()
+    theirs, share = network.state_dict(), 1 - decay
     for name, tensor in ema.state_dict().items():
         if tensor.is_floating_point():
-            tensor.lerp_(theirs[name], 1 - decay)
+            tensor.lerp_(theirs[name], share)
         else:
             tensor.copy_(theirs[name])
+
+
+def ema_decay(steps: int) -> float:
+    """The decay after so many training steps: a young average must forget its start. It rises from .1 to .999."""
+    return min(0.999, steps / (9 + steps))
 
 
 # ---- all parts of a student's loss -----------------------------------------------------------------------------------

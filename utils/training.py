@@ -1,20 +1,30 @@
 """What training scripts do in the same way, so that their results compare: optimizer, learning rate, order of frames,
-bfloat16, and batch norm's statistics.
+bfloat16, the step as one CUDA graph, and batch norm's statistics.
 
     optimizer, scheduler = make_optimizer(network, lr=1e-3, epochs=11, steps=360)
     autocast = bf16_autocast(device)
+
+    def update(x, y):                                        # what a GPU does in a step
+        with autocast: loss = ...
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        return loss.detach()
+
+    train_step, losses = CapturedStep(update, optimizer), LossReader(device)
     for epoch in range(11):
         for batch in epoch_order(2880, 2880, seed=0, epoch=epoch).split(8):
-            with autocast: loss = ...
-            optimizer.step(); scheduler.step()
+            loss = train_step(images[batch], labels[batch])
+            scheduler.step()
+            for value in losses.add(loss): ...               # as a number: on CUDA 50 at a time
     recalibrate_batch_norm(network, batches_of_images)       # before a pruned network is judged or trained
 
 Torch and numpy only.
 """
 
+import gc
 import math
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+WARM_UP = 3  # eager steps before a capture: they choose kernels and make the optimizer's state
+READ_EVERY = {"cuda": 50}  # steps between two readings of the losses; on other devices each step is read
 DROP_AFTER = 5  # epochs without improvement after which a plateau schedule divides the learning rate by ten
 
 
@@ -133,7 +145,166 @@ def native_bf16(device: str | torch.device) -> bool:
 
 def bf16_autocast(device: torch.device, wanted: bool = True) -> AbstractContextManager:
     """Autocast to bfloat16 where it is wanted and faster than float32, else a context that changes nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if wanted and native_bf16(device) else nullcontext()
+    if not wanted or not native_bf16(device):
+        return nullcontext()
+    # Weights that were cast in a CUDA graph must not be kept beyond it. Each is used once a step anyway.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=device.type != "cuda")
+
+
+# ---- the step as one CUDA graph --------------------------------------------------------------------------------------
+
+Capture = Callable[[Callable[..., Tensor], list[Tensor]], tuple[Callable[[], None], Tensor]]
+FAILED_GRAPHS: list = []  # after one that couldn't be captured this process tries no other
+
+
+class CapturedStep:
+    """A training step: plain Python on a CPU; on CUDA recorded once, and from then on launched as one CUDA graph.
+
+        train_step = CapturedStep(update, optimizer)
+        loss = train_step(x, y)
+
+    A step is some thousand kernels. Python launches them one by one, more slowly than a GPU computes those of a usual
+    batch; a graph launches all at once. Every call is one step of the training, with the same arithmetic. On CUDA the
+    first three run as they are, on a stream of their own. The fourth is captured (Python runs, the GPU only notes) and
+    launched. Inputs are copied into the graph's own tensors. The optimizer's learning rate is written into a tensor
+    that the graph reads, so scheduler and checkpoints see numbers as ever, and a state loads on any device.
+    An input of another shape or order in memory is warmed up and captured anew. Where capturing fails, one warning says
+    so, and all steps run as they are.
+
+    Args:
+        function: (*inputs) -> float tensor without gradient, of any fixed shape: the losses. It does all that a step
+            changes on the device: zero_grad to None, forward, backward, clipping, optimizer, masks, EMA. It must not
+            ask the GPU for a number (.item(), int(), if), and what it changes must stay where it is in memory.
+        optimizer: fused; its parameters tell the device.
+        ready: whether a step may be captured; asked before each one. Until then steps run as they are.
+        capture: (function, inputs) -> (launch, losses that each launch overwrites); None: cuda_graph on CUDA, else no
+            capture. False keeps every step as it is, as DistributedDataParallel needs it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        optimizer: torch.optim.Optimizer,
+        ready: Callable[[], bool] = lambda: True,
+        capture: Capture | bool | None = None,
+    ):
+        self.function, self.optimizer, self.ready = function, optimizer, ready
+        self.device = optimizer.param_groups[0]["params"][0].device
+        if capture is None and self.device.type == "cuda" and not FAILED_GRAPHS:
+            capture = cuda_graph
+        self.capture = capture or None
+        self.stream = torch.cuda.Stream(self.device) if self.capture and self.device.type == "cuda" else None
+        self.rates = [torch.zeros((), device=self.device) for _ in optimizer.param_groups]
+        self.layout: list | None = None  # shapes and strides of the inputs that the rest is for
+        self.warm, self.launch, self.inputs, self.losses = 0, None, [], torch.empty(0)
+
+    def __call__(self, *inputs: Tensor | float) -> Tensor:
+        """One step. Numbers among the inputs, which change from step to step, reach a graph as tensors."""
+        if not self.capture or not self.ready():
+            return self.function(*inputs)
+        inputs = [self._as_tensor(value) for value in inputs]
+        layout = [(value.shape, value.stride(), value.dtype) for value in inputs]
+        if layout != self.layout:
+            self.layout, self.warm, self.launch, self.inputs, self.losses = layout, 0, None, [], torch.empty(0)
+        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+        if self.warm < WARM_UP:
+            self.warm += 1
+            with self._rates_on_device():
+                return self._beside(inputs)
+        if not self.launch:
+            self.inputs = [value.clone() for value in inputs]
+            try:
+                with self._rates_on_device(capturable=True):
+                    self.launch, self.losses = self.capture(self.function, self.inputs)
+            except RuntimeError as error:
+                fault = (str(error.__context__ or error).strip() or repr(error)).splitlines()[0]
+                warnings.warn(
+                    f"the training step can't be captured in a CUDA graph ({fault}): "
+                    "every step runs kernel by kernel, which takes longer at small batches",
+                    stacklevel=2,
+                )
+                self.capture = None
+                return self.function(*inputs)
+        for own, value in zip(self.inputs, inputs, strict=True):
+            own.copy_(value)
+        self.launch()
+        return self.losses.clone()  # the next launch writes over them
+
+    def _as_tensor(self, value: Tensor | float) -> Tensor:
+        return value if isinstance(value, Tensor) else torch.full((), value, device=self.device)
+
+    def _beside(self, inputs: list[Tensor]) -> Tensor:
+        """A step on the side stream, as it must be before a capture; the present stream waits for it."""
+        if not self.stream:
+            return self.function(*inputs)
+        present = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(present)
+        with torch.cuda.stream(self.stream):
+            losses = self.function(*inputs)
+        present.wait_stream(self.stream)
+        return losses
+
+    @contextmanager
+    def _rates_on_device(self, capturable: bool = False) -> Iterator[None]:
+        """Within it, the optimizer reads its learning rates from tensors and may be captured."""
+        kept = [dict(group) for group in self.optimizer.param_groups]
+        for rate, group in zip(self.rates, self.optimizer.param_groups, strict=True):
+            group["lr"] = rate
+            if capturable and "capturable" in group:
+                group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group, before in zip(self.optimizer.param_groups, kept, strict=True):
+                group.update(before)
+
+
+def cuda_graph(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Capture function(*inputs); see CapturedStep. RuntimeError: it asked the GPU for something in between."""
+    graph, present = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    gc.collect()  # an old graph that Python destroyed during the capture could end it
+    try:
+        with torch.cuda.graph(graph):
+            losses = function(*inputs)
+    except RuntimeError:
+        # A capture that failed leaves its stream as the present one, a random generator that still believes in it, and
+        # an allocator that may still ask the graph.
+        FAILED_GRAPHS.append(graph)
+        torch.cuda.set_stream(present)
+        generator = torch.cuda.default_generators[present.device_index]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
+    return graph.replay, losses
+
+
+class LossReader:
+    """Losses of the steps as numbers. Reading makes Python wait for the GPU, so on CUDA 50 are read at a time.
+
+    every: another number than that of READ_EVERY; 1 where processes must agree on each step.
+    """
+
+    def __init__(self, device: torch.device, every: int | None = None):
+        self.every, self.waiting = every or READ_EVERY.get(device.type, 1), []
+
+    def add(self, losses: Tensor, now: bool = False) -> list:
+        """Note a step's losses, without gradient. The numbers of all steps that weren't read yet, or an empty list.
+
+        Args:
+            now: read at once: before a checkpoint, which must not hold what came after a loss that isn't finite, and at
+                an epoch's end.
+
+        Returns:
+            For each step a float, or lists of floats as `losses` is shaped; in the order of the steps.
+        """
+        self.waiting.append(losses)
+        if not now and len(self.waiting) < self.every:
+            return []
+        values, self.waiting = torch.stack(self.waiting).tolist(), []
+        return values
+
+
+# ---- batch norm ------------------------------------------------------------------------------------------------------
 
 
 def recalibrate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
