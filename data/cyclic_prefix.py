@@ -50,7 +50,7 @@ THRESHOLD = 7.0  # deviations from which on there is a prefix
 RARE_PENALTY = 1.5  # peaks of extended prefixes and of 60 kHz, which are rare on the air, are divided by this
 LEAST_SHARE = 0.75  # of the mean squared correlation, this share must lie inside the time of the prefixes
 MOST_OF_ONE = 0.8  # largest share of a peak that may come from one of the half millisecond's prefixes
-ENOUGH = 10_000.0  # Hz s; energy from which on a missing prefix means that there is none
+ENOUGH = 20_000.0  # Hz s; energy from which on a missing prefix means that there is none
 
 
 class FrameSpectrum(NamedTuple):
