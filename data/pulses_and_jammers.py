@@ -169,8 +169,11 @@ def comb(rng):
     levels = db(rng.uniform(-20, 0) * np.linspace(0, 1, count) + rng.normal(0, rng.uniform(0, 4), count))
     bins[n // 2 + index] = levels * np.exp(2j * np.pi * rng.random(count))
     samples = samples_of(bins * np.float32(n))
-    if rng.random() < 0.25:
+    gated = bool(rng.random() < 0.25)
+    if gated:
         period = log_uniform(rng, 1e-3, 20e-3)
         starts = np.arange(0, FRAME_SECONDS, period)
         samples *= gate([(start, start + rng.uniform(0.2, 0.8) * period, 1.0) for start in starts], n, rate, 20e-6)
-    return Emission(samples, -width / 2 - 60e3, width / 2 + 60e3, width, {"spacing_hz": step / FRAME_SECONDS})
+    return Emission(
+        samples, -width / 2 - 60e3, width / 2 + 60e3, width, {"spacing_hz": step / FRAME_SECONDS, "gated": gated}
+    )

@@ -182,7 +182,7 @@ def test_frames_are_grouped_by_family_and_snr():
         "test, 0 to 10 dB": [0],
         "test, 40 to 50 dB": [1],
     }
-    assert metrics.frame_groups("all", ["OTHER", "OTHER"], [None, None]) == {"all": [0, 1]}
+    assert metrics.frame_groups("all", ["OWN", "OWN"], [None, None]) == {"all": [0, 1]}
 
 
 # ---- augmentation --------------------------------------------------------------------------------------------------
