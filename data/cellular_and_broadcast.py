@@ -88,6 +88,7 @@ def gsm(rng):
             wave = keyed(rng.choice([-1, 1], int(FRAME_SECONDS / bit) + 4), bit, 0.25 / bit, rate, 0.3)[:n]
             place = apart * (channel - (channels - 1) / 2)
             parts.append((spectrum_of(wave * gate(of_channel, n, rate, 20e-6) * db(rng.uniform(-6, 0))), place))
+    facts["used_hz"] = [apart * (channel - (channels - 1) / 2) for channel in range(channels) if spans[channel]]
     half = apart * (channels - 1) / 2 + 130e3
     samples = combine(parts, roomy_rate(max(2 * half, 1e6)))
     return Emission(samples, -half, half, 200e3, facts)
