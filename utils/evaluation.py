@@ -144,7 +144,8 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
     if without_fit != scored:
         print("network alone, no channel fitted:", metrics.table(without_fit, CLASSES), sep="\n")
     for name, share in false_alarms.items():
-        print(f"{name}: {share['fitted']:.2%} of the pixels without a carrier called LTE or NR ({share['alone']:.2%})")
+        fitted, own = (f"{share[way]:.2%}" for way in ("fitted", "alone"))
+        print(f"{name}: {fitted} of the pixels without a carrier called LTE or NR ({own} by the network alone)")
     parameters = sum(parameter.numel() for parameter in network.parameters())
     facts = provenance(data, device) | {"parameters": parameters, "sets": scored, "network_alone": without_fit}
     facts |= {"false_alarms": false_alarms} if false_alarms else {}
