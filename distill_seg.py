@@ -327,7 +327,7 @@ def find_parts(folder: Path, more: list[Path], label_free: bool) -> tuple[dict, 
     parts = split(find(folder), more=[frame for other in more for frame in find(other)])
     if not parts["validation"] or not parts["test"]:
         raise RunError(f"{folder}: too few frames to split, 10 single-signal ones are needed")
-    sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
+    sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
     if label_free:
         labelled = {name: [frame for frame in frames if frame.hdf.exists()] for name, frames in sets.items()}
         sets = {name: with_release(frames) for name, frames in labelled.items() if frames}

@@ -8,7 +8,7 @@
 
 DeepLabV3 on MobileNetV3-Large (Chen 2017, Howard 2019) as torchvision has it, from scratch: 11.02 M parameters, 7.09 M
 of them live (the others meet only padding, models/fast_layers.py). The best epoch is chosen on the validation part.
-Test, combined and other frames are scored once, at the end, with standard channels fitted to the network's bands
+Test, combined and own frames are scored once, at the end, with standard channels fitted to the network's bands
 (utils/bands.py) and without. `python evaluate.py runs/seg/best.pt` scores the network on other frames. The run's folder
 (runs/seg unless --out names another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
 """
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Report the best epoch, once: as it is, or as it is handed on
     best = checkpoint.load(args.out / "best.pt")
-    sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
+    sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
     if args.save_weights:
         best = release.released(best, training, device)
     facts = report(best, sets, args.data_dir, args.out, device)

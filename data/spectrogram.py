@@ -25,6 +25,7 @@ SNAPSHOTS = (FRAME_SAMPLES - (WINDOW - HOP)) // HOP  # 9990
 EPS = np.finfo(np.float64).eps  # the published generator adds it before the logarithm: no level is below -156.5 dB
 MINIMUM_STRIDE = 8  # one snapshot of eight is searched for the minimum, see `level_range`
 LABELS = {"NR": 127, "LTE": 255}  # values in the file of labels
+LABELS_WITH_UNKNOWN = {"NR": 85, "LTE": 170, "unknown": 255}  # of the later release, which has a fourth class
 
 # MATLAB's parula in 64 steps, R2017a and later.
 _PARULA_64 = """
@@ -185,16 +186,17 @@ def mask_columns(low_hz, high_hz):
     return max(first, 0), max(-1, min(last, SIZE - 1))
 
 
-def channel_mask(carriers):
+def channel_mask(carriers, labels=LABELS):
     """Labels of one frame, uint8 (256, 256): 0 noise, 127 NR, 255 LTE.
 
     A label covers the whole channel bandwidth of its carrier over the whole time, also where nothing is sent.
 
-    Args: carriers, dicts with "technology" ("NR" or "LTE"), "center_hz" (baseband) and "bandwidth_hz".
+    Args: carriers, dicts with "technology" ("NR" or "LTE"), "center_hz" (baseband) and "bandwidth_hz"; labels, the
+    value of each technology.
     """
     mask = np.zeros((SIZE, SIZE), np.uint8)
     for carrier in carriers:
         half = carrier["bandwidth_hz"] / 2
         first, last = mask_columns(carrier["center_hz"] - half, carrier["center_hz"] + half)
-        mask[:, first : last + 1] = LABELS[carrier["technology"]]
+        mask[:, first : last + 1] = labels[carrier["technology"]]
     return mask

@@ -10,10 +10,12 @@ NAME.mat in the archive, and in a line of frames.csv in a generated set:
     LTE_frame_1.png           one LTE carrier
     LTE_NR/LTE_NR_frame_1.png one carrier of each: the challenge set
     FIELD/FIELD_frame_1.png   generated: any number of carriers, as a receiver meets them
-    anything else             frames of other sources, never trained on
+    OTHER/OTHER_frame_1.png   generated: what is neither LTE nor NR, alone, beside carriers and across them
+    anything else             frames of your own, never trained on
 
 The files of labels hold 0 for noise, 127 for NR and 255 for LTE. A later release of the archive holds 0, 85, 170, and
-255 for unknown, which loss and metrics ignore. In this file "mask" and "labels" of a frame mean the same.
+255 for unknown, which loss and metrics ignore; so do OTHER frames, whatever the rest of the set holds. In this file
+"mask" and "labels" of a frame mean the same.
 """
 
 import argparse
@@ -46,7 +48,8 @@ LABEL_VALUES = {
     "three": {0: 0, 127: 1, 255: 2},
     "four": {0: 0, 85: 1, 170: 2, 255: IGNORE},  # 255 i / 3
 }
-FOLDERS = {"NR": ".", "LTE": ".", "LTE_NR": "LTE_NR", "FIELD": "FIELD"}  # where the frames of a family lie
+OWN = "OWN"  # the family of frames that are in no folder of a known one
+FOLDERS = {"NR": ".", "LTE": ".", "LTE_NR": "LTE_NR", "FIELD": "FIELD", "OTHER": "OTHER"}  # of each family
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Frame:
     """One spectrogram with its labels on disk; nothing is decoded yet."""
 
     name: str  # relative POSIX path without suffix, such as "LTE_NR/LTE_NR_frame_3"; TrainingData/ is left out
-    family: str  # "NR", "LTE", "LTE_NR", "FIELD" or "OTHER"
+    family: str  # a key of FOLDERS, or OWN
     png: Path
     hdf: Path
     labels: str = "three"  # a key of LABEL_VALUES, for masks whose own values do not tell which release they are of
@@ -81,17 +84,21 @@ def find_frames(root) -> list[Frame]:
         if partner not in paths:
             raise DataError(f"{paths[name]} has no {Path(partner).name} beside it; complete the frame or remove it")
         if name.endswith(".png"):
-            folder, _, file = stem.rpartition("/")
-            family = file.rpartition("_frame_")[0]
-            family = family if FOLDERS.get(family) == (folder or ".") else "OTHER"
-            frames.append(Frame(stem, family, paths[name], paths[partner]))
+            frames.append(Frame(stem, family_of(stem), paths[name], paths[partner]))
     if not frames:
         raise DataError(
             f"{root} holds no frames (NAME.png beside NAME.hdf); fetch the archive with "
             f"`python -m data.spectrum_sensing download {root}` or make a set with `python -m data.synthetic {root}`"
         )
-    labels = _release(frames)
-    return [replace(frame, labels=labels) for frame in frames]
+    labels = _release([frame for frame in frames if frame.family != "OTHER"])
+    return [replace(frame, labels="four" if frame.family == "OTHER" else labels) for frame in frames]
+
+
+def family_of(name: str) -> str:
+    """A frame's family by its name, such as "FIELD/FIELD_frame_1"."""
+    folder, _, file = name.rpartition("/")
+    family = file.rpartition("_frame_")[0]
+    return family if FOLDERS.get(family) == (folder or ".") else OWN
 
 
 def _release(frames: list[Frame]) -> str:
@@ -205,7 +212,8 @@ def split(
     """Split frames into 80 percent for training, 10 for validation and 10 for test, as the reference code does.
 
     NR, LTE and FIELD frames are sorted by name and shuffled as `torch.utils.data.random_split` with seed 42 does it.
-    (The reference code has NR and LTE frames only, and no test part: its last 20 percent are halved here.)
+    (The reference code has NR and LTE frames only, and no test part: its last 20 percent are halved here.) OTHER frames
+    are split alike, but by themselves: with or without them, the rest of a set is split the same way.
 
     Args:
         frames: in any order.
@@ -214,7 +222,7 @@ def split(
         more: frames of other folders, which all join "train".
 
     Returns:
-        {"train": ..., "validation": ..., "test": ..., "combined": LTE_NR frames, the challenge set}, and "other" if
+        {"train": ..., "validation": ..., "test": ..., "combined": LTE_NR frames, the challenge set}, and "own" if
         there are frames of no known family.
 
     Raises:
@@ -227,23 +235,28 @@ def split(
         raise DataError(f"--train-on-combined is a share from 0 to 1, not {train_on_combined}")
     frames = sorted(frames, key=lambda frame: frame.name + ".png")
     single = [frame for frame in frames if frame.family in ("NR", "LTE", "FIELD")]
+    others = [frame for frame in frames if frame.family == "OTHER"]
     combined = [frame for frame in frames if frame.family == "LTE_NR"]
-    other = [frame for frame in frames if frame.family == "OTHER"]
+    own = [frame for frame in frames if frame.family == OWN]
 
     def shuffled(frames: list[Frame]) -> list[Frame]:  # the order of random_split, without its warning of empty parts
         order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed)).tolist()
         return [frames[i] for i in order]
 
-    single, combined = shuffled(single), shuffled(combined)
-    first, moved = int(0.8 * len(single)), round(train_on_combined * len(combined))
-    half = (len(single) - first) // 2
+    def shares(frames: list[Frame]) -> tuple[list[Frame], list[Frame], list[Frame]]:
+        order, first = shuffled(frames), int(0.8 * len(frames))
+        half = first + (len(frames) - first) // 2
+        return order[:first], order[first:half], order[half:]
+
+    combined, moved = shuffled(combined), round(train_on_combined * len(combined))
+    train, validation, test = (part + other for part, other in zip(shares(single), shares(others), strict=True))
     parts = {
-        "train": single[:first] + combined[:moved] + list(more),
-        "validation": single[first : first + half],
-        "test": single[first + half :],
+        "train": train + combined[:moved] + list(more),
+        "validation": validation,
+        "test": test,
         "combined": combined[moved:],
     }
-    return parts | ({"other": other} if other else {})
+    return parts | ({"own": own} if own else {})
 
 
 def class_counts(masks: torch.Tensor) -> np.ndarray:

@@ -4,9 +4,9 @@
     python -m data.synthetic datasets/small --nr 60 --lte 60 --combined 30 --field 120     # a minute or two
 
 Each frame becomes a picture (.png) and its labels (.hdf). NR_ and LTE_ frames are at the root, frames with both in
-LTE_NR/, and frames as a receiver meets them outside a laboratory in FIELD/ (see data/frames.py). frames.csv lists the
-carriers and the SNR of each frame. If the command is interrupted, run it again: it continues where it stopped. The
-times are for two cores.
+LTE_NR/, frames as a receiver meets them outside a laboratory in FIELD/, and with --other N frames with what is neither
+LTE nor NR in OTHER/ (see data/frames.py). frames.csv lists the carriers and the SNR of each frame. If the command is
+interrupted, run it again: it continues where it stopped. The times are for two cores.
 """
 
 import argparse
@@ -23,11 +23,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import DataError
-from data.frames import make_frame
+from data.frames import labelled_frame
 from data.hdf4 import write_raster
-from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, channel_mask, spectrogram_image
+from data.spectrogram import FRAME_SAMPLES, LABELS, SAMPLE_RATE, spectrogram_image
+from data.spectrum_sensing import FOLDERS
 
-DEFAULT_COUNTS = {"NR": 900, "LTE": 900, "LTE_NR": 900, "FIELD": 1800}
+DEFAULT_COUNTS = {"NR": 900, "LTE": 900, "LTE_NR": 900, "FIELD": 1800, "OTHER": 0}
 SMALL_COUNTS = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # for scripts that are given no data set
 FEW_COUNTS = {"NR": 5, "LTE": 5, "LTE_NR": 5, "FIELD": 5}  # enough to compare the outputs of two networks
 COLUMNS = ["frame", "family", "seed", "snr_db", "carriers"]  # of frames.csv
@@ -35,7 +36,7 @@ COLUMNS = ["frame", "family", "seed", "snr_db", "carriers"]  # of frames.csv
 
 def frame_name(family, index):
     """Path of a frame within the set, without suffix, such as "LTE_NR/LTE_NR_frame_3"."""
-    folder = f"{family}/" if family in ("LTE_NR", "FIELD") else ""
+    folder = "" if FOLDERS[family] == "." else f"{FOLDERS[family]}/"
     return f"{folder}{family}_frame_{index}"
 
 
@@ -50,15 +51,14 @@ def _write_frame(job):
     """Make one frame and write its files; runs in a worker process. Returns its row of frames.csv."""
     root, family, index, seed, keep_iq = job
     torch.set_num_threads(1)
-    iq, carriers = make_frame(family, index, seed)
+    iq, carriers, mask = labelled_frame(family, index, seed)
     stem = Path(root) / frame_name(family, index)
-    mask = channel_mask(carriers)
     _replace(stem.with_suffix(".hdf"), lambda path: write_raster(path, mask, compression="rle"))
     if keep_iq:
         _write_sigmf(stem, iq, carriers)
     # The picture is written last: if it exists, the frame is complete.
     _replace(stem.with_suffix(".png"), lambda path: Image.fromarray(spectrogram_image(iq)).save(path, format="PNG"))
-    snr = max((carrier["snr_db"] for carrier in carriers), default="")
+    snr = max((carrier["snr_db"] for carrier in carriers if carrier["technology"] in LABELS), default="")
     return frame_name(family, index), family, seed, snr, json.dumps(carriers)
 
 
@@ -78,7 +78,7 @@ def _write_sigmf(stem, iq, carriers):
                 "core:sample_count": FRAME_SAMPLES,
                 "core:freq_lower_edge": carrier["center_hz"] - carrier["bandwidth_hz"] / 2,
                 "core:freq_upper_edge": carrier["center_hz"] + carrier["bandwidth_hz"] / 2,
-                "core:label": carrier["technology"],
+                "core:label": carrier.get("kind", carrier["technology"]),
             }
             for carrier in carriers
         ],
@@ -119,13 +119,15 @@ def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
     # What is there already.
     journal = root / "frames.csv"
     done = _read_rows(journal)
-    other = [row for row in done.values() if row[2] != str(seed)]
-    if other:
-        raise DataError(f"{journal} lists frames of seed {other[0][2]}, not {seed}; choose another folder or that seed")
+    seeds = {row[2] for row in done.values()} - {str(seed)}
+    if seeds:
+        raise DataError(f"{journal} lists frames of seed {min(seeds)}, not {seed}; choose another folder or that seed")
 
     # What is missing.
     jobs = []
     for family, count in counts.items():
+        if count == 0:
+            continue
         (root / frame_name(family, 0)).parent.mkdir(exist_ok=True)
         for index in range(1, count + 1):
             name = frame_name(family, index)
@@ -170,6 +172,7 @@ def parse_args(argv=None):
     parser.add_argument("--lte", type=int, default=DEFAULT_COUNTS["LTE"], help="frames with an LTE carrier")
     parser.add_argument("--combined", type=int, default=DEFAULT_COUNTS["LTE_NR"], help="frames with both")
     parser.add_argument("--field", type=int, default=DEFAULT_COUNTS["FIELD"], help="frames as a receiver meets them")
+    parser.add_argument("--other", type=int, default=DEFAULT_COUNTS["OTHER"], help="frames with what is neither")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=None, help="processes, default all cores")
     parser.add_argument("--keep-iq", action="store_true", help="also write SigMF recordings, 20 MB a frame")
@@ -178,7 +181,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    counts = {"NR": args.nr, "LTE": args.lte, "LTE_NR": args.combined, "FIELD": args.field}
+    counts = {"NR": args.nr, "LTE": args.lte, "LTE_NR": args.combined, "FIELD": args.field, "OTHER": args.other}
     try:
         generate(args.directory, counts, args.seed, args.workers, args.keep_iq)
     except (DataError, OSError) as error:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data import DataError
 from data.hdf4 import read_raster
-from data.spectrum_sensing import FOLDERS, Frame
+from data.spectrum_sensing import Frame, family_of
 
 
 def find_pictures(root) -> list[Frame]:
@@ -28,10 +28,7 @@ def find_pictures(root) -> list[Frame]:
     for path in root.rglob("*.png"):
         name = path.relative_to(root).as_posix().removeprefix("TrainingData/").removesuffix(".png")
         if not any(part.startswith(".") for part in name.split("/")):
-            folder, _, file = name.rpartition("/")
-            family = file.rpartition("_frame_")[0]
-            family = family if FOLDERS.get(family) == (folder or ".") else "OTHER"
-            frames[f"{name}.png"] = Frame(name, family, path, path.with_suffix(".hdf"))
+            frames[f"{name}.png"] = Frame(name, family_of(name), path, path.with_suffix(".hdf"))
     if not frames:
         raise DataError(f"{root} holds no frame NAME.png; make some with `python -m data.synthetic {root}`")
     return [frames[name] for name in sorted(frames)]
@@ -62,7 +59,7 @@ def read_pictures(frames: list[Frame], progress: bool = True) -> torch.Tensor:
 def with_release(frames: list[Frame]) -> list[Frame]:
     """The same frames with `labels` set from their masks, as find_frames sets it. Every frame must have a mask."""
     values = set()
-    for frame in frames:
+    for frame in (frame for frame in frames if frame.family != "OTHER"):
         values |= set(np.unique(read_raster(frame.hdf)).tolist())
     labels = "four" if values & {85, 170} and 127 not in values else "three"
-    return [replace(frame, labels=labels) for frame in frames]
+    return [replace(frame, labels="four" if frame.family == "OTHER" else labels) for frame in frames]

@@ -188,7 +188,7 @@ def call(script: list[str]) -> None:
 def score_teacher(setup: Setup) -> dict:
     """The teacher on the same sets as every row."""
     parts = split(find_frames(setup.data_dir))
-    sets = {name: parts[name] for name in ("test", "combined", "other") if parts.get(name)}
+    sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
     data = checkpoint.load(setup.teacher)
     scored = report(data, sets, setup.data_dir, None, torch.device(setup.device))["network_alone"]
     facts = {"size": "dense teacher", "way": "", **costs(data), "sets": short(scored), "commands": [command()]}

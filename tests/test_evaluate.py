@@ -58,6 +58,24 @@ def test_frames_of_no_known_family_are_scored(network, tmp_path, capsys):
     assert "mIoU" in capsys.readouterr().out
 
 
+def test_of_other_frames_the_share_that_is_called_a_carrier_is_told(network, tmp_path, monkeypatch, capsys):
+    """A stand-in for the network calls a quarter of each picture NR."""
+    write_levels(tmp_path / "set", ["NR_frame_1", "OTHER/OTHER_frame_1", "OTHER/OTHER_frame_2"])
+    for number in (1, 2):
+        write_raster(tmp_path / f"set/OTHER/OTHER_frame_{number}.hdf", np.zeros((64, 64), np.uint8))
+    answer = torch.tensor([8.0, 0.0, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 64, 64)
+    answer[:, 1, :, :16] = 9.0
+
+    def logits(network, images, palette=None, size=None):
+        return answer.expand(len(images), -1, -1, -1)
+
+    monkeypatch.setattr(segmentation, "logits", logits)
+    argv = [str(network), "--data-dir", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    assert evaluate.main(argv) == 0
+    assert result_of(tmp_path / "out")["false_alarms"] == {"all, OTHER": {"fitted": 0.25, "alone": 0.25}}
+    assert "all, OTHER: 25.00% of the pixels without a carrier called LTE or NR (25.00% by" in capsys.readouterr().out
+
+
 def test_channels_are_fitted_and_the_network_alone_is_reported_beside_them(network, tmp_path, monkeypatch):
     """A stand-in for the network sees 75 columns of LTE three columns too high and takes them for NR."""
     levels, labels = np.random.default_rng(0).normal(60, 15, (256, 256)), np.zeros((256, 256), np.uint8)

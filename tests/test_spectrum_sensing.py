@@ -18,6 +18,7 @@ from data import DataError, download, spectrum_sensing
 from data.hdf4 import read_raster, write_raster
 from data.spectrum_sensing import (
     IGNORE,
+    OWN,
     Frame,
     SpectrumSensing,
     class_counts,
@@ -29,6 +30,7 @@ from data.spectrum_sensing import (
     read_tensors,
     split,
 )
+from data.unlabelled import find_pictures, with_release
 from tests.conftest import packed, serving, write_frames
 
 
@@ -72,7 +74,7 @@ def test_names_do_not_depend_on_the_archives_outer_folder(folder):
     assert [(frame.name, frame.family) for frame in find_frames(inner)] == names
 
 
-def test_frames_of_no_known_family_are_other_and_hidden_files_are_no_frames(folder):
+def test_frames_of_no_known_family_are_own_and_hidden_files_are_no_frames(folder):
     for place in ("captured/NR_frame_1", "LTE_NR_frame_1", "recording_7", "captured/x"):
         (folder / place).parent.mkdir(exist_ok=True)
         for suffix in (".png", ".hdf"):
@@ -80,8 +82,8 @@ def test_frames_of_no_known_family_are_other_and_hidden_files_are_no_frames(fold
     (folder / ".download").mkdir()
     for hidden in (".download/NR_frame_9.png", "._NR_frame_1.png"):
         (folder / hidden).write_bytes(b"")
-    other = [frame.name for frame in find_frames(folder) if frame.family == "OTHER"]
-    assert other == ["LTE_NR_frame_1", "captured/NR_frame_1", "captured/x", "recording_7"]
+    own = [frame.name for frame in find_frames(folder) if frame.family == OWN]
+    assert own == ["LTE_NR_frame_1", "captured/NR_frame_1", "captured/x", "recording_7"]
 
 
 @pytest.mark.parametrize("fixture, size", [("frames_dir", 256), ("small_frames_dir", 128)])
@@ -258,26 +260,46 @@ def test_the_split_is_the_references(counts):
     parts = split(frames[::-1])  # whatever order they come in
     assert parts["train"] == list(train)
     assert parts["validation"] == rest[: len(rest) // 2] and parts["test"] == rest[len(rest) // 2 :]
-    assert parts["combined"] == [] and "other" not in parts
+    assert parts["combined"] == [] and "own" not in parts
 
 
 def test_the_archives_split_is_1440_180_180_and_leaves_the_challenge_alone():
-    parts = split(named({"NR": 900, "LTE": 900, "LTE_NR": 900, "OTHER": 5}))
+    parts = split(named({"NR": 900, "LTE": 900, "LTE_NR": 900, OWN: 5}))
     assert {name: len(part) for name, part in parts.items()} == {
-        "train": 1440, "validation": 180, "test": 180, "combined": 900, "other": 5,
+        "train": 1440, "validation": 180, "test": 180, "combined": 900, "own": 5,
     }  # fmt: skip
     assert {frame.family for frame in parts["combined"]} == {"LTE_NR"}
-    assert {frame.family for frame in parts["other"]} == {"OTHER"}
+    assert {frame.family for frame in parts["own"]} == {OWN}
 
 
 def test_every_frame_is_in_exactly_one_part_whatever_is_added_of_the_challenge():
-    frames = named({"NR": 33, "LTE": 40, "LTE_NR": 50, "FIELD": 21, "OTHER": 3})
+    frames = named({"NR": 33, "LTE": 40, "LTE_NR": 50, "FIELD": 21, "OTHER": 30, OWN: 3})
     for share in (0.0, 0.1, 0.5, 1.0):
         parts = split(frames, train_on_combined=share)
         assert sorted(frame.name for part in parts.values() for frame in part) == sorted(f.name for f in frames)
         moved = [frame for frame in parts["train"] if frame.family == "LTE_NR"]
         assert len(moved) == 50 * share and len(parts["combined"]) == 50 - len(moved)
-        assert not any(frame.family in ("LTE_NR", "OTHER") for frame in parts["validation"] + parts["test"])
+        assert not any(frame.family in ("LTE_NR", OWN) for frame in parts["validation"] + parts["test"])
+
+
+def test_other_frames_join_all_parts_and_leave_the_rest_of_the_split_as_it_is():
+    counts = {"NR": 30, "FIELD": 20}
+    before, parts = split(named(counts)), split(named(counts | {"OTHER": 20}))
+    for name, share in {"train": 16, "validation": 2, "test": 2}.items():
+        assert [frame for frame in parts[name] if frame.family != "OTHER"] == before[name]
+        assert len(parts[name]) == len(before[name]) + share
+
+
+def test_255_is_unknown_in_an_other_frame_whatever_the_rest_of_the_set_holds(tmp_path):
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:8] = 255
+    for name in ("LTE_frame_1", "NR_frame_1", "OTHER/OTHER_frame_1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_raster(tmp_path / f"{name}.hdf", np.full_like(mask, 127) if "NR" in name else mask)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    for frames in (find_frames(tmp_path), with_release(find_pictures(tmp_path))):
+        values = {frame.family: set(np.unique(read_mask(frame))) for frame in frames}
+        assert values == {"LTE": {0, 2}, "NR": {1}, "OTHER": {0, 255}}
 
 
 def test_the_share_of_the_challenge_is_drawn_by_the_seed():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data import DataError, synthetic
-from data.frames import frame_rng, make_frame, mathworks_bandwidths, mathworks_scene
+from data.frames import frame_rng, labelled_frame, make_frame, mathworks_bandwidths, mathworks_scene
 from data.hdf4 import read_raster
 from data.spectrogram import (
     FRAME_SAMPLES,
@@ -24,6 +24,7 @@ from data.spectrogram import (
     spectrogram_image,
     spectrogram_levels,
 )
+from data.spectrum_sensing import IGNORE, find_frames, read_mask
 from experiments import class_weights
 
 
@@ -245,3 +246,18 @@ def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, one_
         with pytest.raises(DataError, match="can't be used"):
             synthetic.generate(tmp_path / "none", {"LTE": 1}, **wrong)
     assert not (tmp_path / "none").exists()
+
+
+def test_other_frames_are_written_read_and_completed(tmp_path, one_process):
+    counts = {"NR": 0, "LTE": 0, "LTE_NR": 0, "FIELD": 0, "OTHER": 1}
+    synthetic.generate(tmp_path, counts, seed=5)
+    (frame,) = find_frames(tmp_path)
+    assert (frame.name, frame.family) == ("OTHER/OTHER_frame_1", "OTHER")
+    _, carriers, mask = labelled_frame("OTHER", 1, 5)
+    classes = np.vectorize({0: 0, 85: 1, 170: 2, 255: IGNORE}.get)(mask)
+    assert np.array_equal(read_mask(frame), classes)
+    row = (tmp_path / "frames.csv").read_text().splitlines()[1]
+    assert row.startswith("OTHER/OTHER_frame_1,OTHER,5,") and json.dumps(carriers[0])[1:9].strip('"') in row
+    written = frame.png.stat().st_mtime_ns
+    synthetic.generate(tmp_path, counts, seed=5)
+    assert frame.png.stat().st_mtime_ns == written

@@ -259,7 +259,7 @@ def test_more_frames_join_the_training_part_only(frames, tmp_path):
     assert train_seg.main(["--data-dir", str(frames), *FAST, "--epochs", "1", *more]) == 0
     assert json.loads((tmp_path / "run/config.json").read_text())["training_frames"] == 16 + 2 + 1
     sets = json.loads((tmp_path / "run/result.json").read_text())["sets"]
-    assert (sets["test"]["frames"], sets["combined"]["frames"]) == (2, 2) and "other" not in sets
+    assert (sets["test"]["frames"], sets["combined"]["frames"]) == (2, 2) and "own" not in sets
     argv = ["--data-dir", str(frames), *FAST, "--more-frames", str(frames), "--out", str(tmp_path / "none")]
     with pytest.raises(train_seg.DataError, match="of the set itself; name another folder"):
         train_seg.main(argv)

@@ -182,7 +182,13 @@ def test_frames_are_grouped_by_family_and_snr():
         "test, 0 to 10 dB": [0],
         "test, 40 to 50 dB": [1],
     }
-    assert metrics.frame_groups("all", ["OTHER", "OTHER"], [None, None]) == {"all": [0, 1]}
+    assert metrics.frame_groups("all", ["OWN", "OWN"], [None, None]) == {"all": [0, 1]}
+
+
+def test_false_alarms_are_the_share_of_noise_that_is_called_anything_else():
+    truth, guess = torch.tensor([[0, 0, 0, 0, 1, 2]]), torch.tensor([[0, 0, 2, 0, 0, 1]])
+    assert metrics.false_alarms(metrics.confusion_matrix(guess, truth, 3, 255)) == 0.25
+    assert metrics.false_alarms(torch.zeros(3, 3, dtype=torch.int64)) == 0
 
 
 # ---- augmentation --------------------------------------------------------------------------------------------------

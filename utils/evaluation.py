@@ -103,7 +103,8 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
     """Score a saved network on sets of frames: tables on stdout, result.json and pictures in a folder.
 
     Each set is scored twice: with standard channels fitted to the network's bands (utils/bands.py), and the network
-    alone. Channels are fitted to frames of the generator's size only.
+    alone. Channels are fitted to frames of the generator's size only. Of OTHER frames the share of the pixels without
+    a carrier that are called LTE or NR is told, too: "false_alarms".
 
     Args:
         data: a checkpoint of a segmentation network.
@@ -122,7 +123,7 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
     logits_of = partial(segmentation.logits, network)
     fitted = bands.predictor(logits_of, levels_of, standard_channels(CLASSES, HZ_PER_PIXEL))
 
-    scored, without_fit = {}, {}
+    scored, without_fit, false_alarms = {}, {}, {}
     for title, frames in sets.items():
         images, labels = read_tensors(frames, progress=rank == 0)
         shape = list(labels.shape[1:])
@@ -136,6 +137,10 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
             matrices = _matrices(fitted, images, labels)
         without_fit |= metrics.score_groups(own, groups, CLASSES)
         scored |= metrics.score_groups(matrices, groups, CLASSES)
+        others = [i for i, frame in enumerate(frames) if frame.family == "OTHER"]
+        if others:
+            shares = (metrics.false_alarms(of_way[others].sum(0)) for of_way in (matrices, own))
+            false_alarms[f"{title}, OTHER"] = dict(zip(("fitted", "alone"), shares, strict=True))
         if rank == 0 and out:
             some = pictures.spread(len(frames))
             examples = images[some], labels[some], predict(images[some]).cpu()
@@ -148,8 +153,12 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
     print(metrics.table(scored, CLASSES))
     if without_fit != scored:
         print("network alone, no channel fitted:", metrics.table(without_fit, CLASSES), sep="\n")
+    for name, share in false_alarms.items():
+        fitted, own = (f"{share[way]:.2%}" for way in ("fitted", "alone"))
+        print(f"{name}: {fitted} of the pixels without a carrier called LTE or NR ({own} by the network alone)")
     parameters = sum(parameter.numel() for parameter in network.parameters())
     facts = provenance(data, device) | {"parameters": parameters, "sets": scored, "network_alone": without_fit}
+    facts |= {"false_alarms": false_alarms} if false_alarms else {}
     if out:
         write_json(out / "result.json", facts)
         print(f"{out}/result.json has all of it, {out}/pictures some frames")

@@ -128,6 +128,11 @@ def frame_groups(title: str, families: Sequence[str], snr_db: Sequence[float | N
     return groups | {f"{title}, {10 * b} to {10 * b + 10} dB": bins[b] for b in sorted(bins)}
 
 
+def false_alarms(matrix: torch.Tensor) -> float:
+    """Share of the pixels of class 0, noise, that are given another class; 0 without any. Matrix int64 (C, C)."""
+    return (matrix[0, 1:].sum() / matrix[0].sum().clamp(min=1)).item()
+
+
 def score_groups(
     matrices: torch.Tensor, groups: dict[str, list[int]], names: Sequence[str] = ("noise", "NR", "LTE")
 ) -> dict[str, dict]:
