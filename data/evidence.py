@@ -16,8 +16,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from data.cell_search import LteCell, NrCell, lte_cells, lte_centers, nr_cells
+from data.cell_search import LteCell, NrCell, lte_cells, nr_cells
 from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum
+from data.sync_signals import lte_centers
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
 NR_SECONDS = 0.0204  # one period of SS/PBCH blocks

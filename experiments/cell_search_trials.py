@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.cell_search import THRESHOLD, lte_cells, nr_cells, nr_raster
+from data.cell_search import THRESHOLD, lte_cells, nr_cells
 from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
 from data.radio import multipath
+from data.sync_signals import nr_raster
 from utils.pictures import line_chart
 
 RATE = 3.84e6
