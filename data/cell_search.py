@@ -18,7 +18,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.sync_search import THRESHOLD, Centers, Hypotheses, make_hypotheses, search, spectrum_around, without_glitches
+from data.aligned_search import aligned_candidates
+from data.sync_search import (
+    THRESHOLD,
+    Centers,
+    Hypotheses,
+    hits_of,
+    make_hypotheses,
+    search,
+    spectrum_around,
+    without_glitches,
+)
 from data.sync_signals import HALF, SIZE, lte_signal, nr_raster, nr_signal
 
 NO_CELL = 10.5, 1.1  # location and scale of the highest statistic in searches without a cell
@@ -56,6 +66,13 @@ class NrCell(NamedTuple):
     statistic: float
 
 
+class SymbolGrid(NamedTuple):
+    """What is known of a carrier's symbols before its cells are searched."""
+
+    spacing_hz: float | None = None  # of the subcarriers, 15e3 or 30e3
+    timings: Sequence = ()  # SymbolTiming objects of this spacing; only carriers with one of these are searched then
+
+
 def false_alarm_rate(statistic):
     """Chance that a search without a cell gives this statistic or more: 1 in 14,000 at THRESHOLD.
 
@@ -82,6 +99,16 @@ def _best_of_each(cells):
     return list(best.values())
 
 
+def _aligned(spectrum, signal, timings, centers, threshold):
+    """Hits at SymbolTiming objects near the Centers."""
+    hits = []
+    for timing in timings:
+        candidates = aligned_candidates(spectrum, signal, timing, centers)
+        if candidates is not None:
+            hits += hits_of(spectrum, signal, candidates, threshold)
+    return hits
+
+
 def _checked(samples, sample_rate, signal):
     samples, least = np.asarray(samples, np.complex64), (len(signal.bins) + 1) * signal.spacing_hz
     if samples.ndim != 1:
@@ -102,6 +129,7 @@ def lte_cells(
     centers_hz: float | Sequence[float] = 0.0,
     capture_hz: float | None = None,
     least: float = THRESHOLD,
+    timings: Sequence = (),
 ) -> list[LteCell]:
     """LTE cells, highest statistic first; empty where none stands out. TS 36.211 clause 6.11.
 
@@ -111,6 +139,8 @@ def lte_cells(
             lie beside by 60 ppm of its frequency, or by 160 kHz if that is more.
         capture_hz: frequency of the capture's centre.
         least: threshold of the statistic. Trials set a lower one, to see words that do not stand out.
+        timings: SymbolTiming objects of 15 kHz of data/cyclic_prefix.py for up to 80 ms of samples, with frequencies
+            against the capture's centre. Then only carriers with one of these are searched, which is much faster.
     Raises: ValueError if the sample rate is too low for a PSS.
     """
     signal = lte_signal()
@@ -138,11 +168,14 @@ def lte_cells(
         start, stop = (number * len(samples) // pieces for number in (piece, piece + 1))
         width = high - low + HALF * signal.spacing_hz
         spectrum = spectrum_around(samples[start:stop], sample_rate, (low + high) / 2, width, signal.spacing_hz)
-        # Two half frames show strong cells. Then all half frames are searched: at the frequencies of the strong cells,
-        # whose carriers may have more cells, or everywhere if there are none.
-        hits = search(spectrum, signal, quick, least + more, LTE_QUICK_SECONDS)
-        if spectrum.seconds > LTE_QUICK_SECONDS:
-            found = _apart([hit.hz for hit in hits if hit.statistic > THRESHOLD + more], signal.spacing_hz)
+        # Two half frames, or known timings, show strong cells. Then all half frames are searched: at the frequencies of
+        # the strong cells, whose carriers may have more cells, or everywhere if there are none.
+        if timings:
+            hits = _aligned(spectrum, signal, timings, centers, least + more)
+        else:
+            hits = search(spectrum, signal, quick, least + more, LTE_QUICK_SECONDS)
+        found = _apart([hit.hz for hit in hits if hit.statistic > THRESHOLD + more], signal.spacing_hz)
+        if spectrum.seconds > LTE_QUICK_SECONDS and (found or not timings):
             hypotheses = make_hypotheses(found or grid, centers, signal, spectrum.seconds)
             hits += search(spectrum, signal, hypotheses, least + more)
         cells += [_lte_cell(hit, start / sample_rate + spectrum.delay) for hit in hits]
@@ -173,7 +206,7 @@ def nr_cells(
     band_hz: tuple[float, float],
     capture_hz: float | None = None,
     *,
-    spacing_hz: float | None = None,
+    grid: SymbolGrid | None = None,
     blind_seconds: float | None = None,
     least: float = THRESHOLD,
 ) -> list[NrCell]:
@@ -186,19 +219,20 @@ def nr_cells(
         samples: complex64 (n,), as received. 20.4 ms hold a block if blocks come every 20 ms; at most 40.4 ms are used.
         band_hz: edges of the band against the capture's centre; the part outside the capture is left out.
         capture_hz: frequency of the capture's centre; without it only a blind search is possible.
-        spacing_hz: subcarrier spacing if it is known, 15e3 or 30e3.
+        grid: what is known of the symbols.
         blind_seconds: search all frequencies of the band instead, for at most so long; a MHz takes about .2 s.
         least: as in lte_cells.
     Raises: ValueError if the sample rate is too low for a PSS, or capture_hz is missing in a search that is not blind.
     """
     if capture_hz is None and blind_seconds is None:
         raise ValueError("the synchronisation raster needs the capture's centre frequency; give it or blind_seconds")
+    grid = grid or SymbolGrid()
     deadline = np.inf if blind_seconds is None else time.monotonic() + blind_seconds
     cells = []
     samples = without_glitches(_checked(samples, sample_rate, nr_signal(15e3))[: round(NR_SECONDS * sample_rate)])
     if len(samples) < LEAST_SECONDS * sample_rate:
         return []
-    for spacing in (15e3, 30e3) if spacing_hz is None else (spacing_hz,):
+    for spacing in (15e3, 30e3) if grid.spacing_hz is None else (grid.spacing_hz,):
         # Where blocks may be
         signal = nr_signal(spacing)
         width = SIZE * spacing
@@ -208,11 +242,20 @@ def nr_cells(
         if len(centers.hz) == 0:
             continue
 
-        # Hypotheses around these, in steps of half a subcarrier
         spectrum = spectrum_around(samples, sample_rate, (low + high) / 2, high - low + width, spacing)
+        if grid.timings:
+            hits = _aligned(spectrum, signal, grid.timings, centers, least)
+            found = _apart([hit.hz for hit in hits if hit.statistic > THRESHOLD], spacing)
+            if found:  # other cells may send at the same frequency and other times
+                hypotheses = make_hypotheses(found, centers, signal, spectrum.seconds)
+                hits += search(spectrum, signal, hypotheses, least)
+            cells += [_nr_cell(hit, spacing, capture_hz, spectrum.delay) for hit in hits]
+            continue
+
+        # Hypotheses around these, in steps of half a subcarrier
         steps = np.ceil(centers.reach / (spacing / 2))
-        grid = [hz + np.arange(-n, n + 1) * spacing / 2 for hz, n in zip(centers.hz, steps, strict=True)]
-        hypotheses = make_hypotheses(np.unique(np.round(np.concatenate(grid), -3)), centers, signal, spectrum.seconds)
+        around = [hz + np.arange(-n, n + 1) * spacing / 2 for hz, n in zip(centers.hz, steps, strict=True)]
+        hypotheses = make_hypotheses(np.unique(np.round(np.concatenate(around), -3)), centers, signal, spectrum.seconds)
         hits = search(spectrum, signal, hypotheses, least, deadline=deadline)
         cells += [_nr_cell(hit, spacing, capture_hz, spectrum.delay) for hit in hits]
     return _best_of_each(cells)

@@ -16,8 +16,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from data.cell_search import LteCell, NrCell, lte_cells, nr_cells
-from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum
+from data.cell_search import LteCell, NrCell, SymbolGrid, lte_cells, nr_cells
+from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum, symbol_timings
 from data.sync_signals import lte_centers
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
@@ -179,9 +179,12 @@ class FrameEvidence:
         found = [evidence for evidence in pieces if evidence.outcome == "prefix"]
         return max(found, key=lambda evidence: max(evidence.contrast.values()), default=whole)
 
+    @property
+    def likely_floor(self):
+        return self.floor if self.floor is not None else self.guess
+
     def _prefix(self, low_hz, high_hz):
-        floor = self.floor if self.floor is not None else self.guess
-        evidence = cyclic_prefix(band_samples(self.spectrum, low_hz, high_hz), floor)
+        evidence = cyclic_prefix(band_samples(self.spectrum, low_hz, high_hz), self.likely_floor)
         if self.floor is None and evidence.outcome == "none" and evidence.energy < GUESS_MARGIN * evidence.enough:
             return evidence._replace(outcome="unknown")
         return evidence
@@ -204,12 +207,16 @@ class FrameEvidence:
         outcome = prefix.outcome if prefix else "unknown"
         spacing = prefix.spacing_hz if prefix else None
 
+        timings = []
+        if spacing in (15e3, 30e3):
+            timings = symbol_timings(self.spectrum, low_hz, high_hz, spacing, self.likely_floor)
+
         # Cells. In a wide band without a prefix only the middle is searched: the whole band would take a second.
         lte, nr = [], []
         if outcome == "unknown" and (not cut or high_hz - low_hz <= NARROW_HZ) or spacing == 15e3:
-            lte = self._lte(low_hz, high_hz, cut, spacing == 15e3)
+            lte = self._lte(low_hz, high_hz, cut, timings)
         if not lte and (self.center_hz or self.blind_seconds) and outcome != "none":
-            nr = self._nr(low_hz, high_hz, spacing)
+            nr = self._nr(low_hz, high_hz, spacing, timings)
 
         # Whether an LTE cell would have been found
         middle = (low_hz + high_hz) / 2
@@ -217,31 +224,32 @@ class FrameEvidence:
         due = whole and len(self.samples) >= SYNC_SECONDS * self.sample_rate and (level_db or 0) >= SYNC_DB
         return Evidence(tuple(lte), tuple(nr), prefix, bool(due), not cut)
 
-    def _nr(self, low_hz, high_hz, spacing):
+    def _nr(self, low_hz, high_hz, spacing, timings):
         """NR cells at the raster points of a band, with blocks of the prefix's spacing where that is known."""
         samples, rate, middle = self.around(low_hz, high_hz)
         if rate < BLOCK_HZ:
             return []
-        known = {"spacing_hz": spacing} if spacing in (15e3, 30e3) else {}
-        if not self.center_hz:
-            known["blind_seconds"] = self.blind_seconds
+        known = spacing if spacing in (15e3, 30e3) else None
+        grid = SymbolGrid(known, [timing.seen_from(middle) for timing in timings])
+        blind = None if self.center_hz else self.blind_seconds
         part, band = samples[: round(NR_SECONDS * rate)], (low_hz - middle, high_hz - middle)
-        cells = nr_cells(part, rate, band, self.center_hz and self.center_hz + middle, **known)
+        center_hz = self.center_hz and self.center_hz + middle
+        cells = nr_cells(part, rate, band, center_hz, grid=grid, blind_seconds=blind)
         return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
 
-    def _lte(self, low_hz, high_hz, cut, has_prefix):
+    def _lte(self, low_hz, high_hz, cut, timings):
         """LTE cells around the band's middle, or anywhere in a band that the capture's edge cuts.
 
-        has_prefix: the band has a prefix of 15 kHz, so it is also searched elsewhere if the middle has no cell, or at
-        once if it is too wide for one carrier.
+        timings: of the symbols, if the band has a prefix of 15 kHz. Then it is also searched elsewhere if the middle
+        has no cell, or at once if it is too wide for one carrier.
         """
         if high_hz - low_hz < PSS_HZ:
             low_hz, high_hz = (low_hz + high_hz - PSS_HZ) / 2, (low_hz + high_hz + PSS_HZ) / 2
         anywhere = max(SLACK_HZ, (high_hz - low_hz - PSS_HZ) / 2)
         several = high_hz - low_hz > LTE_WIDEST_HZ  # carriers; a cell in the middle may not be the only one
-        if cut or has_prefix and several:
+        if cut or timings and several:
             slacks = [anywhere]
-        elif has_prefix:
+        elif timings:
             slacks = [SLACK_HZ, anywhere]
         else:
             slacks = [SLACK_HZ]
@@ -251,7 +259,8 @@ class FrameEvidence:
                 continue
             samples, rate, middle = self.around(centers.min() - BESIDE_HZ, centers.max() + BESIDE_HZ)
             on_air = self.center_hz + middle if self.center_hz else None
-            cells = lte_cells(samples, rate, centers - middle, on_air)
+            known = [timing.seen_from(middle) for timing in timings]
+            cells = lte_cells(samples, rate, centers - middle, on_air, timings=known)
             if cells:
                 return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
         return []

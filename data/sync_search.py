@@ -48,7 +48,7 @@ class Hit(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """Part of a capture's spectrum: FFT bins complex128 (M,) at `rate` around center_hz."""
+    """Part of a capture's spectrum: FFT bins complex64 (M,) at `rate` around center_hz."""
 
     bins: np.ndarray
     rate: float
@@ -83,12 +83,12 @@ def without_glitches(samples, block=1024, most=16):
 def _decimate(samples, sample_rate, center_hz, width_hz):
     """Samples around center_hz at the sample rate over an integer, at least twice width_hz where the capture allows.
 
-    A polyphase filter as one matrix product.  Returns: (complex128 (m,), rate, their centre in Hz, delay in seconds).
+    A polyphase filter as one matrix product.  Returns: (complex64 (m,), rate, their centre in Hz, delay in seconds).
     """
     factor = max(1, int(sample_rate / (2 * width_hz)))
     phase = -2j * np.pi * center_hz / sample_rate
     if factor == 1:
-        return samples.astype(complex), sample_rate, 0.0, 0.0
+        return samples, sample_rate, 0.0, 0.0
     columns = 8  # taps a phase
     n = np.arange(columns * factor)
     taps = np.sinc((n - (len(n) - 1) / 2) / factor) * np.kaiser(len(n), 5.65)  # stop band -60 dB
@@ -96,11 +96,11 @@ def _decimate(samples, sample_rate, center_hz, width_hz):
     rows = len(samples) // factor
     products = taps.reshape(columns, factor) @ samples[: rows * factor].reshape(rows, factor).T  # (columns, rows)
     out = sum(products[k, k : rows - columns + 1 + k] for k in range(columns))
-    out = out * np.exp(phase * factor * np.arange(len(out)))
+    out = out * np.exp(phase * factor * np.arange(len(out))).astype(np.complex64)
     return out, sample_rate / factor, center_hz, (len(n) - 1) / 2 / sample_rate
 
 
-def _smooth_size(n):
+def smooth_size(n):
     """Smallest number from n on whose prime factors are 2, 3 and 5: its FFT is fast."""
     powers = np.multiply.outer(2 ** np.arange(26), np.multiply.outer(3 ** np.arange(9), 5 ** np.arange(7))).ravel()
     return int(powers[powers >= n].min())
@@ -110,7 +110,7 @@ def spectrum_around(samples, sample_rate, center_hz, width_hz, spacing_hz):
     """Spectrum of a part of the capture without lines, its length such that HALF * spacing_hz fits it exactly."""
     samples, rate, center_hz, delay = _decimate(samples, sample_rate, center_hz, width_hz)
     ratio = Fraction(HALF * spacing_hz / rate).limit_denominator(100_000)
-    size = ratio.denominator * _smooth_size(-(-len(samples) // ratio.denominator))
+    size = ratio.denominator * smooth_size(-(-len(samples) // ratio.denominator))
     bins = _without_lines(np.fft.fft(samples, size), size / rate)
     return Spectrum(bins, rate, center_hz, len(samples) / rate, delay)
 
@@ -143,10 +143,10 @@ def tune(spectrum, center_hz, rate):
     shift = round((center_hz - spectrum.center_hz) / width)
     line = np.arange(-(out_size // 2), out_size // 2)
     inside = line[max(0, -size // 2 - shift - line[0]) : max(0, size // 2 - shift - line[0])]
-    bins = np.zeros(out_size, complex)
+    bins = np.zeros(out_size, np.complex64)
     bins[inside] = spectrum.bins[inside + shift]
-    samples = np.fft.ifft(bins)[: int(spectrum.seconds * rate)] * (out_size / size)
-    return samples.astype(np.complex64), spectrum.center_hz + shift * width
+    samples = np.fft.ifft(bins)[: int(spectrum.seconds * rate)] * np.float32(out_size / size)
+    return samples, spectrum.center_hz + shift * width
 
 
 # ---- primary signal -------------------------------------------------------------------------------------------------
@@ -384,8 +384,12 @@ def search(spectrum, signal, hypotheses, threshold, seconds=1e3, deadline=np.inf
     if not found:
         return []
     candidates = strongest(Candidates(*map(np.concatenate, zip(*found, strict=True))), signal.spacing_hz)
+    return hits_of(spectrum, signal, candidates, threshold)
 
-    # SSS. One tuning is enough for candidates whose sequences lie in its bandwidth, but for a few subcarriers.
+
+def hits_of(spectrum, signal, candidates, threshold):
+    """Hits among Candidates, strongest first."""
+    # One tuning is enough for candidates whose sequences lie in its bandwidth, but for a few subcarriers.
     span = max(SPAN, SIZE - len(signal.bins)) * signal.spacing_hz
     hits, left = [], np.argsort(candidates.hz)
     while len(left):
