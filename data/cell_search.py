@@ -13,7 +13,7 @@ frame of 10 ms. Needs numpy and data/sequences.py.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +70,10 @@ class SymbolGrid(NamedTuple):
     """What is known of a carrier's symbols before its cells are searched."""
 
     spacing_hz: float | None = None  # of the subcarriers, 15e3 or 30e3
-    timings: Sequence = ()  # SymbolTiming objects of this spacing; only carriers with one of these are searched then
+    # SymbolTiming objects of data/cyclic_prefix.py of this spacing, with frequencies against the capture's centre. Then
+    # only carriers with one of these timings are searched, which is much faster.
+    timings: Sequence = ()
+    fft: Callable = np.fft.fft  # or a faster one, over the last axis, for this search
 
 
 def false_alarm_rate(statistic):
@@ -99,11 +102,11 @@ def _best_of_each(cells):
     return list(best.values())
 
 
-def _aligned(spectrum, signal, timings, centers, threshold):
-    """Hits at SymbolTiming objects near the Centers."""
+def _aligned(spectrum, signal, grid, centers, threshold, seconds=1e3):
+    """Hits at the timings of a SymbolGrid near the Centers, in the first `seconds`."""
     hits = []
-    for timing in timings:
-        candidates = aligned_candidates(spectrum, signal, timing, centers)
+    for timing in grid.timings:
+        candidates = aligned_candidates(spectrum, signal, timing, centers, seconds, grid.fft)
         if candidates is not None:
             hits += hits_of(spectrum, signal, candidates, threshold)
     return hits
@@ -129,7 +132,7 @@ def lte_cells(
     centers_hz: float | Sequence[float] = 0.0,
     capture_hz: float | None = None,
     least: float = THRESHOLD,
-    timings: Sequence = (),
+    grid: SymbolGrid | None = None,
 ) -> list[LteCell]:
     """LTE cells, highest statistic first; empty where none stands out. TS 36.211 clause 6.11.
 
@@ -139,26 +142,27 @@ def lte_cells(
             lie beside by 60 ppm of its frequency, or by 160 kHz if that is more.
         capture_hz: frequency of the capture's centre.
         least: threshold of the statistic. Trials set a lower one, to see words that do not stand out.
-        timings: SymbolTiming objects of 15 kHz of data/cyclic_prefix.py for up to 80 ms of samples, with frequencies
-            against the capture's centre. Then only carriers with one of these are searched, which is much faster.
+        grid: what is known of the symbols, for samples of up to 80 ms.
     Raises: ValueError if the sample rate is too low for a PSS.
     """
     signal = lte_signal()
     samples = without_glitches(_checked(samples, sample_rate, signal))
     if len(samples) < LEAST_SECONDS * sample_rate:
         return []
+    grid = grid or SymbolGrid()
 
     # Frequencies at which the centres may appear, in steps of half a subcarrier
     hz = np.unique(np.asarray(centers_hz, float))
     on_air = hz + capture_hz if capture_hz else np.full(len(hz), LTE_USUAL_HZ)
     centers = Centers(hz, on_air, np.maximum(LTE_REACH_HZ, LTE_REACH * on_air))
     low, high = (hz - centers.reach).min(), (hz + centers.reach).max()
-    grid = np.arange(low, high + 1, signal.spacing_hz / 2)
-    grid = grid[(np.abs(grid[:, None] - hz) <= centers.reach).any(1) & (np.abs(grid) < sample_rate / 2 - LTE_EDGE_HZ)]
-    if len(grid) == 0:
+    steps = np.arange(low, high + 1, signal.spacing_hz / 2)
+    near = (np.abs(steps[:, None] - hz) <= centers.reach).any(1)
+    steps = steps[near & (np.abs(steps) < sample_rate / 2 - LTE_EDGE_HZ)]
+    if len(steps) == 0:
         return []
-    nearest = np.abs(grid[:, None] - hz).argmin(1)
-    quick = Hypotheses(grid, (hz[nearest] - grid) / on_air[nearest])
+    nearest = np.abs(steps[:, None] - hz).argmin(1)
+    quick = Hypotheses(steps, (hz[nearest] - steps) / on_air[nearest])
 
     # Piece by piece
     pieces = -(-len(samples) // round(LTE_PIECE_SECONDS * sample_rate))
@@ -170,13 +174,14 @@ def lte_cells(
         spectrum = spectrum_around(samples[start:stop], sample_rate, (low + high) / 2, width, signal.spacing_hz)
         # Two half frames, or known timings, show strong cells. Then all half frames are searched: at the frequencies of
         # the strong cells, whose carriers may have more cells, or everywhere if there are none.
-        if timings:
-            hits = _aligned(spectrum, signal, timings, centers, least + more)
+        if grid.timings:
+            hits = _aligned(spectrum, signal, grid, centers, least + more, LTE_QUICK_SECONDS)
+            hits = hits or _aligned(spectrum, signal, grid, centers, least + more)
         else:
             hits = search(spectrum, signal, quick, least + more, LTE_QUICK_SECONDS)
         found = _apart([hit.hz for hit in hits if hit.statistic > THRESHOLD + more], signal.spacing_hz)
-        if spectrum.seconds > LTE_QUICK_SECONDS and (found or not timings):
-            hypotheses = make_hypotheses(found or grid, centers, signal, spectrum.seconds)
+        if spectrum.seconds > LTE_QUICK_SECONDS and (found or not grid.timings):
+            hypotheses = make_hypotheses(found or steps, centers, signal, spectrum.seconds)
             hits += search(spectrum, signal, hypotheses, least + more)
         cells += [_lte_cell(hit, start / sample_rate + spectrum.delay) for hit in hits]
     return _best_of_each(cells)
@@ -244,7 +249,7 @@ def nr_cells(
 
         spectrum = spectrum_around(samples, sample_rate, (low + high) / 2, high - low + width, spacing)
         if grid.timings:
-            hits = _aligned(spectrum, signal, grid.timings, centers, least)
+            hits = _aligned(spectrum, signal, grid, centers, least)
             found = _apart([hit.hz for hit in hits if hit.statistic > THRESHOLD], spacing)
             if found:  # other cells may send at the same frequency and other times
                 hypotheses = make_hypotheses(found, centers, signal, spectrum.seconds)

@@ -52,7 +52,7 @@ LEAST_SHARE = 0.75  # of the mean squared correlation, this share must lie insid
 MOST_OF_ONE = 0.8  # largest share of a peak that may come from one of the half millisecond's prefixes
 TIMING_HEIGHT = 5.0  # least height of a peak that tells a timing; where there is a prefix, a wrong one costs time only
 MOST_TIMINGS = 8
-SAME_TIME, SAME_OFFSET = 0.015, 0.1  # timings that differ by less are one: shares of a symbol and of the spacing
+SAME_TIME, SAME_OFFSET = 0.02, 0.1  # timings that differ by less are one: shares of a symbol and of the spacing
 ENOUGH = 10_000.0  # Hz s; energy from which on a missing prefix means that there is none
 
 
@@ -92,7 +92,7 @@ class SymbolTiming(NamedTuple):
     """Where the symbols of a part of a band lie in time and frequency."""
 
     spacing_hz: float
-    start_s: float  # start of a half millisecond of the carrier after the first sample, 0 .. .0005
+    start_s: float  # start of a half millisecond of the carrier after the first sample, or of another symbol of it
     offset_hz: float  # of the subcarriers against multiples of spacing_hz from the capture's centre
     drift: float  # share by which half milliseconds last longer
     extended: bool  # whether it is the extended prefix
@@ -269,10 +269,16 @@ def symbol_timings(
 
 
 def _agree(a, b):
-    """Whether a search at timing b finds the cells of timing a."""
-    late = (a.start_s - b.start_s + BLOCK_SECONDS / 2) % BLOCK_SECONDS - BLOCK_SECONDS / 2
+    """Whether a search at timing b finds the cells of timing a.
+
+    The boxes of the seven prefixes are nearly the same one symbol later. So a peak tells where symbols begin, but not
+    which one is the first; times count modulo a symbol.
+    """
+    pitch = BLOCK_SECONDS / round((6 if b.extended else 7) * b.spacing_hz / 15e3)
+    late = (a.start_s - b.start_s + pitch / 2) % pitch - pitch / 2
     beside = (a.offset_hz - b.offset_hz + a.spacing_hz / 2) % a.spacing_hz - a.spacing_hz / 2
-    return abs(late) <= SAME_TIME / a.spacing_hz and abs(beside) <= SAME_OFFSET * a.spacing_hz
+    near = abs(late) <= SAME_TIME / a.spacing_hz and abs(beside) <= SAME_OFFSET * a.spacing_hz
+    return near and a.extended == b.extended
 
 
 def _equalise(band, floor):

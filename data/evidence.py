@@ -18,6 +18,7 @@ import torch
 
 from data.cell_search import LteCell, NrCell, SymbolGrid, lte_cells, nr_cells
 from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum, symbol_timings
+from data.sync_search import smooth_size
 from data.sync_signals import lte_centers
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
@@ -28,6 +29,7 @@ BESIDE_HZ = 1.4e6  # taken on each side of a possible centre: the receiver's err
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the network's edges
 LTE_WIDEST_HZ = 20.5e6  # a channel of 20 MHz as the network sees it
 NARROW_HZ = 3e6  # a band that the capture's edge cuts is searched for LTE cells without a prefix only if so narrow
+PART_HZ = 0.96e6  # what is cut out of a frame is a multiple of this wide: half the rate of an FFT over a PSS at 15 kHz
 NARROWEST_HZ = 0.9e6  # no channel is narrower than 1.4 MHz; a network's band may miss a column on either side
 WEAKEST_DB = 0.5  # nothing is looked for in a band whose level over the floor is lower
 GUESS_MARGIN = 4.0  # factor on the energy that a missing prefix needs as proof, where the floor is a guess
@@ -119,6 +121,11 @@ def cells_plain(evidence: Evidence, center_hz: float | None) -> dict[str, dict]:
     return found
 
 
+def fast_fft(values: np.ndarray) -> np.ndarray:
+    """np.fft.fft, by torch."""
+    return torch.fft.fft(torch.from_numpy(values)).numpy()
+
+
 class FrameEvidence:
     """Evidence in up to 40 ms of samples."""
 
@@ -145,13 +152,18 @@ class FrameEvidence:
 
     @cached_property
     def spectrum(self):
-        return frame_spectrum(self.samples, self.sample_rate, lambda x: torch.fft.fft(torch.from_numpy(x)).numpy())
+        return frame_spectrum(self.samples, self.sample_rate, fast_fft)
 
     def around(self, low_hz: float, high_hz: float) -> tuple[np.ndarray, float, float]:
         """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, centre in Hz)."""
         lines, rate = self.spectrum
         width = rate / len(lines)  # of a line
         first, stop = (int(np.clip(round(hz / width), -len(lines) // 2, len(lines) // 2)) for hz in (low_hz, high_hz))
+        unit = max(1, round(PART_HZ / width))  # such sizes keep all later transforms fast
+        size = unit * smooth_size(-(-(stop - first) // unit))
+        if size <= len(lines):
+            first = int(np.clip(first - (size - (stop - first)) // 2, -len(lines) // 2, len(lines) // 2 - size))
+            stop = first + size
         stop -= (stop - first) % 2
         if first < 0 < stop:
             part = np.roll(lines, -first)[: stop - first]
@@ -230,7 +242,7 @@ class FrameEvidence:
         if rate < BLOCK_HZ:
             return []
         known = spacing if spacing in (15e3, 30e3) else None
-        grid = SymbolGrid(known, [timing.seen_from(middle) for timing in timings])
+        grid = SymbolGrid(known, [timing.seen_from(middle) for timing in timings], fast_fft)
         blind = None if self.center_hz else self.blind_seconds
         part, band = samples[: round(NR_SECONDS * rate)], (low_hz - middle, high_hz - middle)
         center_hz = self.center_hz and self.center_hz + middle
@@ -259,8 +271,8 @@ class FrameEvidence:
                 continue
             samples, rate, middle = self.around(centers.min() - BESIDE_HZ, centers.max() + BESIDE_HZ)
             on_air = self.center_hz + middle if self.center_hz else None
-            known = [timing.seen_from(middle) for timing in timings]
-            cells = lte_cells(samples, rate, centers - middle, on_air, timings=known)
+            grid = SymbolGrid(15e3, [timing.seen_from(middle) for timing in timings], fast_fft)
+            cells = lte_cells(samples, rate, centers - middle, on_air, grid=grid)
             if cells:
                 return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
         return []

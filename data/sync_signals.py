@@ -30,8 +30,6 @@ class SyncSignal(NamedTuple):
     words: np.ndarray  # complex64 (3, 336, 2, B): SSS in periods of even and of odd number, from 0
     places: np.ndarray  # where the SSS may begin, in samples after the PSS begins; negative: before it
     period: int  # samples from one PSS to the next: 5 ms of LTE, 20 ms of NR
-    symbols: tuple  # where the PSS may be among the symbols of half a millisecond, from 0
-    extended_symbols: tuple  # the same with an extended prefix, which NR does not have at these spacings
 
 
 def _in_time(primary, bins):
@@ -52,8 +50,7 @@ def lte_signal():
     words = np.concatenate([words, words[:, :, ::-1]], 1)  # the first period may be the frame's second half
     # FDD: SSS one symbol before the PSS. TDD: three, the PSS being in the next subframe, whose first prefix is longer.
     places = np.array([-(SIZE + PREFIX), -(SIZE + 32), -(3 * (SIZE + PREFIX) + 1), -3 * (SIZE + 32)])
-    replicas, words = _in_time(primary, bins), words.astype(np.complex64)
-    return SyncSignal(15e3, bins, primary, replicas, words, places, 9600, symbols=(2, 6), extended_symbols=(2, 5))
+    return SyncSignal(15e3, bins, primary, _in_time(primary, bins), words.astype(np.complex64), places, 9600)
 
 
 @cache
@@ -63,10 +60,7 @@ def nr_signal(spacing_hz):
     primary = np.array([nr_pss(n) for n in range(3)])
     words = np.array([[[nr_sss(n, root)] * 2 for n in range(336)] for root in range(3)])
     places, period = np.array([2 * (SIZE + PREFIX)]), round(20e-3 * SIZE * spacing_hz)
-    # Blocks begin in symbols 2 and 8 of 14 (cases A and C), or in 4, 8, 16 and 20 of 28 (case B): TS 38.213 clause 4.1
-    symbols = (1, 2) if spacing_hz == 15e3 else (2, 4, 6, 8)
-    replicas, words = _in_time(primary, bins), words.astype(np.complex64)
-    return SyncSignal(spacing_hz, bins, primary, replicas, words, places, period, symbols, extended_symbols=())
+    return SyncSignal(spacing_hz, bins, primary, _in_time(primary, bins), words.astype(np.complex64), places, period)
 
 
 def lte_centers(low_hz, high_hz, capture_hz=None, slack_hz=0.5e6):
