@@ -38,7 +38,7 @@ def aligned_candidates(spectrum, signal, timing, centers, seconds=1e3, fft=np.ff
     samples is searched; fft, numpy's or a faster one over the last axis.
     """
     spacing = signal.spacing_hz
-    reach = centers.reach + spacing / 2
+    reach = centers.reach + spacing  # as far as the search without timing finds cells
     low, high = timing.low_hz - HALF / 2 * spacing, timing.high_hz + HALF / 2 * spacing  # the edges are rough
     near = (centers.hz + reach >= low) & (centers.hz - reach <= high)
     if not near.any():

@@ -94,7 +94,7 @@ def _apart(frequencies, distance_hz):
     return sorted(kept)
 
 
-def _best_of_each(cells):
+def best_of_each(cells):
     """One cell for each identity, the one with the highest statistic; sorted by that."""
     best = {}
     for cell in sorted(cells, key=lambda cell: -cell.statistic):
@@ -184,7 +184,7 @@ def lte_cells(
             hypotheses = make_hypotheses(found or steps, centers, signal, spectrum.seconds)
             hits += search(spectrum, signal, hypotheses, least + more)
         cells += [_lte_cell(hit, start / sample_rate + spectrum.delay) for hit in hits]
-    return _best_of_each(cells)
+    return best_of_each(cells)
 
 
 def _lte_cell(hit, start_s):
@@ -243,7 +243,7 @@ def nr_cells(
         width = SIZE * spacing
         inside = sample_rate / 2 - 0.35 * width  # a PSS that the capture's edge cuts can be found
         low, high = max(band_hz[0] + width / 2, -inside), min(band_hz[1] - width / 2, inside)
-        centers = _nr_centers(low, high, capture_hz, spacing, blind_seconds is not None)
+        centers = nr_centers(low, high, capture_hz, spacing, blind_seconds is not None)
         if len(centers.hz) == 0:
             continue
 
@@ -263,11 +263,11 @@ def nr_cells(
         hypotheses = make_hypotheses(np.unique(np.round(np.concatenate(around), -3)), centers, signal, spectrum.seconds)
         hits = search(spectrum, signal, hypotheses, least, deadline=deadline)
         cells += [_nr_cell(hit, spacing, capture_hz, spectrum.delay) for hit in hits]
-    return _best_of_each(cells)
+    return best_of_each(cells)
 
 
-def _nr_centers(low, high, capture_hz, spacing, blind):
-    """Centers of blocks between low and high, against the capture's centre."""
+def nr_centers(low, high, capture_hz, spacing, blind=False):
+    """Centers that blocks may have between low and high, against the capture's centre, in Hz."""
     if blind:
         hz = np.arange(low, high, 10 * spacing)
         return Centers(hz, np.full(len(hz), capture_hz or NR_USUAL_HZ), np.full(len(hz), 5 * spacing))

@@ -16,13 +16,16 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from data.cell_search import LteCell, NrCell, SymbolGrid, lte_cells, nr_cells
+from data.block_screen import cell_power, possible_blocks
+from data.cell_search import LteCell, NrCell, SymbolGrid, best_of_each, lte_cells, nr_cells, nr_centers
 from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum, symbol_timings
 from data.sync_search import smooth_size
-from data.sync_signals import lte_centers
+from data.sync_signals import SIZE, lte_centers
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
 NR_SECONDS = 0.0204  # one period of SS/PBCH blocks
+SCREENED_HZ = 5e6  # in a wider band without a prefix NR blocks are searched only where their power would be
+RASTER_SLACK_HZ = 1e3  # for centres at the very edge of what is searched
 BLOCK_HZ = 2e6  # the narrowest band in which a block is searched; at 15 kHz its PSS has 127 subcarriers, 1.905 MHz
 PIECE_HZ = 5e6  # least width of the pieces in which a prefix is sought where the whole band shows none
 BESIDE_HZ = 1.4e6  # taken on each side of a possible centre: the receiver's error, PSS and SSS, and room for the filter
@@ -154,6 +157,10 @@ class FrameEvidence:
     def spectrum(self):
         return frame_spectrum(self.samples, self.sample_rate, fast_fft)
 
+    @cached_property
+    def cells(self):
+        return cell_power(self.samples[: round(NR_SECONDS * self.sample_rate)], self.sample_rate, fast_fft)
+
     def around(self, low_hz: float, high_hz: float) -> tuple[np.ndarray, float, float]:
         """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, centre in Hz)."""
         lines, rate = self.spectrum
@@ -237,17 +244,39 @@ class FrameEvidence:
         return Evidence(tuple(lte), tuple(nr), prefix, bool(due), not cut)
 
     def _nr(self, low_hz, high_hz, spacing, timings):
-        """NR cells at the raster points of a band, with blocks of the prefix's spacing where that is known."""
+        """NR cells at the raster points of a band, with blocks of the prefix's spacing where that is known.
+
+        In a wide band without a prefix most of the time and most frequencies are excluded first.
+        """
+        if spacing not in (15e3, 30e3):
+            spacing = None
+        if spacing or not self.center_hz or not self.floor or high_hz - low_hz < SCREENED_HZ:
+            return self._nr_part(low_hz, high_hz, (0.0, NR_SECONDS), SymbolGrid(spacing, timings, fast_fft))
+        cells = []
+        for spacing in (15e3, 30e3):
+            half = SIZE * spacing / 2
+            centers = nr_centers(low_hz + half, high_hz - half, self.center_hz, spacing)
+            if not len(centers.hz):
+                continue
+            for place in possible_blocks(self.cells, centers.hz, spacing, self.floor):
+                edges = place.first_hz - half - RASTER_SLACK_HZ, place.last_hz + half + RASTER_SLACK_HZ
+                cells += self._nr_part(*edges, (place.start_s, place.stop_s), SymbolGrid(spacing))
+        return best_of_each(cells)
+
+    def _nr_part(self, low_hz, high_hz, seconds, grid):
+        """NR cells in a part of the frame, seconds: from when to when."""
         samples, rate, middle = self.around(low_hz, high_hz)
         if rate < BLOCK_HZ:
             return []
-        known = spacing if spacing in (15e3, 30e3) else None
-        grid = SymbolGrid(known, [timing.seen_from(middle) for timing in timings], fast_fft)
+        grid = grid._replace(timings=[timing.seen_from(middle) for timing in grid.timings])
         blind = None if self.center_hz else self.blind_seconds
-        part, band = samples[: round(NR_SECONDS * rate)], (low_hz - middle, high_hz - middle)
+        first, stop = (round(time * rate) for time in seconds)
         center_hz = self.center_hz and self.center_hz + middle
-        cells = nr_cells(part, rate, band, center_hz, grid=grid, blind_seconds=blind)
-        return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
+        band = (low_hz - middle, high_hz - middle)
+        cells = nr_cells(samples[first:stop], rate, band, center_hz, grid=grid, blind_seconds=blind)
+        return [
+            cell._replace(offset_hz=cell.offset_hz + middle, start_s=cell.start_s + first / rate) for cell in cells
+        ]
 
     def _lte(self, low_hz, high_hz, cut, timings):
         """LTE cells around the band's middle, or anywhere in a band that the capture's edge cuts.
