@@ -1,7 +1,7 @@
 """Search for the PSS where the cyclic prefix has already told when symbols begin: some hundred times fewer trials.
 
-    timings = symbol_timings(spectrum, low_hz, high_hz, 15e3)                          # data/cyclic_prefix.py
-    candidates = aligned_candidates(part, lte_signal(), timings[0], centers, seconds)  # for hits_of
+    timings = symbol_timings(spectrum, low_hz, high_hz, 15e3)                 # data/cyclic_prefix.py
+    candidates = aligned_candidates(part, lte_signal(), timings[0], centers)  # for hits_of
 
 The prefix gives the start of each symbol within a few samples, the receiver's clock error, and where the subcarriers
 lie. It does not tell which symbol is the first of a slot. So each symbol is compared with the three sequences of the
@@ -31,11 +31,10 @@ def symbol_starts(spacing_hz, extended):
     return np.cumsum(prefix) + np.arange(count) / spacing_hz
 
 
-def aligned_candidates(spectrum, signal, timing, centers, seconds=1e3, fft=np.fft.fft):
+def aligned_candidates(spectrum, signal, timing, centers):
     """Peaks of the PSS at the frequencies of a SymbolTiming that lie near the Centers: Candidates, or None.
 
-    Args: frequencies of `timing` count from where those of `spectrum` and `centers` do; seconds, how much of the
-    samples is searched; fft, numpy's or a faster one over the last axis.
+    Args: frequencies of `timing` count from where those of `spectrum` and `centers` do.
     """
     spacing = signal.spacing_hz
     reach = centers.reach + spacing  # as far as the search without timing finds cells
@@ -49,7 +48,6 @@ def aligned_candidates(spectrum, signal, timing, centers, seconds=1e3, fft=np.ff
     size = HALF * smooth_size(int(np.ceil(((last - first) / spacing + SIZE) / HALF)))
     middle = timing.offset_hz + spacing * np.round(((first + last) / 2 - timing.offset_hz) / spacing)
     samples, center = tune(spectrum, middle, size * spacing)
-    samples = samples[: int(seconds * size * spacing)]
     hz = center + spacing * np.fft.fftfreq(size, 1 / size)
     wanted = (np.abs(hz[:, None] - centers.hz[near]) <= reach[near]).any(1)
     wanted &= (hz >= low) & (hz <= high)
@@ -65,7 +63,7 @@ def aligned_candidates(spectrum, signal, timing, centers, seconds=1e3, fft=np.ff
     start = timing.start_s - spectrum.delay + number * BLOCK_SECONDS * (1 + timing.drift)
     start = np.round((start[..., None] + at) * size * spacing).astype(int)
     replicas = _replicas(signal, size, early * spacing)
-    height, delay = _heights(samples, start, replicas, np.flatnonzero(wanted), fft)
+    height, delay = _heights(samples, start, replicas, np.flatnonzero(wanted), spectrum.fft)
     best = np.argpartition(height, -min(KEPT, height.size), None)[-KEPT:]
     root, block, symbol, column = np.unravel_index(best, height.shape)
 

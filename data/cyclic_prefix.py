@@ -100,11 +100,6 @@ class SymbolTiming(NamedTuple):
     high_hz: float
     height: float  # of the peak, in deviations of noise
 
-    def seen_from(self, hz):
-        """The same with frequencies that count from hz."""
-        offset = (self.offset_hz - hz) % self.spacing_hz
-        return self._replace(offset_hz=offset, low_hz=self.low_hz - hz, high_hz=self.high_hz - hz)
-
 
 class _Peak(NamedTuple):
     height: float  # in deviations; 0 if the rest of the time correlates as the prefixes do

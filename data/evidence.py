@@ -17,9 +17,18 @@ import numpy as np
 import torch
 
 from data.block_screen import cell_power, possible_blocks
-from data.cell_search import LteCell, NrCell, SymbolGrid, best_of_each, lte_cells, nr_cells, nr_centers
+from data.cell_search import (
+    LteCell,
+    NrCell,
+    best_of_each,
+    lte_cells,
+    lte_cells_aligned,
+    nr_cells,
+    nr_cells_aligned,
+    nr_centers,
+)
 from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum, symbol_timings
-from data.sync_search import smooth_size
+from data.sync_search import Spectrum, smooth_size, without_lines
 from data.sync_signals import SIZE, lte_centers
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
@@ -161,8 +170,8 @@ class FrameEvidence:
     def cells(self):
         return cell_power(self.samples[: round(NR_SECONDS * self.sample_rate)], self.sample_rate, fast_fft)
 
-    def around(self, low_hz: float, high_hz: float) -> tuple[np.ndarray, float, float]:
-        """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, centre in Hz)."""
+    def _lines(self, low_hz, high_hz):
+        """Lines of a part of the frame's spectrum, in the order of an FFT around its middle: (lines, rate, middle)."""
         lines, rate = self.spectrum
         width = rate / len(lines)  # of a line
         first, stop = (int(np.clip(round(hz / width), -len(lines) // 2, len(lines) // 2)) for hz in (low_hz, high_hz))
@@ -172,13 +181,21 @@ class FrameEvidence:
             first = int(np.clip(first - (size - (stop - first)) // 2, -len(lines) // 2, len(lines) // 2 - size))
             stop = first + size
         stop -= (stop - first) % 2
-        if first < 0 < stop:
-            part = np.roll(lines, -first)[: stop - first]
-        else:
-            part = lines[first % len(lines) :][: stop - first]
         middle = (first + stop) // 2
-        centred = torch.fft.ifft(torch.from_numpy(np.roll(part, -(stop - first) // 2))).numpy()
-        return centred * np.float32((stop - first) / len(lines)), (stop - first) * width, middle * width
+        above, below = (lines[np.arange(*ends) % len(lines)] for ends in ((middle, stop), (first, middle)))
+        return np.concatenate([above, below]), (stop - first) * width, middle * width
+
+    def around(self, low_hz: float, high_hz: float) -> tuple[np.ndarray, float, float]:
+        """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, centre in Hz)."""
+        part, rate, middle = self._lines(low_hz, high_hz)
+        samples = torch.fft.ifft(torch.from_numpy(part)).numpy()
+        return samples * np.float32(rate / self.sample_rate), rate, middle
+
+    def part(self, low_hz: float, high_hz: float) -> Spectrum:
+        """Spectrum of a part of the capture, for a search for cells."""
+        part, rate, middle = self._lines(low_hz, high_hz)
+        seconds = len(self.samples) / self.sample_rate
+        return Spectrum(without_lines(part, seconds), rate, middle, seconds, 0.0, fast_fft)
 
     def prefix(self, low_hz: float, high_hz: float) -> PrefixEvidence | None:
         """The cyclic prefix in a band; None where the band is too narrow.
@@ -224,16 +241,13 @@ class FrameEvidence:
         # Prefix
         prefix = self.prefix(low_hz, high_hz)
         outcome = prefix.outcome if prefix else "unknown"
-        spacing = prefix.spacing_hz if prefix else None
-
-        timings = []
-        if spacing in (15e3, 30e3):
-            timings = symbol_timings(self.spectrum, low_hz, high_hz, spacing, self.likely_floor)
+        spacing = prefix.spacing_hz if prefix and prefix.spacing_hz in (15e3, 30e3) else None
+        timings = symbol_timings(self.spectrum, low_hz, high_hz, spacing, self.likely_floor) if spacing else []
 
         # Cells. In a wide band without a prefix only the middle is searched: the whole band would take a second.
         lte, nr = [], []
         if outcome == "unknown" and (not cut or high_hz - low_hz <= NARROW_HZ) or spacing == 15e3:
-            lte = self._lte(low_hz, high_hz, cut, timings)
+            lte = self._lte(low_hz, high_hz, cut, spacing == 15e3, timings)
         if not lte and (self.center_hz or self.blind_seconds) and outcome != "none":
             nr = self._nr(low_hz, high_hz, spacing, timings)
 
@@ -248,10 +262,12 @@ class FrameEvidence:
 
         In a wide band without a prefix most of the time and most frequencies are excluded first.
         """
-        if spacing not in (15e3, 30e3):
-            spacing = None
+        if timings:
+            part = self.part(low_hz, high_hz)
+            part = part._replace(seconds=min(part.seconds, NR_SECONDS))
+            return nr_cells_aligned(part, (low_hz, high_hz), self.center_hz, timings)
         if spacing or not self.center_hz or not self.floor or high_hz - low_hz < SCREENED_HZ:
-            return self._nr_part(low_hz, high_hz, (0.0, NR_SECONDS), SymbolGrid(spacing, timings, fast_fft))
+            return self._nr_part(low_hz, high_hz, (0.0, NR_SECONDS), spacing)
         cells = []
         for spacing in (15e3, 30e3):
             half = SIZE * spacing / 2
@@ -260,37 +276,33 @@ class FrameEvidence:
                 continue
             for place in possible_blocks(self.cells, centers.hz, spacing, self.floor):
                 edges = place.first_hz - half - RASTER_SLACK_HZ, place.last_hz + half + RASTER_SLACK_HZ
-                cells += self._nr_part(*edges, (place.start_s, place.stop_s), SymbolGrid(spacing))
+                cells += self._nr_part(*edges, (place.start_s, place.stop_s), spacing)
         return best_of_each(cells)
 
-    def _nr_part(self, low_hz, high_hz, seconds, grid):
+    def _nr_part(self, low_hz, high_hz, seconds, spacing):
         """NR cells in a part of the frame, seconds: from when to when."""
         samples, rate, middle = self.around(low_hz, high_hz)
         if rate < BLOCK_HZ:
             return []
-        grid = grid._replace(timings=[timing.seen_from(middle) for timing in grid.timings])
-        blind = None if self.center_hz else self.blind_seconds
+        known = {"spacing_hz": spacing, "blind_seconds": None if self.center_hz else self.blind_seconds}
         first, stop = (round(time * rate) for time in seconds)
-        center_hz = self.center_hz and self.center_hz + middle
-        band = (low_hz - middle, high_hz - middle)
-        cells = nr_cells(samples[first:stop], rate, band, center_hz, grid=grid, blind_seconds=blind)
-        return [
-            cell._replace(offset_hz=cell.offset_hz + middle, start_s=cell.start_s + first / rate) for cell in cells
-        ]
+        center_hz, band = self.center_hz and self.center_hz + middle, (low_hz - middle, high_hz - middle)
+        cells = nr_cells(samples[first:stop], rate, band, center_hz, **known)
+        return [cell._replace(offset_hz=cell.offset_hz + middle, start_s=cell.start_s + first / rate) for cell in cells]
 
-    def _lte(self, low_hz, high_hz, cut, timings):
+    def _lte(self, low_hz, high_hz, cut, has_prefix, timings):
         """LTE cells around the band's middle, or anywhere in a band that the capture's edge cuts.
 
-        timings: of the symbols, if the band has a prefix of 15 kHz. Then it is also searched elsewhere if the middle
-        has no cell, or at once if it is too wide for one carrier.
+        has_prefix: the band has a prefix of 15 kHz, so it is also searched elsewhere if the middle has no cell, or at
+        once if it is too wide for one carrier. timings: of its symbols.
         """
         if high_hz - low_hz < PSS_HZ:
             low_hz, high_hz = (low_hz + high_hz - PSS_HZ) / 2, (low_hz + high_hz + PSS_HZ) / 2
         anywhere = max(SLACK_HZ, (high_hz - low_hz - PSS_HZ) / 2)
         several = high_hz - low_hz > LTE_WIDEST_HZ  # carriers; a cell in the middle may not be the only one
-        if cut or timings and several:
+        if cut or has_prefix and several:
             slacks = [anywhere]
-        elif timings:
+        elif has_prefix:
             slacks = [SLACK_HZ, anywhere]
         else:
             slacks = [SLACK_HZ]
@@ -298,12 +310,15 @@ class FrameEvidence:
             centers = lte_centers(low_hz, high_hz, self.center_hz, slack)
             if not len(centers):
                 continue
-            samples, rate, middle = self.around(centers.min() - BESIDE_HZ, centers.max() + BESIDE_HZ)
-            on_air = self.center_hz + middle if self.center_hz else None
-            grid = SymbolGrid(15e3, [timing.seen_from(middle) for timing in timings], fast_fft)
-            cells = lte_cells(samples, rate, centers - middle, on_air, grid=grid)
+            edges = centers.min() - BESIDE_HZ, centers.max() + BESIDE_HZ
+            if timings:
+                cells = lte_cells_aligned(self.part(*edges), centers, self.center_hz, timings)
+            else:
+                samples, rate, middle = self.around(*edges)
+                cells = lte_cells(samples, rate, centers - middle, self.center_hz and self.center_hz + middle)
+                cells = [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
             if cells:
-                return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
+                return cells
         return []
 
 

@@ -9,6 +9,7 @@ a word that stands out is a hit. data/cell_search.py makes cells of these. Needs
 """
 
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ class Spectrum(NamedTuple):
     center_hz: float
     seconds: float  # time that the samples last; zeros follow up to M / rate
     delay: float  # of the filter in seconds
+    fft: Callable = np.fft.fft  # or a faster one over the last axis
 
 
 # ---- from the capture to samples around a frequency -----------------------------------------------------------------
@@ -106,16 +108,18 @@ def smooth_size(n):
     return int(powers[powers >= n].min())
 
 
-def spectrum_around(samples, sample_rate, center_hz, width_hz, spacing_hz):
+def spectrum_around(samples, sample_rate, center_hz, width_hz, spacing_hz, fft=np.fft.fft):
     """Spectrum of a part of the capture without lines, its length such that HALF * spacing_hz fits it exactly."""
     samples, rate, center_hz, delay = _decimate(samples, sample_rate, center_hz, width_hz)
     ratio = Fraction(HALF * spacing_hz / rate).limit_denominator(100_000)
     size = ratio.denominator * smooth_size(-(-len(samples) // ratio.denominator))
-    bins = _without_lines(np.fft.fft(samples, size), size / rate)
-    return Spectrum(bins, rate, center_hz, len(samples) / rate, delay)
+    padded = np.zeros(size, np.complex64)
+    padded[: len(samples)] = samples
+    bins = without_lines(fft(padded), size / rate)
+    return Spectrum(bins, rate, center_hz, len(samples) / rate, delay, fft)
 
 
-def _without_lines(bins, seconds):
+def without_lines(bins, seconds):
     """Scale lines down, as of DC and spurs, that stand 15 dB over the spectrum around them.
 
     Powers are summed over 200 Hz. Finer bins would show lines of synchronisation and reference signals, which repeat
@@ -144,8 +148,8 @@ def tune(spectrum, center_hz, rate):
     line = np.arange(-(out_size // 2), out_size // 2)
     inside = line[max(0, -size // 2 - shift - line[0]) : max(0, size // 2 - shift - line[0])]
     bins = np.zeros(out_size, np.complex64)
-    bins[inside] = spectrum.bins[inside + shift]
-    samples = np.fft.ifft(bins)[: int(spectrum.seconds * rate)] * np.float32(out_size / size)
+    bins[inside] = np.conj(spectrum.bins[inside + shift])
+    samples = np.conj(spectrum.fft(bins)[: int(spectrum.seconds * rate)]) / np.float32(size)  # the inverse FFT
     return samples, spectrum.center_hz + shift * width
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.cell_search import THRESHOLD, SymbolGrid, lte_cells, nr_cells
+from data.cell_search import THRESHOLD, lte_cells, nr_cells
 from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
 from data.radio import multipath
 from data.sync_signals import nr_raster
@@ -317,7 +317,7 @@ def highest(search, kind, rng):
         spacing = float(rng.choice([15e3, 30e3]))
         on_air = float(rng.choice(nr_raster(0.7e9, 2.9e9 if spacing == 15e3 else 4e9)))
         start = time.process_time()
-        cells = nr_cells(samples, RATE, near(spacing), on_air, grid=SymbolGrid(spacing), least=FLOOR)
+        cells = nr_cells(samples, RATE, near(spacing), on_air, spacing_hz=spacing, least=FLOOR)
     seconds = time.process_time() - start
     return max([cell.statistic for cell in cells if cell.cell_id not in true], default=FLOOR), seconds
 
@@ -397,7 +397,7 @@ def detection(case, milliseconds, draws, seed):
                 cells = lte_cells(capture, RATE, 0.0, 2e9)
                 good = [cell for cell in cells if cell.duplex == case[4:]]
             else:
-                good = nr_cells(capture, RATE, near(spacing), point, grid=SymbolGrid(spacing))
+                good = nr_cells(capture, RATE, near(spacing), point, spacing_hz=spacing)
             found[snr] += config.cell_id in [cell.cell_id for cell in good]
     return [(snr, found[snr] / draws) for snr in SNRS]
 

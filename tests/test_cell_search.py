@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data import cell_search
-from data.cell_search import THRESHOLD, SymbolGrid, false_alarm_rate, lte_cells, nr_cells
+from data.cell_search import THRESHOLD, false_alarm_rate, lte_cells, nr_cells
 from data.lte_nr import LTE_FFT, LTE_TDD, LteConfig, lte_grid
 from data.sync_signals import lte_centers, nr_raster
 from tests.conftest import lte_carrier, nr_carrier, resampled
@@ -192,9 +192,9 @@ def test_nr_off_the_raster_is_found_by_the_blind_search_only():
     samples, rate = nr(cell_id=12)
     capture = receive(samples, rate, 600e3, 15)[: round(0.0204 * rate)]
     assert nr_cells(capture, rate, (-1.8e6, 1.8e6), CAPTURE_HZ) == []
-    (cell,) = nr_cells(capture, rate, (-1.8e6, 1.8e6), grid=SymbolGrid(15e3), blind_seconds=60)
+    (cell,) = nr_cells(capture, rate, (-1.8e6, 1.8e6), spacing_hz=15e3, blind_seconds=60)
     assert cell.cell_id == 12 and abs(cell.offset_hz - 600e3) < 200 and np.isnan(cell.raster_hz)
-    assert nr_cells(capture, rate, (-1.8e6, 1.8e6), grid=SymbolGrid(15e3), blind_seconds=0) == []
+    assert nr_cells(capture, rate, (-1.8e6, 1.8e6), spacing_hz=15e3, blind_seconds=0) == []
     with pytest.raises(ValueError, match="centre frequency"):
         nr_cells(capture, rate, (-1.8e6, 1.8e6))
 
