@@ -15,7 +15,9 @@ from data.sync_search import Candidates, smooth_size, strongest, tune
 from data.sync_signals import HALF, SIZE
 
 BLOCK_SECONDS = 0.5e-3  # the pattern of symbols repeats after it
-DELAYS = np.arange(-2, 3) * 0.014  # parts of a symbol that it may begin later than the prefix says
+# Parts of a symbol that it may begin later than the prefix says. A high peak of the prefix is exact; but there is
+# multipath, and any symbol may have been taken for the first of a slot, whose prefix is longer.
+DELAYS, FEW_DELAYS, EXACT_HEIGHT = np.arange(-2, 3) * 0.014, np.arange(-1, 2) * 0.014, 12.0
 CACHED = 65_536  # samples that are correlated at a time; they fit the processor's cache
 KEPT = 400  # peaks before those that belong to one are joined
 
@@ -62,28 +64,29 @@ def aligned_candidates(spectrum, signal, timing, centers):
     number = np.arange(periods * blocks).reshape(periods, blocks) - 1
     start = timing.start_s - spectrum.delay + number * BLOCK_SECONDS * (1 + timing.drift)
     start = np.round((start[..., None] + at) * size * spacing).astype(int)
-    replicas = _replicas(signal, size, early * spacing)
+    delays = FEW_DELAYS if timing.height >= EXACT_HEIGHT and spacing == 15e3 else DELAYS
+    replicas = _replicas(signal, size, early * spacing + delays)
     height, delay = _heights(samples, start, replicas, np.flatnonzero(wanted), spectrum.fft)
     best = np.argpartition(height, -min(KEPT, height.size), None)[-KEPT:]
     root, block, symbol, column = np.unravel_index(best, height.shape)
 
     # As candidates
     begin = timing.start_s - spectrum.delay + (block - 1) * BLOCK_SECONDS * (1 + timing.drift) + at[symbol] + early
-    lag = np.round((begin + DELAYS[delay.ravel()[best]] / spacing) * SIZE * spacing).astype(int) % signal.period
+    lag = np.round((begin + delays[delay.ravel()[best]] / spacing) * SIZE * spacing).astype(int) % signal.period
     drift = np.full(len(best), timing.drift)
     return strongest(Candidates(height.ravel()[best], root, lag, hz[wanted][column], drift), spacing)
 
 
-def _replicas(signal, size, early):
+def _replicas(signal, size, late):
     """The middle of the PSS, as in the search without timing, in `size` samples of one symbol: complex64 (3, D, size).
 
-    It begins a part early + DELAYS of a symbol after the samples do. Conjugate, to be multiplied with the samples.
+    It begins parts `late` (D,) of a symbol after the samples do. Conjugate, to be multiplied with the samples.
     """
     full = np.zeros((3, SIZE), complex)
     full[:, signal.bins] = signal.primary
     bins = np.arange(-HALF // 2, HALF // 2)
-    lines = np.zeros((3, len(DELAYS), size), complex)
-    lines[..., bins] = full[:, None, bins] * np.exp(-2j * np.pi * np.outer(early + DELAYS, bins))
+    lines = np.zeros((3, len(late), size), complex)
+    lines[..., bins] = full[:, None, bins] * np.exp(-2j * np.pi * np.outer(late, bins))
     return np.conj(np.fft.ifft(lines, norm="forward")).astype(np.complex64)
 
 

@@ -16,7 +16,7 @@ CELL_HZ = 60e3  # of the grid of cells on which power is measured, which are 1 /
 SUBCARRIERS, SYMBOLS = 120, 4 * (1 + 144 / 2048)  # the part of a block whose power is summed; symbols with prefixes
 # In deviations of noise. A block of -4 dB a resource element has 8, one of -6 dB 5.5; of 10 blocks nine are found at -4
 # dB and seven at -6 (docs/cell_search.md).
-LEAST_EXCESS = 3.5
+LEAST_EXCESS = 4.0
 QUIET_DB = 1.0  # frequencies whose median over time lies higher over the floor are searched all the time
 MOST_TIME = 0.25  # so are those with bursts in more than this share of the time
 BESIDE = 1.5  # what is searched before and after a burst, in lengths of a block

@@ -52,7 +52,7 @@ LEAST_SHARE = 0.75  # of the mean squared correlation, this share must lie insid
 MOST_OF_ONE = 0.8  # largest share of a peak that may come from one of the half millisecond's prefixes
 TIMING_HEIGHT = 5.0  # least height of a peak that tells a timing; where there is a prefix, a wrong one costs time only
 MOST_TIMINGS = 8
-SAME_TIME, SAME_OFFSET = 0.02, 0.1  # timings that differ by less are one: shares of a symbol and of the spacing
+SAME_SECONDS, SAME_OFFSET = 0.8e-6, 0.1  # timings that differ by less are one; a share of the spacing
 ENOUGH = 10_000.0  # Hz s; energy from which on a missing prefix means that there is none
 
 
@@ -272,7 +272,7 @@ def _agree(a, b):
     pitch = BLOCK_SECONDS / round((6 if b.extended else 7) * b.spacing_hz / 15e3)
     late = (a.start_s - b.start_s + pitch / 2) % pitch - pitch / 2
     beside = (a.offset_hz - b.offset_hz + a.spacing_hz / 2) % a.spacing_hz - a.spacing_hz / 2
-    near = abs(late) <= SAME_TIME / a.spacing_hz and abs(beside) <= SAME_OFFSET * a.spacing_hz
+    near = abs(late) <= SAME_SECONDS and abs(beside) <= SAME_OFFSET * a.spacing_hz
     return near and a.extended == b.extended
 
 
