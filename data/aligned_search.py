@@ -15,9 +15,9 @@ from data.sync_search import Candidates, smooth_size, strongest, tune
 from data.sync_signals import HALF, SIZE
 
 BLOCK_SECONDS = 0.5e-3  # the pattern of symbols repeats after it
-# Parts of a symbol that it may begin later than the prefix says. A high peak of the prefix is exact; but there is
-# multipath, and any symbol may have been taken for the first of a slot, whose prefix is longer.
-DELAYS, FEW_DELAYS, EXACT_HEIGHT = np.arange(-2, 3) * 0.014, np.arange(-1, 2) * 0.014, 12.0
+# Parts of a symbol that it may begin later than the prefix says. Mostly it begins earlier: multipath and the soft edges
+# of symbols hide the start of a prefix, by up to 2.5 microseconds on generated carriers. Three of these lost cells.
+DELAYS = np.arange(-3, 3) * 0.014
 CACHED = 65_536  # samples that are correlated at a time; they fit the processor's cache
 KEPT = 400  # peaks before those that belong to one are joined
 
@@ -64,15 +64,14 @@ def aligned_candidates(spectrum, signal, timing, centers):
     number = np.arange(periods * blocks).reshape(periods, blocks) - 1
     start = timing.start_s - spectrum.delay + number * BLOCK_SECONDS * (1 + timing.drift)
     start = np.round((start[..., None] + at) * size * spacing).astype(int)
-    delays = FEW_DELAYS if timing.height >= EXACT_HEIGHT and spacing == 15e3 else DELAYS
-    replicas = _replicas(signal, size, early * spacing + delays)
+    replicas = _replicas(signal, size, early * spacing + DELAYS)
     height, delay = _heights(samples, start, replicas, np.flatnonzero(wanted), spectrum.fft)
     best = np.argpartition(height, -min(KEPT, height.size), None)[-KEPT:]
     root, block, symbol, column = np.unravel_index(best, height.shape)
 
     # As candidates
     begin = timing.start_s - spectrum.delay + (block - 1) * BLOCK_SECONDS * (1 + timing.drift) + at[symbol] + early
-    lag = np.round((begin + delays[delay.ravel()[best]] / spacing) * SIZE * spacing).astype(int) % signal.period
+    lag = np.round((begin + DELAYS[delay.ravel()[best]] / spacing) * SIZE * spacing).astype(int) % signal.period
     drift = np.full(len(best), timing.drift)
     return strongest(Candidates(height.ravel()[best], root, lag, hz[wanted][column], drift), spacing)
 
