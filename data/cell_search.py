@@ -9,7 +9,7 @@ TS 38.211 clause 7.4.2). The primary signal (PSS) gives time, frequency and one 
 (SSS) gives the rest of the identity. Peaks of the correlation with the PSS are only candidates, since strong
 interference has peaks too. A cell is found when its SSS stands out from the 335 other words of the SSS. False alarms
 and detection are in docs/cell_search.md, measured by experiments/cell_search_trials.py. A frame here is LTE's radio
-frame of 10 ms. Needs numpy and data/sequences.py.
+frame of 10 ms. Needs numpy and data/sync_signals.py, sync_search.py and aligned_search.py.
 """
 
 import time

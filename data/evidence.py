@@ -7,7 +7,7 @@
 A picture can't tell LTE from other OFDM, nor a receiver's filter from a carrier. The samples can. The synchronisation
 signals of a cell are proof. Every OFDM symbol of LTE and NR has a cyclic prefix at a known lag; a band that is strong
 enough to show a prefix and has none is neither LTE nor NR. docs/evidence.md has the rules and how often they are
-wrong. A frame is up to 40 ms of samples. Needs torch for its FFT, data/cell_search.py and data/cyclic_prefix.py.
+wrong. A frame is up to 40 ms of samples. Needs torch for its FFT, and the searches of data/ that it imports.
 """
 
 from dataclasses import dataclass
