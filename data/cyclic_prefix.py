@@ -50,6 +50,9 @@ THRESHOLD = 7.0  # deviations from which on there is a prefix
 RARE_PENALTY = 1.5  # peaks of extended prefixes and of 60 kHz, which are rare on the air, are divided by this
 LEAST_SHARE = 0.75  # of the mean squared correlation, this share must lie inside the time of the prefixes
 MOST_OF_ONE = 0.8  # largest share of a peak that may come from one of the half millisecond's prefixes
+TIMING_HEIGHT = 5.0  # least height of a peak that tells a timing; where there is a prefix, a wrong one costs time only
+MOST_TIMINGS = 8
+SAME_SECONDS, SAME_OFFSET = 0.8e-6, 0.1  # timings that differ by less are one; a share of the spacing
 ENOUGH = 20_000.0  # Hz s; energy from which on a missing prefix means that there is none
 
 
@@ -85,6 +88,19 @@ class PrefixEvidence(NamedTuple):
     slot_start_s: float | None = None  # start of a half millisecond of the carrier after the first sample, 0 .. .0005
 
 
+class SymbolTiming(NamedTuple):
+    """Where the symbols of a part of a band lie in time and frequency."""
+
+    spacing_hz: float
+    start_s: float  # start of a half millisecond of the carrier after the first sample, or of another symbol of it
+    offset_hz: float  # of the subcarriers against multiples of spacing_hz from the capture's centre
+    drift: float  # share by which half milliseconds last longer
+    extended: bool  # whether it is the extended prefix
+    low_hz: float  # edges of the part against the capture's centre
+    high_hz: float
+    height: float  # of the peak, in deviations of noise
+
+
 class _Peak(NamedTuple):
     height: float  # in deviations; 0 if the rest of the time correlates as the prefixes do
     above_noise: float  # the same without regard to the lags nearby
@@ -111,36 +127,40 @@ def frame_spectrum(samples: np.ndarray, sample_rate: float, fft=np.fft.fft) -> F
     return FrameSpectrum(fft(samples), float(sample_rate))
 
 
-def band_samples(spectrum: FrameSpectrum, low_hz: float, high_hz: float) -> Band:
+def band_samples(spectrum: FrameSpectrum, low_hz: float, high_hz: float, most: int = MOST_SUBBANDS) -> Band:
     """Samples of low_hz .. high_hz (against the capture's centre) in sub-bands of about 1.92 MHz.
 
     A cut through the spectrum filters and decimates; sub-bands start at multiples of 60 kHz and have rates on that
     grid. In each sub-band, cells of 20 kHz are limited to 3 dB above the median cell; this removes the receiver's DC,
-    spurs and narrow interferers. Of a band above 24 MHz the 12 strongest sub-bands are taken.
+    spurs and narrow interferers. Of more sub-bands than `most` the strongest are taken: of a band above 24 MHz 12.
 
     Raises ValueError if the capture has less than 480 kHz of the band.
     """
-    # Sub-bands, in steps of the grid
     lines, rate = spectrum
     seconds = len(lines) / rate
+    edges = _subbands(rate, low_hz, high_hz)
+
+    # Lines of the sub-bands, limited, and back to samples
+    step = int(edges[1] - edges[0])
+    size = round(step * GRID * seconds)  # lines of a sub-band, and its samples
+    parts = np.stack([_cut(lines, round(edge * GRID * seconds), size) for edge in edges[:-1]])  # (sub-bands, size)
+    if len(parts) > most:
+        strength = [np.vdot(part, part).real for part in parts]
+        parts = parts[np.sort(np.argsort(strength)[-most:])]
+    _limit_cells(parts, max(1, round(CELL_HZ * seconds)))
+    parts *= np.float32(size / len(lines))
+    return Band(np.fft.ifft(parts, axis=1), step * GRID)
+
+
+def _subbands(rate, low_hz, high_hz):
+    """Edges of the sub-bands of low_hz .. high_hz in steps of GRID, int (sub-bands + 1,)."""
     first = int(np.ceil(max(low_hz, -rate / 2) / GRID))
     width = int(np.floor(min(high_hz, rate / 2) / GRID)) - first
     if width * GRID < NARROWEST_HZ:
         raise ValueError(f"{low_hz:.0f} .. {high_hz:.0f} Hz: the capture has less than {NARROWEST_HZ:.0f} Hz of that")
     count = max(1, round(width * GRID / SUBBAND_HZ))
     step = width // count
-    first += (width - count * step) // 2
-
-    # Their lines, limited, and back to samples
-    size = round(step * GRID * seconds)  # lines of a sub-band, and its samples
-    starts = [round((first + i * step) * GRID * seconds) for i in range(count)]
-    parts = np.stack([_cut(lines, start, size) for start in starts])  # (sub-bands, size)
-    if count > MOST_SUBBANDS:
-        strength = [np.vdot(part, part).real for part in parts]
-        parts = parts[np.sort(np.argsort(strength)[-MOST_SUBBANDS:])]
-    _limit_cells(parts, max(1, round(CELL_HZ * seconds)))
-    parts *= np.float32(size / len(lines))
-    return Band(np.fft.ifft(parts, axis=1), step * GRID)
+    return first + (width - count * step) // 2 + step * np.arange(count + 1)
 
 
 def _cut(lines, start, size):
@@ -193,6 +213,67 @@ def cyclic_prefix(band: Band, floor: float | None = None) -> PrefixEvidence:
     offset = -np.angle(peak.value) / (2 * np.pi) * spacing
     start = peak.start / band.rate
     return PrefixEvidence("prefix", spacing, contrast, energy, ENOUGH, peak.extended, float(offset), start)
+
+
+def symbol_timings(
+    spectrum: FrameSpectrum, low_hz: float, high_hz: float, spacing_hz: float, floor: float | None = None
+) -> list[SymbolTiming]:
+    """Where symbols of this spacing begin in a band with such a prefix, for each part of it, the strongest first.
+
+    Carriers side by side may differ in time, and in frequency modulo the spacing. So the whole band is asked, and each
+    run of one to three sub-bands. Runs that agree with a stronger one belong to it: it then reaches over all of them.
+
+    Args: as of band_samples and cyclic_prefix.
+    Returns: MOST_TIMINGS at most; empty where no peak is TIMING_HEIGHT deviations high.
+    Raises: ValueError as band_samples does.
+    """
+    edges = _subbands(spectrum.sample_rate, low_hz, high_hz) * GRID
+    band = band_samples(spectrum, low_hz, high_hz, most=len(edges))
+    weighted, _ = _equalise(band, floor)
+    count, lag = len(weighted), round(band.rate / spacing_hz)
+    if weighted.shape[1] < round(band.rate * (BLOCK_SECONDS + 1 / spacing_hz)):
+        return []
+    forms = _box_filters(band.rate, spacing_hz)
+    folds = [_fold(row[None], lag, band.rate) for row in weighted]
+    seconds = len(folds[0][0]) * SEGMENT_BLOCKS * BLOCK_SECONDS
+
+    # The peak of each run of sub-bands
+    runs = {(0, count)} | {(i, i + size) for size in (1, 2, 3) for i in range(count - size + 1)}
+    found = []
+    for first, stop in sorted(runs):
+        folded = sum(fold for fold, _ in folds[first:stop])
+        deviation = np.sqrt(sum(deviation**2 for _, deviation in folds[first:stop]))
+        height, extended, shifts, start, value = _highest(folded, forms, band.rate)
+        if height >= TIMING_HEIGHT * deviation > 0:
+            offset = -np.angle(value) / (2 * np.pi) * spacing_hz
+            drift = shifts[-1] / band.rate / (seconds - seconds / len(shifts)) if len(shifts) > 1 else 0.0
+            about = float(edges[first]), float(edges[stop]), float(height / deviation)
+            found.append(SymbolTiming(spacing_hz, start / band.rate, float(offset), float(drift), extended, *about))
+
+    # Those that agree become one
+    merged = []
+    for timing in sorted(found, key=lambda timing: -timing.height):
+        for i, stronger in enumerate(merged):
+            if _agree(timing, stronger):
+                low, high = min(timing.low_hz, stronger.low_hz), max(timing.high_hz, stronger.high_hz)
+                merged[i] = stronger._replace(low_hz=low, high_hz=high)
+                break
+        else:
+            merged.append(timing)
+    return merged[:MOST_TIMINGS]
+
+
+def _agree(a, b):
+    """Whether a search at timing b finds the cells of timing a.
+
+    The boxes of the seven prefixes are nearly the same one symbol later. So a peak tells where symbols begin, but not
+    which one is the first; times count modulo a symbol.
+    """
+    pitch = BLOCK_SECONDS / round((6 if b.extended else 7) * b.spacing_hz / 15e3)
+    late = (a.start_s - b.start_s + pitch / 2) % pitch - pitch / 2
+    beside = (a.offset_hz - b.offset_hz + a.spacing_hz / 2) % a.spacing_hz - a.spacing_hz / 2
+    near = abs(late) <= SAME_SECONDS and abs(beside) <= SAME_OFFSET * a.spacing_hz
+    return near and a.extended == b.extended
 
 
 def _equalise(band, floor):

@@ -7,7 +7,7 @@
 A picture can't tell LTE from other OFDM, nor a receiver's filter from a carrier. The samples can. The synchronisation
 signals of a cell are proof. Every OFDM symbol of LTE and NR has a cyclic prefix at a known lag; a band that is strong
 enough to show a prefix and has none is neither LTE nor NR. docs/evidence.md has the rules and how often they are
-wrong. A frame is up to 40 ms of samples. Needs torch for its FFT, data/cell_search.py and data/cyclic_prefix.py.
+wrong. A frame is up to 40 ms of samples. Needs torch for its FFT, and the searches of data/ that it imports.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,32 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from data.cell_search import LteCell, NrCell, lte_cells, lte_centers, nr_cells
-from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum
+from data.block_screen import cell_power, possible_blocks
+from data.cell_search import (
+    LteCell,
+    NrCell,
+    best_of_each,
+    lte_cells,
+    lte_cells_aligned,
+    nr_cells,
+    nr_cells_aligned,
+    nr_centers,
+)
+from data.cyclic_prefix import PrefixEvidence, band_samples, cyclic_prefix, frame_spectrum, symbol_timings
+from data.sync_search import Spectrum, smooth_size, without_lines
+from data.sync_signals import SIZE, lte_centers
 
 PSS_HZ = 1.1e6  # width of LTE's synchronisation signals with the guard beside them
 NR_SECONDS = 0.0204  # one period of SS/PBCH blocks
+SCREENED_HZ = 5e6  # in a wider band without a prefix NR blocks are searched only where their power would be
+RASTER_SLACK_HZ = 1e3  # for centres at the very edge of what is searched
 BLOCK_HZ = 2e6  # the narrowest band in which a block is searched; at 15 kHz its PSS has 127 subcarriers, 1.905 MHz
 PIECE_HZ = 5e6  # least width of the pieces in which a prefix is sought where the whole band shows none
 BESIDE_HZ = 1.4e6  # taken on each side of a possible centre: the receiver's error, PSS and SSS, and room for the filter
 SLACK_HZ = 0.5e6  # how far the centre of a whole band may lie from the middle of the network's edges
 LTE_WIDEST_HZ = 20.5e6  # a channel of 20 MHz as the network sees it
 NARROW_HZ = 3e6  # a band that the capture's edge cuts is searched for LTE cells without a prefix only if so narrow
+PART_HZ = 0.96e6  # what is cut out of a frame is a multiple of this wide: half the rate of an FFT over a PSS at 15 kHz
 NARROWEST_HZ = 0.9e6  # no channel is narrower than 1.4 MHz; a network's band may miss a column on either side
 WEAKEST_DB = 0.5  # nothing is looked for in a band whose level over the floor is lower
 GUESS_MARGIN = 4.0  # factor on the energy that a missing prefix needs as proof, where the floor is a guess
@@ -118,6 +133,11 @@ def cells_plain(evidence: Evidence, center_hz: float | None) -> dict[str, dict]:
     return found
 
 
+def fast_fft(values: np.ndarray) -> np.ndarray:
+    """np.fft.fft, by torch."""
+    return torch.fft.fft(torch.from_numpy(values)).numpy()
+
+
 class FrameEvidence:
     """Evidence in up to 40 ms of samples."""
 
@@ -144,21 +164,38 @@ class FrameEvidence:
 
     @cached_property
     def spectrum(self):
-        return frame_spectrum(self.samples, self.sample_rate, lambda x: torch.fft.fft(torch.from_numpy(x)).numpy())
+        return frame_spectrum(self.samples, self.sample_rate, fast_fft)
 
-    def around(self, low_hz: float, high_hz: float) -> tuple[np.ndarray, float, float]:
-        """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, centre in Hz)."""
+    @cached_property
+    def cells(self):
+        return cell_power(self.samples[: round(NR_SECONDS * self.sample_rate)], self.sample_rate, fast_fft)
+
+    def _lines(self, low_hz, high_hz):
+        """Lines of a part of the frame's spectrum, in the order of an FFT around its middle: (lines, rate, middle)."""
         lines, rate = self.spectrum
         width = rate / len(lines)  # of a line
         first, stop = (int(np.clip(round(hz / width), -len(lines) // 2, len(lines) // 2)) for hz in (low_hz, high_hz))
+        unit = max(1, round(PART_HZ / width))  # such sizes keep all later transforms fast
+        size = unit * smooth_size(-(-(stop - first) // unit))
+        if size <= len(lines):
+            first = int(np.clip(first - (size - (stop - first)) // 2, -len(lines) // 2, len(lines) // 2 - size))
+            stop = first + size
         stop -= (stop - first) % 2
-        if first < 0 < stop:
-            part = np.roll(lines, -first)[: stop - first]
-        else:
-            part = lines[first % len(lines) :][: stop - first]
         middle = (first + stop) // 2
-        centred = torch.fft.ifft(torch.from_numpy(np.roll(part, -(stop - first) // 2))).numpy()
-        return centred * np.float32((stop - first) / len(lines)), (stop - first) * width, middle * width
+        above, below = (lines[np.arange(*ends) % len(lines)] for ends in ((middle, stop), (first, middle)))
+        return np.concatenate([above, below]), (stop - first) * width, middle * width
+
+    def around(self, low_hz: float, high_hz: float) -> tuple[np.ndarray, float, float]:
+        """Samples of a part of the capture, cut out of the frame's spectrum: (complex64 (n,), rate, centre in Hz)."""
+        part, rate, middle = self._lines(low_hz, high_hz)
+        samples = torch.fft.ifft(torch.from_numpy(part)).numpy()
+        return samples * np.float32(rate / self.sample_rate), rate, middle
+
+    def part(self, low_hz: float, high_hz: float) -> Spectrum:
+        """Spectrum of a part of the capture, for a search for cells."""
+        part, rate, middle = self._lines(low_hz, high_hz)
+        seconds = len(self.samples) / self.sample_rate
+        return Spectrum(without_lines(part, seconds), rate, middle, seconds, 0.0, fast_fft)
 
     def prefix(self, low_hz: float, high_hz: float) -> PrefixEvidence | None:
         """The cyclic prefix in a band; None where the band is too narrow.
@@ -178,9 +215,12 @@ class FrameEvidence:
         found = [evidence for evidence in pieces if evidence.outcome == "prefix"]
         return max(found, key=lambda evidence: max(evidence.contrast.values()), default=whole)
 
+    @property
+    def likely_floor(self):
+        return self.floor if self.floor is not None else self.guess
+
     def _prefix(self, low_hz, high_hz):
-        floor = self.floor if self.floor is not None else self.guess
-        evidence = cyclic_prefix(band_samples(self.spectrum, low_hz, high_hz), floor)
+        evidence = cyclic_prefix(band_samples(self.spectrum, low_hz, high_hz), self.likely_floor)
         if self.floor is None and evidence.outcome == "none" and evidence.energy < GUESS_MARGIN * evidence.enough:
             return evidence._replace(outcome="unknown")
         return evidence
@@ -201,14 +241,15 @@ class FrameEvidence:
         # Prefix
         prefix = self.prefix(low_hz, high_hz)
         outcome = prefix.outcome if prefix else "unknown"
-        spacing = prefix.spacing_hz if prefix else None
+        spacing = prefix.spacing_hz if prefix and prefix.spacing_hz in (15e3, 30e3) else None
+        timings = symbol_timings(self.spectrum, low_hz, high_hz, spacing, self.likely_floor) if spacing else []
 
         # Cells. In a wide band without a prefix only the middle is searched: the whole band would take a second.
         lte, nr = [], []
         if outcome == "unknown" and (not cut or high_hz - low_hz <= NARROW_HZ) or spacing == 15e3:
-            lte = self._lte(low_hz, high_hz, cut, spacing == 15e3)
+            lte = self._lte(low_hz, high_hz, cut, spacing == 15e3, timings)
         if not lte and (self.center_hz or self.blind_seconds) and outcome != "none":
-            nr = self._nr(low_hz, high_hz, spacing)
+            nr = self._nr(low_hz, high_hz, spacing, timings)
 
         # Whether an LTE cell would have been found
         middle = (low_hz + high_hz) / 2
@@ -216,23 +257,44 @@ class FrameEvidence:
         due = whole and len(self.samples) >= SYNC_SECONDS * self.sample_rate and (level_db or 0) >= SYNC_DB
         return Evidence(tuple(lte), tuple(nr), prefix, bool(due), not cut)
 
-    def _nr(self, low_hz, high_hz, spacing):
-        """NR cells at the raster points of a band, with blocks of the prefix's spacing where that is known."""
+    def _nr(self, low_hz, high_hz, spacing, timings):
+        """NR cells at the raster points of a band, with blocks of the prefix's spacing where that is known.
+
+        In a wide band without a prefix most of the time and most frequencies are excluded first.
+        """
+        if timings:
+            part = self.part(low_hz, high_hz)
+            part = part._replace(seconds=min(part.seconds, NR_SECONDS))
+            return nr_cells_aligned(part, (low_hz, high_hz), self.center_hz, timings)
+        if spacing or not self.center_hz or not self.floor or high_hz - low_hz < SCREENED_HZ:
+            return self._nr_part(low_hz, high_hz, (0.0, NR_SECONDS), spacing)
+        cells = []
+        for spacing in (15e3, 30e3):
+            half = SIZE * spacing / 2
+            centers = nr_centers(low_hz + half, high_hz - half, self.center_hz, spacing)
+            if not len(centers.hz):
+                continue
+            for place in possible_blocks(self.cells, centers.hz, spacing, self.floor):
+                edges = place.first_hz - half - RASTER_SLACK_HZ, place.last_hz + half + RASTER_SLACK_HZ
+                cells += self._nr_part(*edges, (place.start_s, place.stop_s), spacing)
+        return best_of_each(cells)
+
+    def _nr_part(self, low_hz, high_hz, seconds, spacing):
+        """NR cells in a part of the frame, seconds: from when to when."""
         samples, rate, middle = self.around(low_hz, high_hz)
         if rate < BLOCK_HZ:
             return []
-        known = {"spacing_hz": spacing} if spacing in (15e3, 30e3) else {}
-        if not self.center_hz:
-            known["blind_seconds"] = self.blind_seconds
-        part, band = samples[: round(NR_SECONDS * rate)], (low_hz - middle, high_hz - middle)
-        cells = nr_cells(part, rate, band, self.center_hz and self.center_hz + middle, **known)
-        return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
+        known = {"spacing_hz": spacing, "blind_seconds": None if self.center_hz else self.blind_seconds}
+        first, stop = (round(time * rate) for time in seconds)
+        center_hz, band = self.center_hz and self.center_hz + middle, (low_hz - middle, high_hz - middle)
+        cells = nr_cells(samples[first:stop], rate, band, center_hz, **known)
+        return [cell._replace(offset_hz=cell.offset_hz + middle, start_s=cell.start_s + first / rate) for cell in cells]
 
-    def _lte(self, low_hz, high_hz, cut, has_prefix):
+    def _lte(self, low_hz, high_hz, cut, has_prefix, timings):
         """LTE cells around the band's middle, or anywhere in a band that the capture's edge cuts.
 
         has_prefix: the band has a prefix of 15 kHz, so it is also searched elsewhere if the middle has no cell, or at
-        once if it is too wide for one carrier.
+        once if it is too wide for one carrier. timings: of its symbols.
         """
         if high_hz - low_hz < PSS_HZ:
             low_hz, high_hz = (low_hz + high_hz - PSS_HZ) / 2, (low_hz + high_hz + PSS_HZ) / 2
@@ -248,11 +310,15 @@ class FrameEvidence:
             centers = lte_centers(low_hz, high_hz, self.center_hz, slack)
             if not len(centers):
                 continue
-            samples, rate, middle = self.around(centers.min() - BESIDE_HZ, centers.max() + BESIDE_HZ)
-            on_air = self.center_hz + middle if self.center_hz else None
-            cells = lte_cells(samples, rate, centers - middle, on_air)
+            edges = centers.min() - BESIDE_HZ, centers.max() + BESIDE_HZ
+            if timings:
+                cells = lte_cells_aligned(self.part(*edges), centers, self.center_hz, timings)
+            else:
+                samples, rate, middle = self.around(*edges)
+                cells = lte_cells(samples, rate, centers - middle, self.center_hz and self.center_hz + middle)
+                cells = [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
             if cells:
-                return [cell._replace(offset_hz=cell.offset_hz + middle) for cell in cells]
+                return cells
         return []
 
 

@@ -9,6 +9,9 @@ Results are written after each round of 50 draws of all kinds. Detection: carrie
 block in 20 ms) in noise, payload in half of the resource blocks, multipath of the EPA profile without Doppler, its gain
 set to 1. Recordings begin anywhere, so half of the 10 ms recordings hold no NR block.
 
+The aligned searches are those for bands whose prefix is known. They get the timings that the prefix's correlation
+gives, or, where it has no peak, a random one.
+
 The threshold was chosen with --seed 0; the results kept in experiments/results/cell_search are of --seed 1.
 """
 
@@ -21,19 +24,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.cell_search import THRESHOLD, lte_cells, nr_cells, nr_raster
+from data.cell_search import THRESHOLD, lte_cells, lte_cells_aligned, nr_cells, nr_cells_aligned
+from data.cyclic_prefix import SymbolTiming, symbol_timings
+from data.evidence import FrameEvidence
 from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, lte_waveform, nr_waveform
 from data.radio import multipath
+from data.sync_signals import nr_raster
 from utils.pictures import line_chart
 
 RATE = 3.84e6
 NR_CASE = {15e3: "A", 30e3: "C"}
 FLOOR = 6.0  # statistics below count as this; nearly every search has some word above
 ROUND = 50
+SEARCHES = ("LTE", "NR", "aligned LTE", "aligned NR")
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--searches", nargs="+", default=list(SEARCHES), choices=list(SEARCHES), metavar="SEARCH")
     parser.add_argument("--draws", type=int, default=1000, help="searches of each kind, 0: none")
     parser.add_argument("--detection-draws", type=int, default=25, help="searches at each SNR, 0: none")
     parser.add_argument("--seed", type=int, default=1)
@@ -309,7 +317,10 @@ def samples_of(kind, rng, n):
 def highest(search, kind, rng):
     """Highest statistic of a search in a draw of the kind, cells that are there left out, and its seconds."""
     samples, true = samples_of(kind, rng, round(RATE * (0.01 if rng.random() < 0.9 else 0.04)))
-    if search == "LTE":
+    if search.startswith("aligned"):
+        start = time.process_time()
+        cells = aligned(search, samples, rng)
+    elif search == "LTE":
         start = time.process_time()
         cells = lte_cells(samples, RATE, 0.0, 10 ** rng.uniform(8.8, 9.6), least=FLOOR)
     else:
@@ -319,6 +330,23 @@ def highest(search, kind, rng):
         cells = nr_cells(samples, RATE, near(spacing), on_air, spacing_hz=spacing, least=FLOOR)
     seconds = time.process_time() - start
     return max([cell.statistic for cell in cells if cell.cell_id not in true], default=FLOOR), seconds
+
+
+def aligned(search, samples, rng):
+    """Cells that an aligned search finds around the middle."""
+    spacing = 15e3 if search.endswith("LTE") else float(rng.choice([15e3, 30e3]))
+    look = FrameEvidence(samples, RATE, None, None)
+    half = RATE / 2
+    timings = symbol_timings(look.spectrum, -half, half, spacing)
+    if not timings:
+        start, offset = rng.uniform(0, 0.5e-3), rng.uniform(0, spacing)
+        timings = [SymbolTiming(spacing, start, offset, 0.0, False, -half, half, 0.0)]
+    part = look.part(-half, half)
+    if search.endswith("LTE"):
+        return lte_cells_aligned(part, [0.0], 10 ** rng.uniform(8.8, 9.6), timings, least=FLOOR)
+    on_air = float(rng.choice(nr_raster(0.7e9, 2.9e9 if spacing == 15e3 else 4e9)))
+    part = part._replace(seconds=min(part.seconds, 0.0204))
+    return nr_cells_aligned(part, near(spacing), on_air, timings, least=FLOOR)
 
 
 def near(spacing):
@@ -342,10 +370,10 @@ def figures(found):
     }
 
 
-def false_alarms(draws, seed):
+def false_alarms(draws, seed, searches):
     """{search: {kind: figures}} after each round of draws of all kinds, so that a run cut short has them as well."""
     kinds = {"LTE": [*KINDS, "NR", "LTE, another cell"], "NR": [*KINDS, "LTE", "NR, another cell"]}
-    found = {search: {kind: [] for kind in names} for search, names in kinds.items()}
+    found = {search: {kind: [] for kind in kinds[search.split()[-1]]} for search in searches}
     for first in range(0, draws, ROUND):
         for search, table in found.items():
             for number, (kind, values) in enumerate(table.items()):
@@ -431,7 +459,7 @@ def main():
             save("detection", {"draws": args.detection_draws, "share_found_by_snr": shares})
             draw(shares, args.out)
     start = time.process_time()
-    for tables in false_alarms(args.draws, args.seed):
+    for tables in false_alarms(args.draws, args.seed, args.searches):
         save("false_alarms", tables)
     for search, table in result.get("false_alarms", {}).items():
         print(f"\n{search + ' search':22}", *list(next(iter(table.values()))), sep="  ")
