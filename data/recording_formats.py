@@ -173,7 +173,7 @@ def known_datatype(datatype: str, path: Path | str = "--datatype") -> str:
     """SigMF's name of a complex datatype. DataError: real samples, or an unknown name."""
     name = DATATYPES.get(str(datatype), str(datatype))
     if re.fullmatch(r"r[iuf]\d+(_[lb]e)?", name):
-        raise DataError(f"{path}: datatype {name!r} has real samples, and I/Q is needed; record I and Q, or convert them")
+        raise DataError(f"{path}: datatype {name!r} has real samples; I/Q is needed, so record I and Q")
     if name != WAV_24 and not SIGMF_DATATYPE.fullmatch(name):
         raise DataError(f"{path}: datatype {name!r} is unknown; use ci8, cu8, ci16_le or cf32_le")
     return name
@@ -228,7 +228,7 @@ def _with_captures(recording, found, center_frequency):
 
 
 def _sigmf(path):
-    """Metadata and samples of a SigMF recording, or of bare samples with metadata beside them; None if it is neither."""
+    """Metadata and samples of a SigMF recording, or of bare samples with metadata beside them; None for others."""
     if path.suffix == ".sigmf-collection":
         raise DataError(f"{path}: bundles recordings; name one .sigmf-meta")
     if path.suffix in (".sigmf-meta", ".sigmf-data"):
@@ -258,7 +258,7 @@ def _metadata_beside(path):
             dataset = meta["global"].get("core:dataset")
             alone = dataset is None and not meta_path.with_suffix(".sigmf-data").exists()
             if dataset == path.name or alone:
-                note = f"{meta_path.name} beside it tells what its options don't"
+                note = f"{meta_path.name}, which lies beside it, describes it"
                 return _Found(path, meta, meta_path, notes=(note,))
     return None
 
@@ -275,7 +275,7 @@ def _archive(path):
                 raise DataError(f"{path}: holds {len(metas)} recordings, not one; unpack it and name one .sigmf-meta")
             meta = _checked_meta(archive.extractfile(metas[0]).read(), path)
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path}: is no readable SigMF archive ({error}); unpack it and name one .sigmf-meta") from error
+        raise DataError(f"{path}: is no readable SigMF archive ({error}); unpack it, name a .sigmf-meta") from error
     data = members.get(metas[0].removesuffix("meta") + "data")
     if data is None:
         raise DataError(f"{path}: has no samples beside {metas[0]}; pack it again")
@@ -311,7 +311,8 @@ def _wav(path):
     center = _auxi_center(chunks[b"auxi"][0]) if b"auxi" in chunks else None
     if center is None and named:
         center = int(named[1]) * MULTIPLES[named[2]]
-    general = {"core:datatype": kinds[code, bits], "core:sample_rate": rate, "core:trailing_bytes": in_file - size}
+    general = {"core:datatype": kinds[code, bits], "core:sample_rate": rate}
+    general |= {"core:trailing_bytes": in_file - size} if in_file > size else {}
     capture = {"core:sample_start": 0, "core:header_bytes": first}
     capture |= {} if center is None else {"core:frequency": center}
     return _Found(path, {"global": general, "captures": [capture], "annotations": []})
@@ -462,11 +463,9 @@ def annotated_metadata(recording: Recording, annotations: list[dict], generator:
         if not any(isinstance(one, dict) and one.get("name") == "signal" for one in extensions):
             signal = {"name": "signal", "version": "1.0.0", "optional": True}
             general["core:extensions"] = [*extensions, signal]
-    center = recording.captures[0].center_hz
-    told = {} if center is None else {"core:frequency": center}
+    centers = {capture.center_hz for capture in recording.captures}
+    told = {"core:frequency": centers.pop()} if len(centers) == 1 and None not in centers else {}
     captures = [told | entry for entry in meta["captures"] or [{"core:sample_start": 0}]]
-    if any("core:frequency" not in entry for entry in meta["captures"]) and len(recording.captures) > 1:
-        captures = meta["captures"]  # some captures have a frequency and others none: no option told it
     kept = [entry for entry in meta["annotations"] if entry.get("core:generator") != generator]
     return meta | {"global": general, "captures": captures, "annotations": sorted(kept + annotations, key=_start)}
 

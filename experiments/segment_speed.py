@@ -5,7 +5,7 @@
 
 A recording of each sample rate is made from FIELD frames, one after the other: LTE and NR of any load and level, or an
 empty band. A narrower capture is the middle of the same frames' strongest carrier. `segment.py` itself then runs on it,
-on one thread, evidence and pictures included; importing torch and loading the network are not counted. Printed are the
+on one thread, evidence and waterfall included; importing torch and loading the network are not counted. Printed are the
 first frame's seconds, the mean over all frames and the parts of the mean, in milliseconds.
 """
 
@@ -27,15 +27,19 @@ from data import recording
 from data.evidence import Proofs
 from data.frames import make_frame
 from data.spectrogram import SAMPLE_RATE
+from utils import labelling, pictures
 from utils.runs import command, hardware, run, write_json
 
 PARTS = (  # of a frame: (name in the table, where the function stands, its name)
-    ("picture", segment, "spectrogram_image"),
-    ("network", segment, "class_probabilities"),
+    ("picture", labelling, "spectrogram_image"),
+    ("network", labelling, "class_probabilities"),
+    ("floats", recording, "_to_floats"),
+    ("faults", recording, "find_events"),
     ("noise floor", recording, "noise_floor"),
     ("widening to 61.44 MHz", recording.Frame, "_piece"),
     ("evidence", Proofs, "of"),
-    ("PNG", segment, "save_picture"),
+    ("waterfall", pictures, "levels_over_time"),
+    ("merging", segment.Survey, "add"),
 )
 
 
@@ -80,7 +84,7 @@ def timed_parts():
                     return original(*args, **options)
                 finally:
                     seconds[name] += time.perf_counter() - start
-                    if name == "PNG":  # the last thing that segment.py does with a frame
+                    if name == "merging":  # the last thing that segment.py does with a frame
                         ends.append(time.perf_counter())
 
             setattr(owner, function, timed)
@@ -97,19 +101,19 @@ def main():
             path = Path(folder) / "field.ci16"
             write_recording(path, rate, args.frames, args.seed)
             options = ["--datatype", "ci16_le", "--sample-rate", str(rate), "--center-frequency", "2.6e9"]
-            original, starts = segment.load_network, []
+            original, starts = labelling.load_network, []
 
             def load(*arguments, original=original, starts=starts):
                 network = original(*arguments)
                 starts.append(time.perf_counter())
                 return network
 
-            segment.load_network = load
+            labelling.load_network = load
             try:
                 with timed_parts() as (seconds, ends), contextlib.redirect_stdout(io.StringIO()):
                     segment.main([str(path), *options, "--out", folder + "/out"])
             finally:
-                segment.load_network = original
+                labelling.load_network = original
         spans = np.diff([starts[0], *ends])
         parts = {name: round(1000 * total / args.frames, 1) for name, total in seconds.items()}
         parts["all else"] = round(1000 * float(spans.mean()) - sum(parts.values()), 1)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from data import DataError
-from data.recording import Frame, FrameNotes, columns, noise_floor, open_recording
+from data.recording import Frame, FrameNotes, columns, noise_floor
+from data.recording_formats import open_recording
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, SIZE
 from tests.conftest import lte_capture
 
@@ -122,8 +123,8 @@ FAULTS = {
     "missing.sigmf-meta: no such file": lambda f: {"path": f / "missing.sigmf-data"},
     "no readable SigMF metadata": _not_json,
     "add --sample-rate": lambda f: {"path": write_sigmf(f, bytes(8), core_sample_rate=None)},
-    "add --datatype": lambda f: {"path": write_sigmf(f, bytes(8)).with_suffix(".sigmf-data").rename(f / "bare")},
-    "datatype 'ri8' is unknown": lambda f: {"path": write_sigmf(f, bytes(8), core_datatype="ri8")},
+    "add --datatype": lambda f: {"path": write_sigmf(f, bytes(8), core_datatype=None)},
+    "has real samples": lambda f: {"path": write_sigmf(f, bytes(8), core_datatype="ri8")},
     "holds no sample": lambda f: {"path": write_sigmf(f, b"")},
     "no --channel 2": lambda f: {"path": write_sigmf(f, bytes(8), core_num_channels=2), "channel": 2},
     "1 MHz to 1 GHz": lambda f: {"path": write_sigmf(f, bytes(8)), "sample_rate": 48e3},
@@ -136,7 +137,10 @@ FAULTS = {
     },
     "core:sample_rate is 1000": lambda f: {"path": write_sigmf(f, bytes(8), core_sample_rate=10**400)},
     "core:metadata_only": lambda f: {"path": write_sigmf(f, bytes(8), core_metadata_only=True)},
-    "unpack it": lambda f: {"path": f / "rec.sigmf"},
+    "name one .sigmf-meta": lambda f: {"path": f / "rec.sigmf-collection"},
+    "datatype and sample rate; add --datatype (ci8, cu8, ci16_le or cf32_le) and --sample-rate": lambda f: {
+        "path": write_sigmf(f, bytes(8)).with_suffix(".sigmf-data").rename(f / "bare.bin")
+    },
 }
 
 

@@ -6,6 +6,7 @@
     share_of_recording(rows, shown)                                    # shown: how many samples show which frequencies
     Calibration.beside(Path("weights/seg_student.pt")).apply(rows, with_samples=True)
     print(table(rows))
+    for event, row in Tracker(calibration, with_samples=True).step(carriers, first, rate): ...  # while samples arrive
 
 The file follows a frame: columns of the spectrogram become bands (utils/bands.py), a band gets its edges, level,
 evidence (data/evidence.py), name and confidence, and becomes one row, or several where cells show several carriers. A
@@ -14,6 +15,8 @@ Then rows of many frames become one row a carrier. A column is 240 kHz wide; a f
 utils/bands.py and utils/runs.py.
 """
 
+import csv
+import io
 import itertools
 import json
 import math
@@ -120,6 +123,24 @@ class Carrier:
             return None, None
         first, last = self.runs[0][0], sum(self.runs[-1])
         return (first - first_sample) / sample_rate, (last - first_sample) / sample_rate
+
+    def comment(self) -> str:
+        """What a reader of an annotation should know beside edges and name."""
+        parts = [f"confidence {self.confidence:.2f}"]
+        parts += [] if self.active is None else [f"active {100 * self.active:.0f} % of the time"]
+        cut = ["lower"] * self.cut_below + ["upper"] * self.cut_above
+        parts += [f"goes on beyond the capture's {' and '.join(cut)} edge"] if cut else []
+        return ", ".join([*parts, f"evidence: {self.evidence}"])
+
+    def signal_detail(self) -> dict:
+        """The same in the words of SigMF's extension `signal`, as far as it has any; {} for a row without a name."""
+        if self.technology == "other":
+            return {}
+        detail = {"type": "digital", "standard": "5G NR" if self.technology == "NR" else "LTE"}
+        detail |= {"carrier_variant": "multi_carrier", "multiplexing": "ofdm", "multiple_access": "ofdma"}
+        duplex = {cell["duplex"].lower() for cell in self.cells.values() if "duplex" in cell}
+        detail |= {"duplexing": duplex.pop()} if len(duplex) == 1 else {}
+        return detail | ({} if self.cut_below or self.cut_above else {"channel_bw": self.width_hz})
 
     def plain(self, sample_rate: float | None, first_sample: int = 0) -> dict:
         """For result.json, in Hz, seconds and shares of 1; see `times_s`."""
@@ -527,6 +548,12 @@ def _absorb(old: Carrier, new: Carrier) -> None:
 
     # Time
     old.weight, old.seen = total, old.seen + new.seen
+    if old.runs and len(new.runs) == 1 and new.runs[0][0] > sum(old.runs[-1]):  # the usual case, quick after hours
+        old.runs.append(new.runs[0])
+        return
+    if old.runs and len(new.runs) == 1 and new.runs[0][0] == sum(old.runs[-1]):
+        old.runs[-1] = [old.runs[-1][0], old.runs[-1][1] + new.runs[0][1]]
+        return
     runs = []
     for start, count in sorted(old.runs + new.runs):
         if runs and sum(runs[-1]) == start:
@@ -593,6 +620,65 @@ def logit(probability: float) -> float:
     return math.log(clipped / (1 - clipped))
 
 
+# ---- while samples arrive -------------------------------------------------------------------------------------------
+
+CONFIRMED_FRAMES = 3  # in which an unproven row must have been seen; proof confirms a row at once
+LOST_SECONDS = 1.0  # without a carrier after which it is lost
+FORGOTTEN_SECONDS = 60.0  # after which a row that was never confirmed is forgotten
+
+
+class Tracker:
+    """Which carriers have come and gone, for a reader who can't wait for the end."""
+
+    def __init__(self, calibration: Calibration, with_samples: bool):
+        self.calibration, self.with_samples = calibration, with_samples
+        self.there: dict[int, Carrier] = {}  # {id of the row: the row}
+        self.events = 0  # so far
+
+    def step(self, carriers: list[Carrier], end: int, sample_rate: float) -> list[tuple[str, Carrier]]:
+        """Events ("confirmed" or "lost", row with its calibrated confidence) after a frame's rows have been merged.
+
+        Args:
+            carriers: the rows of all frames so far; old ones that were never confirmed are taken out.
+            end: number behind the frame's last sample.
+            sample_rate: Hz.
+        """
+        events = []
+        for carrier in list(carriers):
+            quiet_s = (end - sum(carrier.runs[-1])) / sample_rate
+            known = id(carrier) in self.there
+            if not known and quiet_s <= 0 and (row := self._confirmed(carrier)):
+                events += self._contradicted(carrier)
+                self.there[id(carrier)] = carrier
+                events.append(("confirmed", row))
+            elif known and quiet_s >= LOST_SECONDS:
+                del self.there[id(carrier)]
+                events.append(("lost", self._calibrated(carrier)))
+            elif not known and carrier.ground == "unproven" and quiet_s > FORGOTTEN_SECONDS:
+                carriers[:] = [other for other in carriers if other is not carrier]
+        self.events += len(events)
+        return events
+
+    def _calibrated(self, carrier):
+        row = replace(carrier, runs=[list(run) for run in carrier.runs[-1:]])
+        self.calibration.apply([row], self.with_samples)
+        return row
+
+    def _confirmed(self, carrier):
+        """The row to be printed, or None while it may be chance."""
+        if carrier.technology == "other" or (carrier.ground == "unproven" and carrier.seen < CONFIRMED_FRAMES):
+            return None
+        row = self._calibrated(carrier)
+        return row if row.technology != "other" else None
+
+    def _contradicted(self, carrier):
+        """Carriers of another name at the same place are lost to a better ground."""
+        gone = [old for old in self.there.values() if _near(old, carrier) and old.absolute == carrier.absolute]
+        for old in gone:
+            del self.there[id(old)]
+        return [("lost", self._calibrated(old)) for old in gone]
+
+
 # ---- what people read -----------------------------------------------------------------------------------------------
 
 
@@ -600,15 +686,34 @@ def table(carriers: list[Carrier], sample_rate: float | None = None, first_sampl
     """Lines for people; times need the sample rate in Hz and the number of the recording's first sample."""
     found = [_line(carrier, *carrier.times_s(sample_rate, first_sample)) for carrier in carriers]
     if found:
-        head = (
-            f"{'':5}  {'lower MHz':>12}  {'upper MHz':>12}  {'centre MHz':>12}  {'width MHz':>9}  level  seen  active"
-        )
-        found.insert(0, head + f"  {'from s':>8}  {'to s':>8}  confidence  evidence")
+        found.insert(0, table_head())
     if all(carrier.technology == "other" for carrier in carriers):
         found.append("no LTE or NR carrier found")
     if not all(carrier.absolute for carrier in carriers):
         found.append("frequencies are relative to the capture's centre; --center-frequency HZ makes them absolute")
     return "\n".join(found)
+
+
+def table_head() -> str:
+    head = f"{'':5}  {'lower MHz':>12}  {'upper MHz':>12}  {'centre MHz':>12}  {'width MHz':>9}  level  seen  active"
+    return head + f"  {'from s':>8}  {'to s':>8}  confidence  evidence"
+
+
+def event_line(event: str, carrier: Carrier, time_s: float, clock: tuple[float, int]) -> str:
+    """A line for a carrier that came or went; clock: sample rate in Hz and number of the first sample."""
+    return f"{time_s:8.2f} s  {event:9}  " + _line(carrier, *carrier.times_s(*clock))
+
+
+def comma_separated(rows: list[dict], head: bool = True) -> str:
+    """CSV of rows as Carrier.plain makes them, without cells and runs, which are lists; with `head` names first."""
+    names = [name for name in Carrier("", 0, 0, False, None, 0).plain(None) if name not in ("cells", "runs")]
+    names = [name for name in (rows[0] if rows else ()) if name in ("event", "time_s")] + names
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    if head:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _line(c: Carrier, first_s: float | None, last_s: float | None) -> str:
