@@ -2,8 +2,8 @@
 
     recording = open_recording("capture.bin", datatype="ci8", sample_rate=19.2e6, center_frequency=1815.3e6)
     for frame in recording.frames():
-        for first_column, iq in frame.pieces():
-            picture = spectrogram_image(iq)
+        for first_column, levels, power in frame.spectrograms():
+            picture = PARULA[levels]
 
 Which recordings can be read: data/recording_formats.py. A frame is 40 ms; one is in memory at a time. Its spectrum
 is cut or widened to 61.44 MHz. A narrower capture gets white noise beside it, as strong as its own noise floor. A wider
@@ -24,12 +24,23 @@ import torch
 from data import DataError
 from data.receiver_events import MENDED, Event, fill_gaps, find_events, mend, notes, within, without_gaps
 from data.recording_formats import FRAME_SECONDS, SIGMF_DATATYPE, WAV_24, Recording, sample_bytes
-from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, SAMPLE_RATE, SIZE
+from data.spectrogram import (
+    FRAME_SAMPLES,
+    HZ_PER_PIXEL,
+    SAMPLE_RATE,
+    SIZE,
+    middle_levels,
+    shown_power,
+    spectrogram_levels,
+)
 
 LEVELS = (0.003, 100)  # samples with a root mean square between these are used as they are; others are scaled to 1
 SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: lines of a 40 ms spectrum, 25 Hz apart, in a column
 EDGE_HZ = HZ_PER_PIXEL / 2  # width of the raised cosine between the capture's spectrum and the noise beside it
 CUT_HZ = 4 * HZ_PER_PIXEL  # its width at a piece's edge inside the capture, where a neighbour piece shows the rest
+LEAKAGE_HZ = 4 * HZ_PER_PIXEL  # a Hann window's main lobe is four columns wide: two on each side of the capture
+# Numbers of columns, even and products of 2, 3 and 5, whose FFTs are quick
+MIDDLE = (8, 12, 16, 20, 24, 32, 36, 40, 48, 60, 64, 72, 80, 90, 96, 108, 120, 128, 144, 160, 180, 192, 216)
 FLOOR_SAMPLES = 800_000  # the noise floor is measured on so many samples, evenly spread over the frame
 GUESS_DB = 15.0  # dB from a carrier that fills the capture down to a guessed floor; any 10 to 20 find LTE at any load
 # What `noise_floor` says of a floor that it can't measure.
@@ -81,33 +92,64 @@ class Frame:
         first column, where column c holds the baseband frequencies from 240 kHz * c to 240 kHz * (c + 1). A frame of
         less than 40 ms is repeated until these are full.
         """
-        # The frame's samples, repeated up to 40 ms
         half = SIZE // 2
         reach = columns(self.sample_rate) // 2 - half  # columns from 0 to the centre of the outermost piece
-        whole = max(round(self.sample_rate * FRAME_SECONDS), len(self.samples))
-        rng = np.random.default_rng([self.seed, self.start])
-        samples = self.samples if self.mended is None else self.mended
-        if len(samples) < whole:
-            samples = np.resize(samples, whole)
         if self.sample_rate == SAMPLE_RATE:
-            yield -half, samples
+            yield -half, self._whole()
             return
-
-        # Pieces of its spectrum
-        spectrum = torch.fft.fftshift(torch.fft.fft(torch.from_numpy(samples))).numpy()
-        spectrum *= np.float32(FRAME_SAMPLES / whole)
+        rng = np.random.default_rng([self.seed, self.start])
+        spectrum = self._spectrum()
         count = 1 if reach <= 0 else 1 + math.ceil(2 * reach / half)
         for center in np.round(np.linspace(-reach, reach, count)).astype(int) if reach > 0 else [0]:
-            yield int(center) - half, self._piece(spectrum, int(center) * SHIFT_BINS, rng)
+            yield int(center) - half, self._piece(spectrum, int(center) * SHIFT_BINS, FRAME_SAMPLES, rng)
 
-    def _piece(self, spectrum, shift, rng):
-        """61.44 MHz of a centred 40 ms spectrum (whole,) around line `shift` -> complex64 (2457600,)."""
+    def spectrograms(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(column, levels, power) of each 61.44 MHz wide piece, ascending.
+
+        column: as for `pieces`. levels: uint8 (256, 256), colormap indices, the last row first, see data.spectrogram.
+        power: float32 (256, C) of the same rows, per Hz, of the C columns in the piece's middle that hold the capture;
+        the others are noise.
+
+        A capture of less than 54 MHz is not widened to 61.44 MHz: only a few columns more are computed.
+        """
+        robust = self.mended is not None
+        wide = SIZE
+        if self.sample_rate <= SAMPLE_RATE * MIDDLE[-1] / SIZE:
+            wide = next((m for m in MIDDLE if m * HZ_PER_PIXEL >= self.sample_rate + LEAKAGE_HZ), SIZE)
+        if wide < SIZE:
+            rng = np.random.default_rng([self.seed, self.start])
+            iq = self._piece(self._spectrum(), 0, wide * SHIFT_BINS, rng)
+            yield -SIZE // 2, *middle_levels(iq, self.floor, robust)
+            return
+        for column, iq in self.pieces():
+            yield column, spectrogram_levels(iq, robust=robust), shown_power(iq)[::-1]
+
+    def _whole(self):
+        """The samples of the picture, complex64; less than 40 ms are repeated up to 40 ms."""
+        samples = self.samples if self.mended is None else self.mended
+        whole = max(round(self.sample_rate * FRAME_SECONDS), len(samples))
+        return samples if len(samples) == whole else np.resize(samples, whole)
+
+    def _spectrum(self):
+        """Their centred spectrum, complex64 (count,); divided by the number of lines of a piece it has its units."""
+        samples = self._whole()
+        spectrum = torch.fft.fftshift(torch.fft.fft(torch.from_numpy(samples))).numpy()
+        spectrum /= np.float32(len(samples))
+        return spectrum
+
+    def _piece(self, spectrum, shift, lines, rng):
+        """`lines` of a centred 40 ms spectrum (whole,) around line `shift`, as samples: complex64 (lines,)."""
         whole = len(spectrum)
-        first = shift - FRAME_SAMPLES // 2 + whole // 2  # line of `spectrum` that becomes the piece's first
-        inside = slice(max(first, 0), min(first + FRAME_SAMPLES, whole))
+        first = shift - lines // 2 + whole // 2  # line of `spectrum` that becomes the piece's first
+        inside = slice(max(first, 0), min(first + lines, whole))
         placed = slice(inside.start - first, inside.stop - first)
-        piece = _noise(rng, FRAME_SAMPLES)
-        piece *= np.float32(math.sqrt(self.floor * SAMPLE_RATE * FRAME_SAMPLES))
+
+        # Noise beside the capture, and under its edges
+        soft = min(math.ceil(EDGE_HZ * FRAME_SECONDS) + 1, placed.stop - placed.start)
+        piece = np.zeros(lines, np.complex64)
+        piece[: placed.start + soft] = _noise(rng, placed.start + soft)
+        piece[placed.stop - soft :] = _noise(rng, lines - placed.stop + soft)
+        piece *= np.float32(math.sqrt(self.floor / FRAME_SECONDS))
 
         # Signal and noise share the power at the edges, so that the floor has no step there. A cut inside the capture
         # is softer: both ends of a sampled spectrum are neighbours and would leak into each other.
@@ -115,13 +157,14 @@ class Frame:
         share = np.minimum(line, whole - line) / (EDGE_HZ * FRAME_SECONDS)
         if first > 0:
             share = np.minimum(share, (line - first) / (CUT_HZ * FRAME_SECONDS))
-        if first + FRAME_SAMPLES < whole:
-            share = np.minimum(share, (first + FRAME_SAMPLES - line) / (CUT_HZ * FRAME_SECONDS))
+        if first + lines < whole:
+            share = np.minimum(share, (first + lines - line) / (CUT_HZ * FRAME_SECONDS))
         edges = np.flatnonzero(share < 1)
         angle = np.pi / 2 * share[edges]
         shared = np.sin(angle) * spectrum[inside][edges] + np.cos(angle) * piece[placed][edges]
         piece[placed] = spectrum[inside]
         piece[placed][edges] = shared
+        piece *= np.float32(lines)
         return torch.fft.ifft(torch.fft.ifftshift(torch.from_numpy(piece))).numpy()
 
 

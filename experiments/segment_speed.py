@@ -31,12 +31,14 @@ from utils import labelling, pictures
 from utils.runs import command, hardware, run, write_json
 
 PARTS = (  # of a frame: (name in the table, where the function stands, its name)
-    ("picture", labelling, "spectrogram_image"),
+    ("picture", recording, "spectrogram_levels"),
+    ("picture", recording, "middle_levels"),
     ("network", labelling, "class_probabilities"),
     ("floats", recording, "_to_floats"),
     ("faults", recording, "find_events"),
     ("noise floor", recording, "noise_floor"),
-    ("widening to 61.44 MHz", recording.Frame, "_piece"),
+    ("spectrum", recording.Frame, "_spectrum"),
+    ("widening", recording.Frame, "_piece"),
     ("evidence", Proofs, "of"),
     ("waterfall", pictures, "levels_over_time"),
     ("merging", segment.Survey, "add"),

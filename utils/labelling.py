@@ -27,7 +27,7 @@ from data.augment import colormap_index
 from data.evidence import FrameEvidence, Proofs
 from data.recording import Frame, FrameNotes, columns
 from data.recording_formats import Recording
-from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SIZE, shown_power, spectrogram_image
+from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SIZE
 from data.spectrum_sensing import CLASSES
 from models.rebuild import rebuild
 from models.segmentation import logits
@@ -121,15 +121,16 @@ def label_frame(frame: Frame, logits_of: Callable, blind_seconds: float | None =
     # for columns far from a piece's edge; the power is the piece's in which a column lies farthest from the edge.
     from_edge = 1 + np.minimum(np.arange(SIZE), SIZE - 1 - np.arange(SIZE))
     farthest, images = np.zeros(width, int), []
-    for column, iq in frame.pieces():
+    for column, levels, piece_power in frame.spectrograms():
         first = column + width // 2  # the capture's columns are numbered from 0
         here = slice(max(0, first), min(width, first + SIZE))  # in the capture
         there = slice(here.start - first, here.stop - first)  # in the piece
-        image = spectrogram_image(iq, robust=frame.mended is not None)
+        image = PARULA[levels]
         probability[:, :, here] += class_probabilities(logits_of, image)[:, :, there] * from_edge[there]
         weight[here] += from_edge[there]
         better = np.flatnonzero(from_edge[there] > farthest[here])
-        power[:, here.start + better] = shown_power(iq)[::-1][:, there.start + better]  # last row first, as the picture
+        beside = (SIZE - piece_power.shape[1]) // 2  # columns of noise
+        power[:, here.start + better] = piece_power[:, there.start + better - beside]
         farthest[here.start + better] = from_edge[there.start + better]
         images.append(image[:, there])
     picture = images[0] if len(images) == 1 else picture_of(power)  # each piece has a colour scale of its own
