@@ -163,6 +163,8 @@ def command() -> str:
 
 def provenance(data: dict, device: torch.device) -> dict:
     """Where a saved network comes from: which command trained it, how it was chosen, and what scores it now."""
+    import torch
+
     facts = {"network": data["factory"], "trained_by": data.get("command")}
     facts |= {key: data.get(key) for key in ("seed", "epoch", "validation", "class_weights_undone")}
     return facts | {"scored_by": command(), "hardware": hardware(device), "torch": torch.__version__}
