@@ -284,6 +284,8 @@ def _archive(path):
 
 def _wav(path):
     """I and Q as the two channels of a WAV; None if it is none. Its header in SigMF's words."""
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         with path.open("rb") as file:
             start = file.read(12)
@@ -306,7 +308,9 @@ def _wav(path):
     in_file = path.stat().st_size - first
     if b"ds64" in chunks and len(chunks[b"ds64"][0]) >= 16:  # RF64 has the size of its samples here
         (data,) = struct.unpack_from("<Q", chunks[b"ds64"][0], 8)
-    size = in_file if data in (0, 0xFFFFFFFF) else min(data, in_file)
+    (whole,) = struct.unpack_from("<I", start, 4)
+    open_ended = data == 0xFFFFFFFF or (data == 0 and whole <= first)  # the program that wrote it was killed
+    size = in_file if open_ended else min(data, in_file)
     named = NAMED_HZ.search(path.stem)
     center = _auxi_center(chunks[b"auxi"][0]) if b"auxi" in chunks else None
     if center is None and named:
