@@ -17,10 +17,10 @@ Exit codes: 0 LTE or NR found, 3 none found, 2 input that can't be used. From a 
 come or gone; the table follows at the end, or after Ctrl-C.
 """
 
-import signal
+import _signal  # the part of `signal` that needs no import of other modules
 
 if __name__ == "__main__":  # while Python imports, Ctrl-C ends it without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 import argparse
 import json
@@ -233,10 +233,11 @@ def survey_stream(args, stream, settings, calibration) -> Survey:
                     print(event_line(event, row, end / rate, survey.clock), flush=True)
     seconds = survey.frames and end / rate
     if stream.dropped:
-        share = f"{stream.dropped / rate:.2f} of {seconds:.2f} s"
+        share = f"{stream.dropped / rate:.2f} of {seconds:.2f} s, {stream.dropped_at_start / rate:.2f} during start-up"
         survey.notes.append(f"dropped samples: {stream.dropped:,} came too fast and were never looked at ({share})")
     survey.notes += survey.frame_notes.lines(stream.recording)
-    survey.facts = {"dropped_samples": stream.dropped, "seconds": seconds}
+    survey.facts = {"seconds": seconds, "dropped_samples": stream.dropped}
+    survey.facts["dropped_at_start"] = stream.dropped_at_start
     return survey
 
 

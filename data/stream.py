@@ -44,7 +44,7 @@ class SampleStream:
         Args:
             file: with a file number.
             datatype, sample_rate, center_hz: as in open_recording.
-            buffer_seconds: how much of the recording is kept until it is asked for.
+            buffer_seconds: how much of the recording is kept until it is asked for; more than AHEAD_SECONDS.
 
         Raises:
             DataError: datatype or rate are missing or can't be used, or the file is a terminal.
@@ -61,7 +61,8 @@ class SampleStream:
         self.center_hz = center_hz
         self.frame_samples = round(sample_rate * FRAME_SECONDS)
         self.dropped = 0  # samples
-        self._descriptor = file.fileno()
+        self.dropped_at_start = 0  # those of them that came before anyone asked for a frame
+        self._file, self._descriptor = file, file.fileno()  # kept, so that it stays open
         self._most = max(2, round(buffer_seconds / FRAME_SECONDS))
         self._waits = stat.S_ISREG(os.fstat(self._descriptor).st_mode)  # the other end can wait
         self._ready = deque()  # (number of the first sample, bytes)
@@ -85,6 +86,8 @@ class SampleStream:
             return frame_of(pairs, self.recording.sample_rate, self.center_hz, start, overlap)
 
         width = sample_bytes(self.recording.datatype)
+        with self._change:
+            self.dropped_at_start = self.dropped
         before, expected = b"", 0  # the frame before, and the number of the sample behind it
         while (piece := self._next(stopped)) is not None:
             start, data = piece

@@ -1,6 +1,11 @@
 """segment.py from file to table; a stand-in for the network labels by level.   pytest tests/test_segment.py"""
 
+import csv
+import io
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,7 +20,7 @@ from models import segmentation
 from models.rebuild import rebuild
 from tests.conftest import label_by_level, lte_capture
 from utils import checkpoint, labelling, release
-from utils.carriers import find_carriers
+from utils.carriers import Carrier, find_carriers
 from utils.runs import run
 
 CENTER = 1.8e9
@@ -284,3 +289,79 @@ def test_the_number_of_pictures_is_limited_and_those_of_an_earlier_recording_go(
     for wanted in (1, 0):
         find(grid_frame.with_suffix(".png"), "--pictures", wanted)
         assert len(list((tmp_path / "out").glob("*.png"))) == wanted
+
+
+def test_stdout_is_json_or_csv_and_the_exit_code_tells_what_was_found(tmp_path, untrained, monkeypatch, capsys):
+    monkeypatch.setattr(labelling, "class_probabilities", label_by_level)
+    known = ["--no-evidence", "--checkpoint", str(untrained), "--device", "cpu", "--out", str(tmp_path / "out")]
+    meta = write_sigmf(tmp_path, band(10e6, 400_000, [(-2e6, 2e6, 15)]), 10e6)
+    assert segment.main([str(meta), *known, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out/result.json").read_text())
+    assert segment.main([str(meta), *known, "--csv", "--annotate"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    (carrier,) = printed["carriers"]
+    assert row["technology"] == carrier["technology"] and float(row["lower_hz"]) == carrier["lower_hz"]
+    assert "cells" not in row
+    noise = write_sigmf(tmp_path, band(10e6, 400_000, []), 10e6, name="noise")
+    for form, empty in (("--json", None), ("--csv", []), (None, None)):
+        assert segment.main([str(noise), *known, *([form] if form else [])]) == segment.NOTHING_FOUND
+        out = capsys.readouterr().out
+        assert empty is None or list(csv.DictReader(io.StringIO(out))) == empty
+
+
+def test_annotations_tell_cut_edges_evidence_and_the_standard_in_sigmfs_words():
+    row = Carrier("LTE", 1e9, 1.01e9, True, 0.5, 0.95, cut_above=True, evidence="cell 7 TDD")
+    row.cells = {"LTE 7": {"cell_id": 7, "duplex": "TDD"}}
+    row.runs = [[0, 10], [20, 5]]
+    first, second = segment.annotations([row])
+    assert (first["core:sample_start"], second["core:sample_count"]) == (0, 5)
+    assert first["core:comment"].endswith("goes on beyond the capture's upper edge, evidence: cell 7 TDD")
+    detail = first["signal:detail"]
+    assert detail["standard"] == "LTE" and detail["duplexing"] == "tdd" and detail["multiplexing"] == "ofdm"
+    assert "channel_bw" not in detail  # its edge is not known
+    whole = Carrier("NR", 1e9, 1.01e9, True, 0.5, 0.95, runs=[[0, 10]])
+    assert segment.annotations([whole])[0]["signal:detail"]["channel_bw"] == 10e6
+    assert "signal:detail" not in segment.annotations([Carrier("other", 0, 1, True, 0.5, 0.9, runs=[[0, 1]])])[0]
+
+
+def test_options_that_contradict_the_metadata_are_refused_before_any_frame(tmp_path, untrained, monkeypatch):
+    monkeypatch.setattr(labelling, "label_frame", None)
+    meta = write_sigmf(tmp_path, band(5e6, 1000, []), 5e6)
+    arguments = [str(meta), "--annotate", "--center-frequency", "1e9", "--checkpoint", str(untrained)]
+    with pytest.raises(segment.DataError, match="--center-frequency is 1e.09 and the metadata say 1.8e.09"):
+        segment.main(arguments)
+
+
+def test_overlays_of_a_wide_capture_have_one_scale_of_colours(untrained):
+    model = labelling.load_network(untrained, "cpu")
+    iq = band(122.88e6, 200_000, [(20e6, 40e6, 40)])
+    picture = labelling.label_frame(Frame(0, iq, 122.88e6, CENTER, 1 / 122.88e6), model).picture
+    quiet = picture[:, np.r_[10:200, 460:500]].astype(float).mean(0)  # columns of noise in all pieces, RGB
+    assert np.abs(quiet - quiet.mean(0)).max() < 12
+
+
+@pytest.mark.slow
+def test_workers_give_the_results_of_one_process(tmp_path, capsys):
+    rate = 5e6
+    iq = np.concatenate([band(rate, 200_000, [(-2e6, -0.6e6, 12), (0.5e6, 2e6, 25, 0.5)], seed) for seed in range(60)])
+    meta = write_sigmf(tmp_path, iq, rate)
+    results = []
+    for workers in (1, 3):
+        assert segment.main([str(meta), "--json", "--workers", str(workers), "--out", str(tmp_path / "out")]) in (0, 3)
+        results.append(json.loads(capsys.readouterr().out))
+    for result in results:
+        del result["command"]
+    assert results[0] == results[1] and results[0]["frames"] == 60
+
+
+@pytest.mark.parametrize("delay", [0.2, 0.6, 2.0])
+def test_ctrl_c_never_shows_a_traceback(tmp_path, delay):
+    meta = write_sigmf(tmp_path, band(5e6, 2_000_000, []), 5e6)
+    code = f"""import os, runpy, sys, threading
+sys.argv = ["segment.py", {str(meta)!r}, "--out", {str(tmp_path / "out")!r}]
+threading.Timer({delay}, os.kill, (os.getpid(), 2)).start()
+runpy.run_path("segment.py", run_name="__main__")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr

@@ -67,6 +67,7 @@ class View:
     floor: float = math.nan  # the noise's mean, in the unit of `power`; nan where it is not known
     look: FrameEvidence | None = None  # finds evidence in the samples as received; None for a picture
     rows: slice = field(default_factory=lambda: slice(0, SIZE))  # rows of these samples; the others repeat some
+    labelled_s: float = 0.0  # time of the frames labelled before; evidence is searched anew after a while of it
 
     @property
     def columns(self) -> int:
@@ -313,8 +314,7 @@ def evidence_of(view: View, row: Carrier, proofs: Proofs) -> Evidence:
     if row.active and level_db < WEAKEST_DB:
         level_db = None  # bursts, whose mean may lie at the floor; a band of unknown level is searched all the same
     edges = row.lower_hz - view.origin_hz, row.upper_hz - view.origin_hz
-    time = view.start / view.look.sample_rate
-    return proofs.of(view.look, time, *edges, cut=row.cut_below or row.cut_above, level_db=level_db)
+    return proofs.of(view.look, view.labelled_s, *edges, cut=row.cut_below or row.cut_above, level_db=level_db)
 
 
 def name_of(view: View, band: FittedBand, row: Carrier, evidence: Evidence | None) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ utils/carriers.py, utils/pictures.py and utils/release.py.
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from data import DataError
 from data.augment import colormap_index
 from data.evidence import FrameEvidence, Proofs
 from data.recording import Frame, FrameNotes, columns
-from data.recording_formats import Recording
+from data.recording_formats import FRAME_SECONDS, Recording
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SIZE
 from data.spectrum_sensing import CLASSES
 from models.rebuild import rebuild
@@ -73,7 +73,7 @@ def label(frames: Iterable[Frame], logits_of: Callable, settings: Settings, firs
     for number, frame in enumerate(frames, first):
         if settings.evidence and (number - first) % SHARE_FRAMES == 0:
             proofs = Proofs()
-        view = label_frame(frame, logits_of, settings.blind_seconds)
+        view = replace(label_frame(frame, logits_of, settings.blind_seconds), labelled_s=FRAME_SECONDS * number)
         rows = find_carriers(view, proofs)
         if number < settings.pictures:
             save_overlay(view, rows, settings.out / f"frame_{number:05d}.png")
