@@ -6,7 +6,8 @@
 A recording of each sample rate is made from FIELD frames, one after the other: LTE and NR of any load and level, or an
 empty band. A narrower capture is the middle of the same frames' strongest carrier. `segment.py` itself then runs on it,
 on one thread, evidence and waterfall included; importing torch and loading the network are not counted. Printed are the
-first frame's seconds, the mean over all frames and the parts of the mean, in milliseconds.
+first frame's seconds, the mean over all frames and the parts of the mean, in milliseconds; all in processor time, so
+that other programs on the machine don't count.
 """
 
 import argparse
@@ -81,13 +82,13 @@ def timed_parts():
             original = getattr(owner, function)
 
             def timed(*args, name=name, original=original, **options):
-                start = time.perf_counter()
+                start = time.process_time()
                 try:
                     return original(*args, **options)
                 finally:
-                    seconds[name] += time.perf_counter() - start
+                    seconds[name] += time.process_time() - start
                     if name == "merging":  # the last thing that segment.py does with a frame
-                        ends.append(time.perf_counter())
+                        ends.append(time.process_time())
 
             setattr(owner, function, timed)
             stack.callback(setattr, owner, function, original)
@@ -107,7 +108,7 @@ def main():
 
             def load(*arguments, original=original, starts=starts):
                 network = original(*arguments)
-                starts.append(time.perf_counter())
+                starts.append(time.process_time())
                 return network
 
             labelling.load_network = load

@@ -623,8 +623,18 @@ def logit(probability: float) -> float:
 # ---- while samples arrive -------------------------------------------------------------------------------------------
 
 CONFIRMED_FRAMES = 3  # in which an unproven row must have been seen; proof confirms a row at once
-LOST_SECONDS = 1.0  # without a carrier after which it is lost
+LOST_SECONDS = 1.0  # without a carrier after which it is lost,
+LOST_FRAMES = 5  # and so many labelled frames, where most are dropped
 FORGOTTEN_SECONDS = 60.0  # after which a row that was never confirmed is forgotten
+
+
+@dataclass
+class _There:
+    """A carrier that is confirmed and not lost."""
+
+    row: Carrier  # of the list of all rows
+    end: int  # number behind the last sample in which it was seen
+    frame: int  # in which it was last seen
 
 
 class Tracker:
@@ -632,8 +642,8 @@ class Tracker:
 
     def __init__(self, calibration: Calibration, with_samples: bool):
         self.calibration, self.with_samples = calibration, with_samples
-        self.there: dict[int, Carrier] = {}  # {id of the row: the row}
-        self.events = 0  # so far
+        self.there: list[_There] = []
+        self.frames, self.events = 0, 0  # so far
 
     def step(self, carriers: list[Carrier], end: int, sample_rate: float) -> list[tuple[str, Carrier]]:
         """Events ("confirmed" or "lost", row with its calibrated confidence) after a frame's rows have been merged.
@@ -643,24 +653,33 @@ class Tracker:
             end: number behind the frame's last sample.
             sample_rate: Hz.
         """
+        self.frames += 1
         events = []
-        for carrier in list(carriers):
-            quiet_s = (end - sum(carrier.runs[-1])) / sample_rate
-            known = id(carrier) in self.there
-            if not known and quiet_s <= 0 and (row := self._confirmed(carrier)):
-                events += self._contradicted(carrier)
-                self.there[id(carrier)] = carrier
+        for carrier in (carrier for carrier in carriers if sum(carrier.runs[-1]) >= end):
+            known = next((one for one in self.there if one.row is carrier or _twins(one.row, carrier)), None)
+            if known:
+                known.end, known.frame = end, self.frames
+            elif row := self._confirmed(carrier):
+                events += self._lose(lambda one, new=carrier: _near(one.row, new) and one.row.absolute == new.absolute)
+                self.there.append(_There(carrier, end, self.frames))
                 events.append(("confirmed", row))
-            elif known and quiet_s >= LOST_SECONDS:
-                del self.there[id(carrier)]
-                events.append(("lost", self._calibrated(carrier)))
-            elif not known and carrier.ground == "unproven" and quiet_s > FORGOTTEN_SECONDS:
-                carriers[:] = [other for other in carriers if other is not carrier]
+        quiet = LOST_SECONDS * sample_rate
+        events += self._lose(lambda one: end - one.end >= quiet and self.frames - one.frame >= LOST_FRAMES)
+        old = end - FORGOTTEN_SECONDS * sample_rate
+        carriers[:] = [row for row in carriers if row.ground != "unproven" or sum(row.runs[-1]) > old or self._has(row)]
         self.events += len(events)
         return events
 
+    def _has(self, carrier):
+        return any(one.row is carrier for one in self.there)
+
+    def _lose(self, gone):
+        lost = [one for one in self.there if gone(one)]
+        self.there = [one for one in self.there if not gone(one)]
+        return [("lost", self._calibrated(one.row)) for one in lost]
+
     def _calibrated(self, carrier):
-        row = replace(carrier, runs=[list(run) for run in carrier.runs[-1:]])
+        row = replace(carrier, runs=[list(run) for run in carrier.runs])
         self.calibration.apply([row], self.with_samples)
         return row
 
@@ -671,12 +690,10 @@ class Tracker:
         row = self._calibrated(carrier)
         return row if row.technology != "other" else None
 
-    def _contradicted(self, carrier):
-        """Carriers of another name at the same place are lost to a better ground."""
-        gone = [old for old in self.there.values() if _near(old, carrier) and old.absolute == carrier.absolute]
-        for old in gone:
-            del self.there[id(old)]
-        return [("lost", self._calibrated(old)) for old in gone]
+
+def _twins(a: Carrier, b: Carrier) -> bool:
+    """Whether rows that overlap show a cell in common: then they are one carrier, whose edges were seen differently."""
+    return bool(a.cells.keys() & b.cells.keys()) and min(a.upper_hz, b.upper_hz) > max(a.lower_hz, b.lower_hz)
 
 
 # ---- what people read -----------------------------------------------------------------------------------------------

@@ -150,27 +150,42 @@ class Waterfall:
 
     def __init__(self):
         self.rows: list[Spectrum] = []  # ascending in time
+        self.longest_s = 0.0  # of rows that were put together
 
     def add(self, levels: np.ndarray, start_s: float, seconds: float, low_hz: float, span_hz: float) -> None:
         """The spectra float32 (rows, 512) of `seconds` from `start_s` on, from `low_hz` to `low_hz` + `span_hz`."""
         each = seconds / len(levels)
         self.rows += [Spectrum(start_s + i * each, each, low_hz, span_hz, row) for i, row in enumerate(levels)]
-        while len(self.rows) > 4 * WATERFALL_ROWS:
-            self._halve()
+        if len(self.rows) > 4 * WATERFALL_ROWS:
+            self._shorten()
 
-    def _halve(self):
-        """Two rows that follow each other at one frequency become one; if few do, every second row leaves."""
-        halved, i = [], 0
-        while i < len(self.rows):
-            a, b = self.rows[i], self.rows[min(i + 1, len(self.rows) - 1)]
-            follows = a is not b and abs(a.start_s + a.seconds - b.start_s) < 0.5 * b.seconds
-            if follows and (a.low_hz, a.span_hz) == (b.low_hz, b.span_hz):
-                seconds = a.seconds + b.seconds
-                a = a._replace(seconds=seconds, power=(a.seconds * a.power + b.seconds * b.power) / seconds)
-                i += 1
-            halved.append(a)
-            i += 1
-        self.rows = halved if len(halved) < 0.9 * len(self.rows) else halved[::2]
+    def _shorten(self):
+        """Put rows together that follow each other at one frequency, until half of what is allowed is left."""
+        self.rows = self._joined()
+        while len(self.rows) > 2 * WATERFALL_ROWS:
+            self.longest_s = 2 * max(self.longest_s, min(row.seconds for row in self.rows))
+            joined = self._joined()
+            few = len(joined) > 0.9 * len(self.rows) and len(self.rows) > 3 * WATERFALL_ROWS
+            self.rows = joined[::2] if few else joined  # of captures that are short and never at one frequency twice
+            if few:
+                break
+
+    def _joined(self):
+        rows = []
+        for row in self.rows:
+            last = rows[-1] if rows else None
+            if (
+                last
+                and last.seconds + row.seconds <= 1.01 * self.longest_s
+                and (last.low_hz, last.span_hz) == (row.low_hz, row.span_hz)
+                and abs(last.start_s + last.seconds - row.start_s) < 0.5 * row.seconds
+            ):
+                seconds = last.seconds + row.seconds
+                power = (last.seconds * last.power + row.seconds * row.power) / seconds
+                rows[-1] = last._replace(seconds=seconds, power=power)
+            else:
+                rows.append(row)
+        return rows
 
     def draw(self, boxes: Sequence[Box], palette: np.ndarray, names: Sequence[str], title: str = "") -> Image.Image:
         """The waterfall with its carriers: frequency in MHz, time in s downwards, one scale of dB for all of it.
