@@ -110,7 +110,7 @@ class Frame:
         power: float32 (256, C) of the same rows, per Hz, of the C columns in the piece's middle that hold the capture;
         the others are noise.
 
-        A capture of less than 54 MHz is not widened to 61.44 MHz: only a few columns more are computed.
+        A capture of less than 50 MHz is not widened to 61.44 MHz: only a few columns more are computed.
         """
         robust = self.mended is not None
         wide = SIZE

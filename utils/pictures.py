@@ -306,7 +306,7 @@ def _axes(draw, corner, hz, seconds):
     places = max(1, math.ceil(1 - math.log10(max(seconds[1] - seconds[0], 1e-4))))
     for tick in range(9):
         y, value = top + round(tick / 8 * (high - 1)), seconds[0] + tick / 8 * (seconds[1] - seconds[0])
-        draw.line((left - 4, y, left, y), fill="black")
+        draw.line((left - 5, y, left - 1, y), fill="black")
         draw.text((left - 6, y), f"{value:.{places}f}", fill="black", anchor="rm")
     draw.text((4, top - 16), "time (s)", fill="black")
 
