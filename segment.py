@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     from utils import labelling
     from utils.carriers import Calibration, join, share_of_recording
 
+    rows_of_waterfall = max(16, min(256, -(-1024 // len(recording)))) if recording else 16  # of a frame
     settings = labelling.Settings(
         checkpoint=args.checkpoint,
         device=args.device,
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         blind_seconds=args.blind_search,
         pictures=args.pictures,
         out=args.out,
-        waterfall_rows=16 if stream else min(256, -(-1024 // len(recording or "1"))),
+        waterfall_rows=rows_of_waterfall,
     )
     calibration = Calibration.beside(args.checkpoint)
 

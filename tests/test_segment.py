@@ -355,7 +355,7 @@ def test_workers_give_the_results_of_one_process(tmp_path, capsys):
     assert results[0] == results[1] and results[0]["frames"] == 60
 
 
-@pytest.mark.parametrize("delay", [0.2, 0.6, 2.0])
+@pytest.mark.parametrize("delay", [0.2, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.6, 2.0))])
 def test_ctrl_c_never_shows_a_traceback(tmp_path, delay):
     meta = write_sigmf(tmp_path, band(5e6, 2_000_000, []), 5e6)
     code = f"""import os, runpy, sys, threading
