@@ -168,7 +168,7 @@ def survey_recording(args, recording, settings) -> Survey:
     else:
         logits_of = labelling.load_network(args.checkpoint, args.device)
         results = labelling.label(recording.frames(), logits_of, settings)
-    remove_pictures(args.out)
+    prepare(args.out)
     for result in tqdm(results, total=len(recording), unit="frame", file=sys.stderr):
         survey.add(result)
     survey.notes += survey.frame_notes.lines(recording)
@@ -186,7 +186,7 @@ def survey_picture(args, logits_of) -> Survey:
     survey = Survey(args.recording.name, (None, 0), notes)
     view = label_picture(picture, logits_of, args.sample_rate or SAMPLE_RATE, args.center_frequency)
     rows = find_carriers(view)
-    remove_pictures(args.out)
+    prepare(args.out)
     if args.pictures:
         save_overlay(view, rows, args.out / "frame_00000.png")
     merge(survey.carriers, rows)
@@ -215,7 +215,7 @@ def survey_stream(args, stream, settings, calibration) -> Survey:
     survey = Survey("-", (rate, 0), [])
     tracker = Tracker(calibration, with_samples=not args.no_evidence)
     logits_of = labelling.load_network(args.checkpoint, args.device)
-    remove_pictures(args.out)
+    prepare(args.out)
     if not args.json and not args.csv:
         print(f"{'time':>10}  {'event':9}  {table_head()}", flush=True)
     with StopSignal() as stop:
@@ -288,11 +288,15 @@ def save_waterfall(survey: Survey, carriers: list, path: Path) -> None:
         raise RunError(f"{path}: can't be written ({error.strerror}); choose another folder with --out") from error
 
 
-def remove_pictures(folder: Path) -> None:
-    """Delete the pictures of an earlier call, which would otherwise lie beside the new table."""
+def prepare(folder: Path) -> None:
+    """Make the folder, and delete the pictures of an earlier call, which would otherwise lie beside the new table."""
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for old in [*folder.glob("frame_[0-9][0-9][0-9][0-9][0-9].png"), *folder.glob("waterfall.png")]:
             old.unlink()
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise RunError(f"{folder}: can't be changed ({error.strerror}); choose another folder with --out") from error
 

@@ -333,6 +333,13 @@ def test_options_that_contradict_the_metadata_are_refused_before_any_frame(tmp_p
         segment.main(arguments)
 
 
+def test_a_folder_that_can_not_be_written_is_told_before_any_frame(tmp_path, untrained, monkeypatch):
+    monkeypatch.setattr(labelling, "label_frame", None)
+    meta = write_sigmf(tmp_path, band(5e6, 1000, []), 5e6)
+    with pytest.raises(segment.RunError, match="choose another folder with --out"):
+        segment.main([str(meta), "--checkpoint", str(untrained), "--device", "cpu", "--out", str(meta)])
+
+
 def test_overlays_of_a_wide_capture_have_one_scale_of_colours(untrained):
     model = labelling.load_network(untrained, "cpu")
     iq = band(122.88e6, 200_000, [(20e6, 40e6, 40)])
