@@ -98,7 +98,7 @@ def labelled_spectrogram(
 # ---- a whole recording over time ------------------------------------------------------------------------------------
 
 WATERFALL_COLUMNS = 512  # frequencies
-LOOKS = 512  # FFTs of a frame, whatever its rate
+LOOKS = 512  # FFTs of a frame at the most
 WATERFALL_ROWS = 700  # of the picture
 WATERFALL_SIZE = (900, WATERFALL_ROWS)  # pixels
 TEXT_HIGH = 12  # pixels of a line of text
@@ -115,7 +115,7 @@ def levels_over_time(samples: np.ndarray, rows: int) -> np.ndarray:
     if len(samples) < size:
         samples = np.concatenate([samples, np.zeros(size - len(samples), np.complex64)])
     rows = max(1, min(rows, len(samples) // size))
-    looks = max(1, LOOKS // rows)
+    looks = max(1, min(LOOKS, 2 * len(samples) // size) // rows)  # more would overlap by more than half
     window = np.hanning(size + 1)[:-1].astype(np.float32)
     edges = np.linspace(0, len(samples), rows + 1).astype(int)
     first = np.linspace(edges[:-1], edges[1:] - size, looks, axis=1).astype(int).ravel()  # (rows * looks,)
