@@ -123,7 +123,7 @@ def test_round_trip_segment_correct_train_segment(tmp_path, small_frames_dir, un
     written["annotations"][0]["core:label"] = "LTE"
     meta.write_text(json.dumps(written))
     assert main([str(meta), str(tmp_path / "frames")]) == 0
-    images = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "frames").glob("*.png"))]
+    images = [np.array(Image.open(path)) for path in sorted((tmp_path / "frames").glob("*.png"))]
     assert len(images) == 3 and all((read_raster(path) == 170).any() for path in (tmp_path / "frames").glob("*.hdf"))
 
     train = ["--data-dir", str(tmp_path / "set"), "--more-frames", str(tmp_path / "frames"), "--device", "cpu"]
