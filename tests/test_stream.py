@@ -123,6 +123,7 @@ def test_carriers_are_printed_when_they_come_and_go(stream_of, tmp_path, capsys)
     assert (tmp_path / "out/waterfall.png").exists()
 
 
+@pytest.mark.slow
 def test_a_pipe_prints_a_table_or_csv_and_says_when_nothing_was_found(stream_of, capsys):
     assert stream_of(coming_and_going()[: 7 * 200_000]) == 0
     lines = capsys.readouterr().out.splitlines()
