@@ -28,9 +28,8 @@ from models import ModelError, segmentation
 from models.rebuild import build, rebuild
 from models.vgg10 import VGG10, from_checkpoint
 from utils import checkpoint, export, release
-from utils.dependency_graph import PruneError
+from utils.dependency_graph import PruneError, zero_pad_channels
 from utils.runs import RunError, command, hardware, run, write_json
-from utils.widths import zero_pad_channels
 
 # Faults that a user can mend: one sentence, exit code 2
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError, export.ExportError)

@@ -290,6 +290,9 @@ def _gains(looks, cuts, step, count):
     The quiet quarter of the columns gives the factor. The low quantiles of all cells of time and frequency must have
     moved by the same factor. More traffic moves them differently, since it takes cells away from the noise.
     """
+    if not cuts:
+        return []
+
     # Stretches, the longest first, with their spectra
     edges = [0, *cuts, count]
     stretches = list(zip(edges, edges[1:], strict=False))

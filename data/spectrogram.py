@@ -13,6 +13,9 @@ Only 256 of the 9990 snapshots and 256 of the 4096 frequencies are shown. Still,
 all 41 million values: with those of the shown values every colour would change.
 """
 
+import functools
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -57,37 +60,64 @@ _ROWS = np.floor((np.arange(SIZE) + 0.5) * SNAPSHOTS / SIZE).astype(int)
 # A centred 4096-point spectrum has the frequencies -2047 to 2048, in bins of 15 kHz. Every 16th is shown, from number 8
 # (counted from 0) on, which is frequency -2039.
 _FIRST_HZ = (8 - NFFT / 2 + 1) * SAMPLE_RATE / NFFT
-_HANN = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))).astype(np.float32)
-_PSD = 1 / (SAMPLE_RATE * float(np.sum(_HANN.astype(np.float64) ** 2)))  # factor from |FFT|^2 to power per Hz
-_PHASES = (  # (16, 256): the window, times a shift by k / 16 of a bin of the 256-point FFT
-    _HANN * np.exp(-2j * np.pi * np.arange(NFFT // WINDOW)[:, None] * np.arange(WINDOW) / NFFT)
-).astype(np.complex64)
-# A shift by which the 256-point FFT gives exactly the 256 frequencies that are shown.
-_TO_FIRST = np.exp(-2j * np.pi * _FIRST_HZ * np.arange(WINDOW) / SAMPLE_RATE).astype(np.complex64)
+
+
+class _Grid(NamedTuple):
+    """How a spectrogram is computed from samples that hold only its middle `columns`, at a rate of 240 kHz a column.
+
+    A window of 256 samples at 61.44 MS/s has as many samples as columns then, and covers the same time.
+    """
+
+    columns: int
+    nfft: int  # 16 frequencies a column
+    starts: np.ndarray  # first sample of each snapshot, int (9990,)
+    window: np.ndarray  # Hann, float32 (columns,)
+    psd: float  # factor from |FFT|^2 to power per Hz
+    phases: np.ndarray  # complex64 (16, columns): the window, times a shift by k / 16 of a bin of the short FFT
+    to_first: np.ndarray  # complex64 (columns,): a shift by which the short FFT gives exactly the shown frequencies
+
+
+@functools.cache
+def _grid(columns):
+    rate, ratio = columns * HZ_PER_PIXEL, SIZE / columns
+    nfft, n = NFFT // WINDOW * columns, np.arange(columns)
+    hann = (0.5 - 0.5 * np.cos(2 * np.pi * (n * ratio + (ratio - 1) / 2) / (WINDOW - 1))).astype(np.float32)
+    psd = 1 / (rate * float(np.sum(hann.astype(np.float64) ** 2)))
+    phases = (hann * np.exp(-2j * np.pi * np.arange(NFFT // WINDOW)[:, None] * n / nfft)).astype(np.complex64)
+    first_hz = _FIRST_HZ + (SIZE - columns) // 2 * HZ_PER_PIXEL
+    to_first = np.exp(-2j * np.pi * first_hz * n / rate).astype(np.complex64)
+    starts = np.round(np.arange(SNAPSHOTS) * HOP / ratio).astype(int)
+    return _Grid(columns, nfft, starts, hann, psd, phases, to_first)
+
+
+def _grid_of(iq):
+    return _grid(len(iq) * SIZE // FRAME_SAMPLES)
 
 
 def _power(segments, nfft):
-    """|FFT|^2 of windowed segments, zero-padded to nfft: complex64 (n, 256) -> float32 tensor (n, nfft)."""
+    """|FFT|^2 of windowed segments, zero-padded to nfft: complex64 (n, columns) -> float32 tensor (n, nfft)."""
     spectrum = torch.fft.fft(torch.from_numpy(segments), n=nfft)
     return (spectrum.real * spectrum.real).addcmul_(spectrum.imag, spectrum.imag)
 
 
-def _every_snapshot(iq):
-    """The samples of every snapshot, (9990, 256), not windowed; a view, no copy."""
-    return np.lib.stride_tricks.sliding_window_view(iq, WINDOW)[::HOP]
-
-
 def _snapshots(iq, rows):
-    """Windowed samples of the chosen snapshots, complex64 (len(rows), 256)."""
-    return _every_snapshot(iq)[rows] * _HANN
+    """Samples of the chosen snapshots, (len(rows), columns), not windowed."""
+    grid = _grid_of(iq)
+    every = np.lib.stride_tricks.sliding_window_view(iq, grid.columns)
+    if grid.columns == SIZE and isinstance(rows, slice):
+        return every[::HOP][rows]  # a view, no copy
+    return every[grid.starts[rows]]
 
 
 def shown_power(iq):
     """Power spectral density at each pixel of the picture, with the first snapshot in row 0.
 
     Args: iq, complex64 (2457600,).  Returns: float32 (256, 256), power per Hz; columns have ascending frequency.
+    (Samples that hold the middle M columns only, complex64 (9600 M,) at M x 240 kHz, give these: float32 (256, M).)
     """
-    return _power(_snapshots(iq, _ROWS) * _TO_FIRST, WINDOW).numpy() * np.float32(_PSD)
+    grid = _grid_of(iq)
+    windowed = _snapshots(iq, _ROWS) * grid.window * grid.to_first
+    return _power(windowed, grid.columns).numpy() * np.float32(grid.psd)
 
 
 def _extremes(snapshots, phases, pick):
@@ -101,7 +131,7 @@ def _extremes(snapshots, phases, pick):
     Returns: float32 (n,).
     """
     found = np.empty(len(snapshots), np.float32)
-    block = max(1, 128 // len(phases))
+    block = max(1, 128 * SIZE // phases.size)
     for i in range(0, len(snapshots), block):
         spectrum = torch.fft.fft(torch.from_numpy(snapshots[i : i + block, None] * phases))  # (block, p, 256)
         parts = torch.view_as_real(spectrum).numpy().reshape(len(spectrum), -1)  # (block, p * 256 * 2)
@@ -111,13 +141,14 @@ def _extremes(snapshots, phases, pick):
 
 
 def _snapshot_maxima(iq):
-    """The largest |FFT|^2 of each snapshot at 512 frequencies: float32 (9990,)."""
-    return _extremes(_every_snapshot(iq), _PHASES[:: len(_PHASES) // 2], np.max)
+    """The largest |FFT|^2 of each snapshot at two frequencies a column: float32 (9990,)."""
+    phases = _grid_of(iq).phases
+    return _extremes(_snapshots(iq, slice(None)), phases[:: len(phases) // 2], np.max)
 
 
 def _snapshot_minima(iq):
-    """The smallest |FFT|^2 of each eighth snapshot at 4096 frequencies: float32 (1249,)."""
-    return _extremes(_every_snapshot(iq)[::MINIMUM_STRIDE], _PHASES, np.min)
+    """The smallest |FFT|^2 of each eighth snapshot at all frequencies: float32 (1249,)."""
+    return _extremes(_snapshots(iq, slice(None, None, MINIMUM_STRIDE)), _grid_of(iq).phases, np.min)
 
 
 def level_range(iq, exact=False):
@@ -131,16 +162,21 @@ def level_range(iq, exact=False):
 
     Args: iq, complex64 (2457600,).
     """
+    grid = _grid_of(iq)
+
+    def power(rows):
+        return _power(_snapshots(iq, rows) * grid.window, grid.nfft)
+
     if exact:
-        blocks = [_power(_snapshots(iq, slice(i, i + 512)), NFFT) for i in range(0, SNAPSHOTS, 512)]
+        blocks = [power(slice(i, i + 512)) for i in range(0, SNAPSHOTS, 512)]
         low, high = min(float(b.min()) for b in blocks), max(float(b.max()) for b in blocks)
     else:
         # The few snapshots that decide are computed again by one zero-padded FFT: values near zero depend on rounding.
         strongest = np.argpartition(_snapshot_maxima(iq), -64)[-64:]
         weakest = MINIMUM_STRIDE * np.argpartition(_snapshot_minima(iq), 16)[:16]
-        high = float(_power(_snapshots(iq, strongest), NFFT).max())
-        low = float(_power(_snapshots(iq, weakest), NFFT).min()) / MINIMUM_STRIDE
-    return 10 * np.log10(low * _PSD + EPS), 10 * np.log10(high * _PSD + EPS)
+        high = float(power(strongest).max())
+        low = float(power(weakest).min()) / MINIMUM_STRIDE
+    return 10 * np.log10(low * grid.psd + EPS), 10 * np.log10(high * grid.psd + EPS)
 
 
 def robust_level_range(iq):
@@ -152,8 +188,12 @@ def robust_level_range(iq):
 
     Args: iq, complex64 (2457600,).
     """
-    high = float(np.partition(_snapshot_maxima(iq), -10)[-10]) * _PSD
-    low = float(np.median(_snapshot_minima(iq))) / 10 * _PSD
+    psd = _grid_of(iq).psd
+    return _robust_range(_snapshot_maxima(iq) * np.float32(psd), _snapshot_minima(iq) * np.float32(psd))
+
+
+def _robust_range(maxima, minima):
+    high, low = float(np.partition(maxima, -10)[-10]), float(np.median(minima)) / 10
     return tuple(10 * np.log10(value) for value in ((low, high) if low > 0 else (EPS, EPS)))
 
 
@@ -168,8 +208,61 @@ def spectrogram_levels(iq, exact=False, robust=False):
         raise ValueError(f"a frame has {FRAME_SAMPLES} samples, this one has shape {iq.shape}")
     iq = np.ascontiguousarray(iq, np.complex64)
     low, high = robust_level_range(iq) if robust else level_range(iq, exact)
-    level = (10 * np.log10(shown_power(iq) + EPS) - low) / max(high - low, 1e-9)
-    return np.round(255 * np.clip(level, 0, 1)).astype(np.uint8)[::-1]  # the first snapshot goes to the bottom
+    return _indices(shown_power(iq), low, high)[::-1]  # the first snapshot goes to the bottom
+
+
+def _indices(power, low, high):
+    """Colormap indices of power per Hz between two levels in dB."""
+    level = (10 * np.log10(power + EPS) - low) / max(high - low, 1e-9)
+    return np.round(255 * np.clip(level, 0, 1)).astype(np.uint8)
+
+
+class _UnitNoise(NamedTuple):
+    """What a picture needs to know of 40 ms of white noise of 1 power per Hz."""
+
+    shown: np.ndarray  # float32 (256, 256)
+    maxima: np.ndarray  # float32 (9990,), of each snapshot
+    minima: np.ndarray  # float32 (1249,)
+    range: tuple[float, float]  # smallest and largest power
+
+
+@functools.cache
+def _unit_noise():
+    pairs = np.random.default_rng(0).standard_normal((FRAME_SAMPLES, 2), np.float32)
+    iq = (pairs * np.float32(np.sqrt(SAMPLE_RATE / 2))).view(np.complex64)[:, 0]
+    psd = np.float32(_grid(SIZE).psd)
+    low, high = (10 ** (level / 10) for level in level_range(iq))
+    return _UnitNoise(shown_power(iq), _snapshot_maxima(iq) * psd, _snapshot_minima(iq) * psd, (low, high))
+
+
+def middle_levels(iq, floor, robust=False):
+    """Colormap index of each pixel of a frame of which the middle M columns are given, amid white noise.
+
+    The result is distributed as that of `spectrogram_levels` for a frame that was widened to 61.44 MHz with noise, in a
+    time in proportion to M. The noise beside the middle is the same in each call, scaled to its floor: the lowest and
+    the highest level of all 41 million values come from the values of the middle and of this noise.
+
+    Args:
+        iq: complex64 (9600 M,) at M x 240 kHz. Its outer two columns on each side should hold noise of this floor,
+            since a window's leakage comes from there.
+        floor: power per Hz of the noise.
+        robust: see `spectrogram_levels`.
+
+    Returns: uint8 (256, 256), row 0 is the END of the frame; power per Hz, float32 (256, M), with the same rows.
+    """
+    noise, grid = _unit_noise(), _grid_of(iq)
+    if robust:
+        maxima = np.maximum(_snapshot_maxima(iq) * np.float32(grid.psd), np.float32(floor) * noise.maxima)
+        minima = np.minimum(_snapshot_minima(iq) * np.float32(grid.psd), np.float32(floor) * noise.minima)
+        low, high = _robust_range(maxima, minima)
+    else:
+        beside = [10 * np.log10(floor * value + EPS) for value in noise.range]
+        low, high = level_range(iq)
+        low, high = min(low, beside[0]), max(high, beside[1])
+    middle = shown_power(iq)
+    whole, first = np.float32(floor) * noise.shown, (SIZE - grid.columns) // 2
+    whole[:, first : first + grid.columns] = middle
+    return _indices(whole, low, high)[::-1], middle[::-1]
 
 
 def spectrogram_image(iq, exact=False, robust=False):

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import segment
 from data.evidence import Proofs
 from data.frames import make_frame
-from data.recording import open_recording
+from data.recording_formats import open_recording
 from data.spectrogram import SAMPLE_RATE
 from experiments.prefix_emissions import EMISSIONS, white
 from utils import pictures
 from utils.carriers import Calibration, find_carriers, logit
+from utils.labelling import label_frame, load_network
 from utils.release import shipped
 from utils.runs import RunError, command, hardware, run, write_json
 
@@ -73,7 +73,7 @@ def rows_of(samples, rate, logits_of, proofs):
         path = Path(folder) / "draw.cf32"
         samples.tofile(path)
         recording = open_recording(path, "cf32_le", rate, CENTER_HZ)
-        (view,) = (segment.label_frame(frame, logits_of) for frame in recording.frames())
+        (view,) = (label_frame(frame, logits_of) for frame in recording.frames())
     return find_carriers(view, proofs)
 
 
@@ -149,7 +149,7 @@ def curves_of(points):
 def main():
     args = parse_args()
     torch.set_num_threads(1)
-    logits_of = segment.load_network(args.checkpoint, "cpu")
+    logits_of = load_network(args.checkpoint, "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.points:
         facts = json.loads(args.points.read_text())

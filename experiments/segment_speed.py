@@ -5,7 +5,7 @@
 
 Each recording repeats one scene, a FIELD or an LTE_NR frame, as carriers stay on the air for longer than 40 ms. A
 narrower capture is the middle of the scene's strongest carrier. `segment.py` itself runs on it, on one thread, evidence
-and pictures included; importing torch and loading the network are not counted. Printed are the seconds of the first
+and waterfall included; importing torch and loading the network are not counted. Printed are the seconds of the first
 frame and the mean over all frames of each scene, and their median and worst. Seconds are CPU time, which another
 process on the machine stretches less than wall time; wall seconds follow in brackets.
 """
@@ -28,16 +28,23 @@ from data import recording
 from data.evidence import Proofs
 from data.frames import make_frame
 from data.spectrogram import SAMPLE_RATE
+from utils import labelling, pictures
 from utils.runs import command, hardware, run, write_json
 
 PARTS = (  # of a frame: (name in the table, where the function stands, its name)
-    ("picture", segment, "spectrogram_image"),
-    ("network", segment, "class_probabilities"),
+    ("picture", recording, "spectrogram_levels"),
+    ("picture", recording, "middle_levels"),
+    ("network", labelling, "class_probabilities"),
+    ("floats", recording, "_to_floats"),
+    ("faults", recording, "find_events"),
     ("noise floor", recording, "noise_floor"),
-    ("widening to 61.44 MHz", recording.Frame, "_piece"),
+    ("spectrum", recording.Frame, "_spectrum"),
+    ("widening", recording.Frame, "_piece"),
     ("evidence", Proofs, "of"),
-    ("PNG", segment, "save_picture"),
+    ("waterfall", pictures, "levels_over_time"),
+    ("merging", segment.Survey, "add"),
 )
+NAMES = list(dict.fromkeys(name for name, *_ in PARTS))
 
 
 def parse_args():
@@ -76,7 +83,7 @@ def timed_parts():
     """
     seconds, clocks = Counter(), []
     with contextlib.ExitStack() as stack:
-        for name, owner, function in (*PARTS, ("load", segment, "load_network")):
+        for name, owner, function in (*PARTS, ("load", labelling, "load_network")):
             original = getattr(owner, function)
 
             def timed(*args, name=name, original=original, **options):
@@ -85,7 +92,7 @@ def timed_parts():
                     return original(*args, **options)
                 finally:
                     seconds[name] += time.process_time() - start
-                    if name in ("PNG", "load"):  # a PNG is the last thing that segment.py does with a frame
+                    if name in ("merging", "load"):  # merging is the last thing that segment.py does with a frame
                         clocks.append((time.process_time(), time.perf_counter()))
 
             setattr(owner, function, timed)
@@ -103,7 +110,7 @@ def measure(rate, scene, frames):
         with timed_parts() as (seconds, clocks), silent[0], silent[1]:
             segment.main([str(path), *options, "--out", folder + "/out"])
     cpu, wall = np.diff(np.array(clocks), axis=0).T  # (frames,) each
-    parts = {name: seconds[name] / frames for name, *_ in PARTS}
+    parts = {name: seconds[name] / frames for name in NAMES}
     parts["all else"] = cpu.mean() - sum(parts.values())
     return {"first": cpu[0], "mean": cpu.mean(), "first_wall": wall[0], "mean_wall": wall.mean()} | parts
 
@@ -124,7 +131,7 @@ def main():
         for name in ("first", "first_wall", "mean", "mean_wall"):
             row[name] = {"median": round(float(np.median(columns[name])), 3), "worst": round(columns[name].max(), 3)}
             print(f"{rate / 1e6:g} MS/s, {name}: median {row[name]['median']} s, worst {row[name]['worst']} s")
-        names = [*(name for name, *_ in PARTS), "all else"]
+        names = [*NAMES, "all else"]
         row["parts_ms"] = {name: round(1000 * float(columns[name].mean()), 1) for name in names}
         print("  ms of the mean: " + ", ".join(f"{name} {value:g}" for name, value in row["parts_ms"].items()))
         rows.append(row)

@@ -195,7 +195,7 @@ def untrained(tmp_path_factory) -> Path:
 
 
 def label_by_level(logits_of, picture):
-    """In place of segment.class_probabilities: columns 5 dB above the noise are LTE, columns 25 dB above it NR.
+    """In place of utils.labelling.class_probabilities: columns 5 dB above the noise are LTE, columns 25 dB above it NR.
 
     The picture's scale comes from its noise.
     """

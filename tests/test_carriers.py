@@ -12,7 +12,18 @@ import pytest
 from data.spectrogram import SIZE
 from data.spectrum_sensing import CLASSES
 from experiments import confidence
-from utils.carriers import LEAST, Calibration, Carrier, join, merge, share_of_recording, table, without_silence
+from utils.carriers import (
+    LEAST,
+    Calibration,
+    Carrier,
+    Tracker,
+    comma_separated,
+    join,
+    merge,
+    share_of_recording,
+    table,
+    without_silence,
+)
 
 
 def carrier(technology, lower, upper, start, count=10, **values):
@@ -100,6 +111,52 @@ def test_a_row_from_before_the_proof_joins_the_proven_one():
     assert (row.technology, row.runs, row.seen, row.evidence) == ("LTE", [[0, 20]], 2, "cell 5 FDD")
     unproven = [carrier("NR", 10, 20, 0), carrier("LTE", 10, 20, 10)]
     assert len(join(unproven)) == 2
+
+
+def test_carriers_come_once_and_go_after_a_second_without_them():
+    tracker, rows, rate = Tracker(Calibration(), with_samples=True), [], 250.0  # 10 samples a frame of 40 ms
+    cell = {"ground": "cell", "evidence": "cell 5", "cells": {"LTE 5": {"cell_id": 5, "words": "cell 5"}}}
+
+    def step(frame, *found):
+        merge(rows, list(found))
+        return [(event, row.technology, row.ground) for event, row in tracker.step(rows, 10 * frame + 10, rate)]
+
+    told = {}
+    for frame in range(100):
+        found = [carrier("other", 50, 60, 10 * frame)]
+        if frame < 10:
+            found.append(carrier("NR", 10, 20, 10 * frame))  # unproven, until the cell is found
+        elif frame < 40:
+            edges = (10, 20) if frame % 2 else (13, 17)  # seen in two ways, which do not share half of each other
+            found.append(carrier("LTE", *edges, 10 * frame, **cell))
+        if frame == 20:
+            found.append(carrier("NR", 80, 90, 10 * frame))  # once: chance
+        if events := step(frame, *found):
+            told[frame] = events
+    assert told == {
+        2: [("confirmed", "NR", "unproven")],
+        10: [("confirmed", "LTE", "cell")],
+        34: [("lost", "NR", "unproven")],
+        64: [("lost", "LTE", "cell")],
+    }
+    assert tracker.events == 4 and [row.technology for row in rows].count("NR") == 2
+    assert step(10_000) == [] and "NR" not in [row.technology for row in rows]  # forgotten after a minute
+
+
+def test_a_carrier_is_not_lost_while_too_few_frames_were_looked_at():
+    tracker, rows = Tracker(Calibration(), with_samples=True), []
+    merge(rows, [carrier("LTE", 10, 20, 0, ground="cell")])
+    events = [tracker.step(rows, end, 250.0) for end in range(10, 5000, 1000)]  # a frame each four seconds
+    assert [len(found) for found in events] == [1, 0, 0, 0, 0]
+    assert [event for event, _ in tracker.step(rows, 6000, 250.0)] == ["lost"]
+
+
+def test_comma_separated_rows_have_a_head_and_plain_values():
+    row = carrier("LTE", 10, 20, 0, evidence='cell 5, "FDD"').plain(1e3)
+    head, line = comma_separated([row]).splitlines()
+    assert head.startswith("technology,lower_hz,upper_hz") and '"cell 5, ""FDD"""' in line
+    assert comma_separated([{"event": "lost", "time_s": 1.5} | row], head=False).startswith("lost,1.5,LTE")
+    assert len(comma_separated([]).splitlines()) == 1
 
 
 # ---- confidence -----------------------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from experiments.pruner_table import RandomGraph, build, random_scores, randomis
 from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10
 from utils import checkpoint, dependency_graph
-from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify
-from utils.widths import zero_pad_channels
+from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify, zero_pad_channels
 
 QUICK = ["resnet18", "squeezenet1_1", "mobilenet_v3_small"]  # residuals; concatenation; squeeze-and-excitation
 MORE = ["shufflenet_v2_x0_5", "googlenet", "mnasnet1_0", "regnet_y_400mf", "deeplabv3_mobilenet_v3_large"]

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(ROOT.glob("*.py"))
 MODULES = sorted(file for folder in ("data", "models", "utils") for file in (ROOT / folder).glob("*.py"))
 PROGRAM = SCRIPTS + MODULES + sorted((ROOT / "experiments").glob("*.py"))
-SHARED = {"utils/evaluation.py", "utils/release.py", "utils/carriers.py"}  # may import models and data together
+SHARED = {f"utils/{name}.py" for name in ("evaluation", "release", "carriers", "labelling")}  # may use both
 SCRIPT_LINES, UTILS_MODULES, FUNCTION_LINES, LOOP_LINES, PARAMETERS = 360, 17, 70, 90, 7
 README_LINES, README_BYTES = 200, 12_288
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from data import DataError
-from data.recording import Frame, FrameNotes, columns, noise_floor, open_recording
-from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, SIZE
+from data.recording import Frame, FrameNotes, columns, noise_floor
+from data.recording_formats import open_recording
+from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, SIZE, shown_power, spectrogram_levels
 from tests.conftest import lte_capture
 
 
@@ -122,8 +123,8 @@ FAULTS = {
     "missing.sigmf-meta: no such file": lambda f: {"path": f / "missing.sigmf-data"},
     "no readable SigMF metadata": _not_json,
     "add --sample-rate": lambda f: {"path": write_sigmf(f, bytes(8), core_sample_rate=None)},
-    "add --datatype": lambda f: {"path": write_sigmf(f, bytes(8)).with_suffix(".sigmf-data").rename(f / "bare")},
-    "datatype 'ri8' is unknown": lambda f: {"path": write_sigmf(f, bytes(8), core_datatype="ri8")},
+    "add --datatype": lambda f: {"path": write_sigmf(f, bytes(8), core_datatype=None)},
+    "has real samples": lambda f: {"path": write_sigmf(f, bytes(8), core_datatype="ri8")},
     "holds no sample": lambda f: {"path": write_sigmf(f, b"")},
     "no --channel 2": lambda f: {"path": write_sigmf(f, bytes(8), core_num_channels=2), "channel": 2},
     "1 MHz to 1 GHz": lambda f: {"path": write_sigmf(f, bytes(8)), "sample_rate": 48e3},
@@ -136,7 +137,10 @@ FAULTS = {
     },
     "core:sample_rate is 1000": lambda f: {"path": write_sigmf(f, bytes(8), core_sample_rate=10**400)},
     "core:metadata_only": lambda f: {"path": write_sigmf(f, bytes(8), core_metadata_only=True)},
-    "unpack it": lambda f: {"path": f / "rec.sigmf"},
+    "name one .sigmf-meta": lambda f: {"path": f / "rec.sigmf-collection"},
+    "datatype and sample rate; add --datatype (ci8, cu8, ci16_le or cf32_le) and --sample-rate": lambda f: {
+        "path": write_sigmf(f, bytes(8)).with_suffix(".sigmf-data").rename(f / "bare.bin")
+    },
 }
 
 
@@ -195,6 +199,26 @@ def test_missing_columns_hold_noise_at_the_captures_own_floor_without_a_step(rat
     ((_, iq),) = Frame(0, x, rate, None, 1 / rate).pieces()
     assert np.abs(10 * np.log10(levels(iq) * rate)).max() < 0.4
     assert columns(rate) == round(rate / 240e3)
+
+
+@pytest.mark.parametrize("rate", [1.92e6, 15.36e6, 50e6])
+def test_a_picture_of_the_captures_columns_alone_equals_that_of_the_widened_capture(rate):
+    x = noise(round(rate * 0.04)) * np.float32(0.1)
+    x += np.fft.ifft(np.fft.fft(noise(len(x), 1)) * (np.abs(np.fft.fftfreq(len(x))) < 0.2)).astype(np.complex64)
+    frame = Frame(7, x, rate, None, 0.01 / rate)
+    ((column, levels, power),) = frame.spectrograms()
+    ((_, iq),) = frame.pieces()
+    expected, whole = shown_power(iq)[::-1], spectrogram_levels(iq)
+    beside = (SIZE - power.shape[1]) // 2
+    assert column == -128 and beside > 0
+    inner = slice(128 - columns(rate) // 2 + 1, 128 + columns(rate) // 2 - 1)
+    ratio = power[:, inner.start - beside : inner.stop - beside] / expected[:, inner]
+    assert np.median(np.abs(np.log(ratio))) < 0.2  # a window that starts up to half a sample earlier or later
+    assert power.mean() / expected[:, beside : SIZE - beside].mean() == pytest.approx(1, rel=0.03)
+    # The lowest of 41 million levels is random, and with it the scale; the spread of the noise tells the scale
+    scale = np.polyfit(whole[:, inner].mean(0), levels[:, inner].mean(0), 1)
+    assert abs(levels[:, :20].mean() - np.polyval(scale, whole[:, :20].mean())) < 8
+    assert levels.max() == 255 or whole.max() < 255
 
 
 def test_the_floor_is_found_below_carriers_and_beside_a_filters_slope():

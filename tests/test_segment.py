@@ -1,6 +1,11 @@
 """segment.py from file to table; a stand-in for the network labels by level.   pytest tests/test_segment.py"""
 
+import csv
+import io
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,13 +13,14 @@ import torch
 from PIL import Image
 
 import segment
-from data.recording import Frame, noise_floor, open_recording
+from data.recording import Frame, noise_floor
+from data.recording_formats import open_recording
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, spectrogram_image
 from models import segmentation
 from models.rebuild import rebuild
 from tests.conftest import label_by_level, lte_capture
-from utils import checkpoint, release
-from utils.carriers import find_carriers
+from utils import checkpoint, labelling, release
+from utils.carriers import Carrier, find_carriers
 from utils.runs import run
 
 CENTER = 1.8e9
@@ -47,12 +53,12 @@ def write_sigmf(folder, iq, rate, annotations=(), name="rec", center=CENTER, **g
 @pytest.fixture
 def find(monkeypatch, tmp_path, untrained):
     """Run segment.py with the stand-in, which bands of noise satisfy but no evidence; returns result.json."""
-    monkeypatch.setattr(segment, "class_probabilities", label_by_level)
+    monkeypatch.setattr(labelling, "class_probabilities", label_by_level)
 
     def call(*arguments):
         out = tmp_path / "out"
         known = ["--no-evidence", "--checkpoint", str(untrained), "--device", "cpu", "--out", str(out)]
-        assert segment.main([str(argument) for argument in [*arguments, *known]]) == 0
+        assert segment.main([str(argument) for argument in [*arguments, *known]]) in (0, segment.NOTHING_FOUND)
         return json.loads((out / "result.json").read_text())
 
     return call
@@ -78,7 +84,7 @@ def test_carriers_of_a_narrow_capture_are_found_at_their_edges_and_nothing_outsi
     printed = capsys.readouterr().out
     assert "LTE" in printed and f" {result['carriers'][0]['lower_hz'] / 1e6:.2f} " in printed
     pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
-    assert pictures == ["frame_00000.png", "frame_00001.png"]
+    assert pictures == ["waterfall.png"]
 
 
 def test_a_carrier_that_fills_the_capture_is_said_to_reach_its_edges(find, tmp_path, capsys):
@@ -103,20 +109,20 @@ def test_carriers_of_a_wide_capture_are_whole_where_its_pieces_meet(find, tmp_pa
 
 
 def test_active_counts_the_time_in_which_the_band_is_above_the_noise(untrained, monkeypatch, tmp_path):
-    monkeypatch.setattr(segment, "class_probabilities", label_by_level)
-    model = segment.load_network(untrained, "cpu")
+    monkeypatch.setattr(labelling, "class_probabilities", label_by_level)
+    model = labelling.load_network(untrained, "cpu")
     iq = band(10e6, 400_000, [(-2e6, 2e6, 15, 0.3)])
     meta = write_sigmf(tmp_path, iq, 10e6)
-    (carrier,) = find_carriers(segment.label_frame(next(open_recording(meta).frames()), model))
+    (carrier,) = find_carriers(labelling.label_frame(next(open_recording(meta).frames()), model))
     assert carrier.active == pytest.approx(0.3, abs=0.04)
 
 
 @pytest.mark.parametrize("rate", [9e6, 10e6, 23.04e6, 100e6])
 def test_the_shipped_network_finds_one_carrier_at_any_rate(rate):
-    model = segment.load_network(release.shipped("seg_student.pt"), "cpu")
+    model = labelling.load_network(release.shipped("seg_student.pt"), "cpu")
     iq = lte_capture(rate, 0.7)
     floor, kind = noise_floor(iq, rate)
-    (row,) = find_carriers(segment.label_frame(Frame(0, iq, rate, CENTER, floor, floor_kind=kind), model))
+    (row,) = find_carriers(labelling.label_frame(Frame(0, iq, rate, CENTER, floor, floor_kind=kind), model))
     assert row.technology == "LTE"
     assert abs(row.lower_hz - CENTER + 5e6) <= 5e5 and abs(row.upper_hz - CENTER - 5e6) <= 5e5
 
@@ -158,8 +164,8 @@ def grid_frame(tmp_path_factory):
 
 
 def test_a_recording_on_the_grid_shows_the_network_the_picture_of_the_data_set(grid_frame, untrained):
-    model = segment.load_network(untrained, "cpu")
-    view = segment.label_frame(next(open_recording(grid_frame).frames()), model)
+    model = labelling.load_network(untrained, "cpu")
+    view = labelling.label_frame(next(open_recording(grid_frame).frames()), model)
     picture = np.asarray(Image.open(grid_frame.with_suffix(".png")))
     assert np.array_equal(view.picture, picture)
     network = rebuild(checkpoint.load(untrained)).eval()
@@ -184,16 +190,16 @@ def test_a_picture_gives_the_table_of_the_recording_it_shows(find, grid_frame, t
 def test_a_network_of_small_frames_is_shown_small_frames(tmp_path, untrained, monkeypatch):
     data = checkpoint.load(untrained) | {"frame_size": [128, 128]}
     checkpoint.save(tmp_path / "small.pt", data)
-    shapes, build = [], segment.rebuild
+    shapes, build = [], labelling.rebuild
 
     def watched(data):
         network = build(data)
         network.register_forward_pre_hook(lambda module, inputs: shapes.append(inputs[0].shape[-2:]))
         return network
 
-    monkeypatch.setattr(segment, "rebuild", watched)
-    logits_of = segment.load_network(tmp_path / "small.pt", "cpu")
-    assert segment.class_probabilities(logits_of, np.zeros((256, 256, 3), np.uint8)).shape == (3, 256, 256)
+    monkeypatch.setattr(labelling, "rebuild", watched)
+    logits_of = labelling.load_network(tmp_path / "small.pt", "cpu")
+    assert labelling.class_probabilities(logits_of, np.zeros((256, 256, 3), np.uint8)).shape == (3, 256, 256)
     assert shapes == [(128, 128)]
 
 
@@ -237,7 +243,7 @@ def test_annotating_bare_samples_writes_metadata_that_sigmf_can_read(find, tmp_p
 def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_path, untrained, capsys, monkeypatch):
     def fails(*arguments):
         out = tmp_path / "never"
-        errors = (segment.DataError, segment.ModelError, checkpoint.CheckpointError)
+        errors = (segment.DataError, segment.ModelError)
         known = ["--out", str(out), "--device", "cpu"]
         assert run(lambda: segment.main([str(argument) for argument in [*known, *arguments]]), *errors) == 2
         assert not out.exists()
@@ -252,7 +258,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_pat
     Image.new("RGB", (256, 256)).save(tmp_path / "flat.png")
     other = tmp_path / "other.pt"
     checkpoint.save(other, checkpoint.load(untrained) | {"kind": "modulation"})
-    assert "add --datatype" in fails(bare, *use)
+    assert "add --datatype (ci8, cu8, ci16_le or cf32_le) and --sample-rate HZ" in fails(bare, *use)
     assert "add --sample-rate" in fails(bare, "--datatype", "ci8", *use)
     assert "no such file" in fails(tmp_path / "missing.bin", *use)
     assert "no readable picture" in fails(tmp_path / "text.png", *use)
@@ -265,15 +271,12 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_pat
     (tmp_path / "damaged.calibration.json").write_text('{"curves": {"cell": [1]}}')
     assert "damaged.calibration.json: damaged" in fails(tmp_path / "flat.png", "--checkpoint", damaged)
     assert "try --device cpu" in fails(tmp_path / "flat.png", "--device", "warp", *use)
-    monkeypatch.setattr(release, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(segment, "STUDENT", tmp_path / "seg_student.pt")
     assert "seg_student.pt: no such checkpoint; train one" in fails(tmp_path / "flat.png")
     for value in ("nan", "inf"):
         with pytest.raises(SystemExit):
             segment.parse_args([str(bare), "--center-frequency", value])
     capsys.readouterr()
-    raw = ("--datatype", "ci8", "--sample-rate", 2e6, *use)
-    (tmp_path / "bare.bin.sigmf-meta").write_text("{}")
-    assert "is there already" in fails(bare, *raw, "--annotate")
 
 
 def test_silence_and_a_flat_picture_hold_no_carrier(find, tmp_path):
@@ -287,3 +290,86 @@ def test_the_number_of_pictures_is_limited_and_those_of_an_earlier_recording_go(
     for wanted in (1, 0):
         find(grid_frame.with_suffix(".png"), "--pictures", wanted)
         assert len(list((tmp_path / "out").glob("*.png"))) == wanted
+
+
+def test_stdout_is_json_or_csv_and_the_exit_code_tells_what_was_found(tmp_path, untrained, monkeypatch, capsys):
+    monkeypatch.setattr(labelling, "class_probabilities", label_by_level)
+    known = ["--no-evidence", "--checkpoint", str(untrained), "--device", "cpu", "--out", str(tmp_path / "out")]
+    meta = write_sigmf(tmp_path, band(10e6, 400_000, [(-2e6, 2e6, 15)]), 10e6)
+    assert segment.main([str(meta), *known, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out/result.json").read_text())
+    assert segment.main([str(meta), *known, "--csv", "--annotate"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    (carrier,) = printed["carriers"]
+    assert row["technology"] == carrier["technology"] and float(row["lower_hz"]) == carrier["lower_hz"]
+    assert "cells" not in row
+    noise = write_sigmf(tmp_path, band(10e6, 400_000, []), 10e6, name="noise")
+    for form, empty in (("--json", None), ("--csv", []), (None, None)):
+        assert segment.main([str(noise), *known, *([form] if form else [])]) == segment.NOTHING_FOUND
+        out = capsys.readouterr().out
+        assert empty is None or list(csv.DictReader(io.StringIO(out))) == empty
+
+
+def test_annotations_tell_cut_edges_evidence_and_the_standard_in_sigmfs_words():
+    row = Carrier("LTE", 1e9, 1.01e9, True, 0.5, 0.95, cut_above=True, evidence="cell 7 TDD")
+    row.cells = {"LTE 7": {"cell_id": 7, "duplex": "TDD"}}
+    row.runs = [[0, 10], [20, 5]]
+    first, second = segment.annotations([row])
+    assert (first["core:sample_start"], second["core:sample_count"]) == (0, 5)
+    assert first["core:comment"].endswith("goes on beyond the capture's upper edge, evidence: cell 7 TDD")
+    detail = first["signal:detail"]
+    assert detail["standard"] == "LTE" and detail["duplexing"] == "tdd" and detail["multiplexing"] == "ofdm"
+    assert "channel_bw" not in detail  # its edge is not known
+    whole = Carrier("NR", 1e9, 1.01e9, True, 0.5, 0.95, runs=[[0, 10]])
+    assert segment.annotations([whole])[0]["signal:detail"]["channel_bw"] == 10e6
+    assert "signal:detail" not in segment.annotations([Carrier("other", 0, 1, True, 0.5, 0.9, runs=[[0, 1]])])[0]
+
+
+def test_options_that_contradict_the_metadata_are_refused_before_any_frame(tmp_path, untrained, monkeypatch):
+    monkeypatch.setattr(labelling, "label_frame", None)
+    meta = write_sigmf(tmp_path, band(5e6, 1000, []), 5e6)
+    arguments = [str(meta), "--annotate", "--center-frequency", "1e9", "--checkpoint", str(untrained)]
+    with pytest.raises(segment.DataError, match="--center-frequency is 1e.09 and the metadata say 1.8e.09"):
+        segment.main(arguments)
+
+
+def test_a_folder_that_can_not_be_written_is_told_before_any_frame(tmp_path, untrained, monkeypatch):
+    monkeypatch.setattr(labelling, "label_frame", None)
+    meta = write_sigmf(tmp_path, band(5e6, 1000, []), 5e6)
+    with pytest.raises(segment.RunError, match="choose another folder with --out"):
+        segment.main([str(meta), "--checkpoint", str(untrained), "--device", "cpu", "--out", str(meta)])
+
+
+def test_overlays_of_a_wide_capture_have_one_scale_of_colours(untrained):
+    model = labelling.load_network(untrained, "cpu")
+    iq = band(122.88e6, 200_000, [(20e6, 40e6, 40)])
+    picture = labelling.label_frame(Frame(0, iq, 122.88e6, CENTER, 1 / 122.88e6), model).picture
+    quiet = picture[:, np.r_[10:200, 460:500]].astype(float).mean(0)  # columns of noise in all pieces, RGB
+    assert np.abs(quiet - quiet.mean(0)).max() < 12
+
+
+@pytest.mark.slow
+def test_workers_give_the_results_of_one_process(tmp_path, capsys):
+    rate = 5e6
+    iq = np.concatenate([band(rate, 200_000, [(-2e6, -0.6e6, 12), (0.5e6, 2e6, 25, 0.5)], seed) for seed in range(60)])
+    meta = write_sigmf(tmp_path, iq, rate)
+    results = []
+    for workers in (1, 3):
+        assert segment.main([str(meta), "--json", "--workers", str(workers), "--out", str(tmp_path / "out")]) in (0, 3)
+        results.append(json.loads(capsys.readouterr().out))
+    for result in results:
+        del result["command"]
+    assert results[0] == results[1] and results[0]["frames"] == 60
+
+
+@pytest.mark.parametrize("delay", [0.2, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.6, 2.0))])
+def test_ctrl_c_never_shows_a_traceback(tmp_path, delay):
+    meta = write_sigmf(tmp_path, band(5e6, 2_000_000, []), 5e6)
+    code = f"""import os, runpy, sys, threading
+sys.argv = ["segment.py", {str(meta)!r}, "--out", {str(tmp_path / "out")!r}]
+threading.Timer({delay}, os.kill, (os.getpid(), 2)).start()
+runpy.run_path("segment.py", run_name="__main__")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr

@@ -6,6 +6,7 @@
     share_of_recording(rows, shown)                                    # shown: how many samples show which frequencies
     Calibration.beside(Path("weights/seg_student.pt")).apply(rows, with_samples=True)
     print(table(rows))
+    for event, row in Tracker(calibration, with_samples=True).step(carriers, first, rate): ...  # while samples arrive
 
 The file follows a frame: columns of the spectrogram become bands (utils/bands.py), a band gets its edges, level,
 evidence (data/evidence.py), name and confidence, and becomes one row, or several where cells show several carriers. A
@@ -14,6 +15,8 @@ Then rows of many frames become one row a carrier. A column is 240 kHz wide; a f
 utils/bands.py and utils/runs.py.
 """
 
+import csv
+import io
 import itertools
 import json
 import math
@@ -64,6 +67,7 @@ class View:
     floor: float = math.nan  # the noise's mean, in the unit of `power`; nan where it is not known
     look: FrameEvidence | None = None  # finds evidence in the samples as received; None for a picture
     rows: slice = field(default_factory=lambda: slice(0, SIZE))  # rows of these samples; the others repeat some
+    labelled_s: float = 0.0  # time of the frames labelled before; evidence is searched anew after a while of it
 
     @property
     def columns(self) -> int:
@@ -120,6 +124,24 @@ class Carrier:
             return None, None
         first, last = self.runs[0][0], sum(self.runs[-1])
         return (first - first_sample) / sample_rate, (last - first_sample) / sample_rate
+
+    def comment(self) -> str:
+        """What a reader of an annotation should know beside edges and name."""
+        parts = [f"confidence {self.confidence:.2f}"]
+        parts += [] if self.active is None else [f"active {100 * self.active:.0f} % of the time"]
+        cut = ["lower"] * self.cut_below + ["upper"] * self.cut_above
+        parts += [f"goes on beyond the capture's {' and '.join(cut)} edge"] if cut else []
+        return ", ".join([*parts, f"evidence: {self.evidence}"])
+
+    def signal_detail(self) -> dict:
+        """The same in the words of SigMF's extension `signal`, as far as it has any; {} for a row without a name."""
+        if self.technology == "other":
+            return {}
+        detail = {"type": "digital", "standard": "5G NR" if self.technology == "NR" else "LTE"}
+        detail |= {"carrier_variant": "multi_carrier", "multiplexing": "ofdm", "multiple_access": "ofdma"}
+        duplex = {cell["duplex"].lower() for cell in self.cells.values() if "duplex" in cell}
+        detail |= {"duplexing": duplex.pop()} if len(duplex) == 1 else {}
+        return detail | ({} if self.cut_below or self.cut_above else {"channel_bw": self.width_hz})
 
     def plain(self, sample_rate: float | None, first_sample: int = 0) -> dict:
         """For result.json, in Hz, seconds and shares of 1; see `times_s`."""
@@ -292,8 +314,7 @@ def evidence_of(view: View, row: Carrier, proofs: Proofs) -> Evidence:
     if row.active and level_db < WEAKEST_DB:
         level_db = None  # bursts, whose mean may lie at the floor; a band of unknown level is searched all the same
     edges = row.lower_hz - view.origin_hz, row.upper_hz - view.origin_hz
-    time = view.start / view.look.sample_rate
-    return proofs.of(view.look, time, *edges, cut=row.cut_below or row.cut_above, level_db=level_db)
+    return proofs.of(view.look, view.labelled_s, *edges, cut=row.cut_below or row.cut_above, level_db=level_db)
 
 
 def name_of(view: View, band: FittedBand, row: Carrier, evidence: Evidence | None) -> tuple[str, str, str]:
@@ -527,6 +548,12 @@ def _absorb(old: Carrier, new: Carrier) -> None:
 
     # Time
     old.weight, old.seen = total, old.seen + new.seen
+    if old.runs and len(new.runs) == 1 and new.runs[0][0] > sum(old.runs[-1]):  # the usual case, quick after hours
+        old.runs.append(new.runs[0])
+        return
+    if old.runs and len(new.runs) == 1 and new.runs[0][0] == sum(old.runs[-1]):
+        old.runs[-1] = [old.runs[-1][0], old.runs[-1][1] + new.runs[0][1]]
+        return
     runs = []
     for start, count in sorted(old.runs + new.runs):
         if runs and sum(runs[-1]) == start:
@@ -593,6 +620,82 @@ def logit(probability: float) -> float:
     return math.log(clipped / (1 - clipped))
 
 
+# ---- while samples arrive -------------------------------------------------------------------------------------------
+
+CONFIRMED_FRAMES = 3  # in which an unproven row must have been seen; proof confirms a row at once
+LOST_SECONDS = 1.0  # without a carrier after which it is lost,
+LOST_FRAMES = 5  # and so many labelled frames, where most are dropped
+FORGOTTEN_SECONDS = 60.0  # after which a row that was never confirmed is forgotten
+
+
+@dataclass
+class _There:
+    """A carrier that is confirmed and not lost."""
+
+    row: Carrier  # of the list of all rows
+    end: int  # number behind the last sample in which it was seen
+    frame: int  # in which it was last seen
+
+
+class Tracker:
+    """Which carriers have come and gone, for a reader who can't wait for the end."""
+
+    def __init__(self, calibration: Calibration, with_samples: bool):
+        self.calibration, self.with_samples = calibration, with_samples
+        self.there: list[_There] = []
+        self.frames, self.events = 0, 0  # so far
+
+    def step(self, carriers: list[Carrier], end: int, sample_rate: float) -> list[tuple[str, Carrier]]:
+        """Events ("confirmed" or "lost", row with its calibrated confidence) after a frame's rows have been merged.
+
+        Args:
+            carriers: the rows of all frames so far; old ones that were never confirmed are taken out.
+            end: number behind the frame's last sample.
+            sample_rate: Hz.
+        """
+        self.frames += 1
+        events = []
+        for carrier in (carrier for carrier in carriers if sum(carrier.runs[-1]) >= end):
+            known = next((one for one in self.there if one.row is carrier or _twins(one.row, carrier)), None)
+            if known:
+                known.end, known.frame = end, self.frames
+            elif row := self._confirmed(carrier):
+                events += self._lose(lambda one, new=carrier: _near(one.row, new) and one.row.absolute == new.absolute)
+                self.there.append(_There(carrier, end, self.frames))
+                events.append(("confirmed", row))
+        quiet = LOST_SECONDS * sample_rate
+        events += self._lose(lambda one: end - one.end >= quiet and self.frames - one.frame >= LOST_FRAMES)
+        old = end - FORGOTTEN_SECONDS * sample_rate
+        carriers[:] = [row for row in carriers if row.ground != "unproven" or sum(row.runs[-1]) > old or self._has(row)]
+        self.events += len(events)
+        return events
+
+    def _has(self, carrier):
+        return any(one.row is carrier for one in self.there)
+
+    def _lose(self, gone):
+        lost = [one for one in self.there if gone(one)]
+        self.there = [one for one in self.there if not gone(one)]
+        return [("lost", self._calibrated(one.row)) for one in lost]
+
+    def _calibrated(self, carrier):
+        row = replace(carrier, runs=[list(run) for run in carrier.runs])
+        self.calibration.apply([row], self.with_samples)
+        return row
+
+    def _confirmed(self, carrier):
+        """The row to be printed, or None while it may be chance."""
+        if carrier.technology == "other" or (carrier.ground == "unproven" and carrier.seen < CONFIRMED_FRAMES):
+            return None
+        row = self._calibrated(carrier)
+        return row if row.technology != "other" else None
+
+
+def _twins(a: Carrier, b: Carrier) -> bool:
+    """Whether rows that overlap show a cell in common: then they are one carrier, whose edges were seen differently."""
+    return bool(a.cells.keys() & b.cells.keys()) and min(a.upper_hz, b.upper_hz) > max(a.lower_hz, b.lower_hz)
+
+
 # ---- what people read -----------------------------------------------------------------------------------------------
 
 
@@ -600,15 +703,34 @@ def table(carriers: list[Carrier], sample_rate: float | None = None, first_sampl
     """Lines for people; times need the sample rate in Hz and the number of the recording's first sample."""
     found = [_line(carrier, *carrier.times_s(sample_rate, first_sample)) for carrier in carriers]
     if found:
-        head = (
-            f"{'':5}  {'lower MHz':>12}  {'upper MHz':>12}  {'centre MHz':>12}  {'width MHz':>9}  level  seen  active"
-        )
-        found.insert(0, head + f"  {'from s':>8}  {'to s':>8}  confidence  evidence")
+        found.insert(0, table_head())
     if all(carrier.technology == "other" for carrier in carriers):
         found.append("no LTE or NR carrier found")
     if not all(carrier.absolute for carrier in carriers):
         found.append("frequencies are relative to the capture's centre; --center-frequency HZ makes them absolute")
     return "\n".join(found)
+
+
+def table_head() -> str:
+    head = f"{'':5}  {'lower MHz':>12}  {'upper MHz':>12}  {'centre MHz':>12}  {'width MHz':>9}  level  seen  active"
+    return head + f"  {'from s':>8}  {'to s':>8}  confidence  evidence"
+
+
+def event_line(event: str, carrier: Carrier, time_s: float, clock: tuple[float, int]) -> str:
+    """A line for a carrier that came or went; clock: sample rate in Hz and number of the first sample."""
+    return f"{time_s:8.2f} s  {event:9}  " + _line(carrier, *carrier.times_s(*clock))
+
+
+def comma_separated(rows: list[dict], head: bool = True) -> str:
+    """CSV of rows as Carrier.plain makes them, without cells and runs, which are lists; with `head` names first."""
+    names = [name for name in Carrier("", 0, 0, False, None, 0).plain(None) if name not in ("cells", "runs")]
+    names = [name for name in (rows[0] if rows else ()) if name in ("event", "time_s")] + names
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    if head:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _line(c: Carrier, first_s: float | None, last_s: float | None) -> str:

@@ -8,6 +8,8 @@
     set_importance(recipe, entries)
     plan = choose_plan(recipe, graph, entries, scores, parameters_left, 299e3)
 
+    student = cut_evenly(model.eval(), 299_000, torch.zeros(1, 3, 64, 64))      # the plainest: every layer alike
+
 A unit is a channel with all that leaves with it: the weights that make it, norms, and the weights that read it
 (utils/dependency_graph.py). Every criterion adds up the values of these weights, and the sum goes through the
 criterion's last function, such as the absolute value. So Taylor's score estimates what removing the whole unit changes.
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from utils.dependency_graph import DependencyGraph, Group, Plan, PruneError
+from utils.dependency_graph import DependencyGraph, Group, Plan, PruneError, prune
 
 TOLERANCE = 0.02  # of a target
 
@@ -272,3 +274,40 @@ def note_ratios(entries: list[Entry], plans: list[Plan]) -> None:
         kept |= {group["name"]: group["kept"] for group in plan.groups}
     for entry in entries:
         entry.ratio = 1 - sum(kept[group.name] for group in entry.groups) / entry.channels
+
+
+# ---- every layer by the same share ----------------------------------------------------------------------------------
+
+
+def cut_evenly(model: nn.Module, target: int, inputs: torch.Tensor, multiple: int = 8, floor: int = 8) -> nn.Module:
+    """A copy with at most `target` parameters: every layer loses the same share of its channels, the weakest first.
+
+    Args:
+        model: any network that DependencyGraph can follow; it is not touched.
+        target: parameters.
+        inputs: an example, float (N, 3, H, W).
+        multiple, floor: widths that stay are multiples of `multiple`, and `floor` at least. Multiples of 8 let
+            inference engines use their fast code.
+
+    Raises:
+        PruneError: the model can't be followed, or is larger than the target even with `floor` channels everywhere.
+    """
+    graph = DependencyGraph(model, inputs)
+    scores = group_scores(model, graph.groups, "l2")
+
+    def cut(share: float) -> nn.Module:
+        return prune(model, graph.plan(share, scores, multiple=multiple, floor=floor))
+
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (middle, high) if parameters(cut(middle)) > target else (low, middle)
+    smaller = cut(high)
+    if parameters(smaller) > target:
+        raise PruneError(f"{parameters(smaller)} parameters stay, more than {target}: choose a larger target")
+    return smaller
+
+
+def parameters(model: nn.Module) -> int:
+    """How many parameters a model has."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,11 +1,13 @@
-"""Pictures of results, PNG: spectrograms with truth and prediction, confusion matrices, line charts.
+"""Pictures of results, PNG: spectrograms with truth and prediction, waterfalls, confusion matrices, line charts.
 
     save(side_by_side(image, truth, prediction), "frame.png")
+    waterfall.add(levels_over_time(samples, rows=16), start_s, seconds, low_hz, span_hz)     # frame by frame
+    save(waterfall.draw(boxes, palette, "a recording"), "waterfall.png")
     save(bars(("stem", "head"), {"importance": (.2, 1.), "ratio": (.5, .9)}), "table.png")
     line_chart({"before": [(-20, .04), (30, .93)], "after": ...}, "SNR (dB)", "accuracy").save("accuracy.png")
     percent_matrix(counts, MODULATIONS, "test").save("confusion.png")
 
-Torch and Pillow; no plotting library.
+Numpy, torch and Pillow; no plotting library.
 """
 
 import math
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
@@ -90,6 +93,236 @@ def labelled_spectrogram(
         draw.text(((first + last) / 2, 3), bar.text, fill="black", anchor="ma")
     draw.text((gap, 3), title, fill="black")
     return canvas
+
+
+# ---- a whole recording over time ------------------------------------------------------------------------------------
+
+WATERFALL_COLUMNS = 512  # frequencies
+LOOKS = 512  # FFTs of a frame at the most
+WATERFALL_ROWS = 700  # of the picture
+WATERFALL_SIZE = (900, WATERFALL_ROWS)  # pixels
+TEXT_HIGH = 12  # pixels of a line of text
+
+
+def levels_over_time(samples: np.ndarray, rows: int) -> np.ndarray:
+    """Power in `rows` equal stretches of complex64 (count,) samples at 512 frequencies: float32 (rows, 512).
+
+    Both axes ascend; a row is the mean of some FFTs with a Hann window, evenly spread over its time. The sum of white
+    noise's mean power over all frequencies is 512 times its power, so a value divided by the sample rate is per Hz.
+    Fewer than 512 samples are taken with zeros behind them; rows have at least 512 samples.
+    """
+    size = WATERFALL_COLUMNS
+    if len(samples) < size:
+        samples = np.concatenate([samples, np.zeros(size - len(samples), np.complex64)])
+    rows = max(1, min(rows, len(samples) // size))
+    looks = max(1, min(LOOKS, 2 * len(samples) // size) // rows)  # more would overlap by more than half
+    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    edges = np.linspace(0, len(samples), rows + 1).astype(int)
+    first = np.linspace(edges[:-1], edges[1:] - size, looks, axis=1).astype(int).ravel()  # (rows * looks,)
+    parts = np.lib.stride_tricks.sliding_window_view(samples, size)[first] * window
+    spectrum = torch.fft.fftshift(torch.fft.fft(torch.from_numpy(parts)), dim=1)
+    power = spectrum.abs().square_().view(rows, looks, size).mean(1)
+    return (power / float(np.sum(window**2))).numpy()
+
+
+class Box(NamedTuple):
+    """A carrier in a waterfall."""
+
+    low_hz: float
+    high_hz: float
+    times_s: list  # (first, last) of each appearance
+    kind: int | None  # class number, or None for no class
+    text: str
+
+
+class Spectrum(NamedTuple):
+    """A row of a waterfall."""
+
+    start_s: float
+    seconds: float
+    low_hz: float
+    span_hz: float
+    power: np.ndarray  # float32 (512,), per Hz
+
+
+class Waterfall:
+    """Spectra of a recording of any length, summed up so that some thousand rows stay."""
+
+    def __init__(self):
+        self.rows: list[Spectrum] = []  # ascending in time
+        self.longest_s = 0.0  # of rows that were put together
+
+    def add(self, levels: np.ndarray, start_s: float, seconds: float, low_hz: float, span_hz: float) -> None:
+        """The spectra float32 (rows, 512) of `seconds` from `start_s` on, from `low_hz` to `low_hz` + `span_hz`."""
+        each = seconds / len(levels)
+        self.rows += [Spectrum(start_s + i * each, each, low_hz, span_hz, row) for i, row in enumerate(levels)]
+        if len(self.rows) > 4 * WATERFALL_ROWS:
+            self._shorten()
+
+    def _shorten(self):
+        """Put rows together that follow each other at one frequency, until half of what is allowed is left."""
+        self.rows = self._joined()
+        while len(self.rows) > 2 * WATERFALL_ROWS:
+            self.longest_s = 2 * max(self.longest_s, min(row.seconds for row in self.rows))
+            joined = self._joined()
+            few = len(joined) > 0.9 * len(self.rows) and len(self.rows) > 3 * WATERFALL_ROWS
+            self.rows = joined[::2] if few else joined  # of captures that are short and never at one frequency twice
+            if few:
+                break
+
+    def _joined(self):
+        rows = []
+        for row in self.rows:
+            last = rows[-1] if rows else None
+            if (
+                last
+                and last.seconds + row.seconds <= 1.01 * self.longest_s
+                and (last.low_hz, last.span_hz) == (row.low_hz, row.span_hz)
+                and abs(last.start_s + last.seconds - row.start_s) < 0.5 * row.seconds
+            ):
+                seconds = last.seconds + row.seconds
+                power = (last.seconds * last.power + row.seconds * row.power) / seconds
+                rows[-1] = last._replace(seconds=seconds, power=power)
+            else:
+                rows.append(row)
+        return rows
+
+    def draw(self, boxes: Sequence[Box], palette: np.ndarray, names: Sequence[str], title: str = "") -> Image.Image:
+        """The waterfall with its carriers: frequency in MHz, time in s downwards, one scale of dB for all of it.
+
+        Args:
+            boxes: are outlined where and when they are there; their texts stand above, none over another.
+            palette: uint8 (256, 3), colours from weak to strong.
+            names: of the classes, for the legend, as COLOURS has them.
+        """
+        wide, high = WATERFALL_SIZE
+        low_hz = min(row.low_hz for row in self.rows)
+        high_hz = max(row.low_hz + row.span_hz for row in self.rows)
+        start_s, end_s = self.rows[0].start_s, max(row.start_s + row.seconds for row in self.rows)
+        pixels, scale = self._pixels(low_hz, high_hz, start_s, end_s)
+
+        def x_of(hz: float) -> float:
+            return left + (hz - low_hz) / (high_hz - low_hz) * (wide - 1)
+
+        def y_of(seconds: float) -> float:
+            return top + (seconds - start_s) / (end_s - start_s) * (high - 1)
+
+        left = 64
+        lanes, hidden = _lanes([(x_of((box.low_hz + box.high_hz) / 2), box.text) for box in boxes], left, left + wide)
+        top = 54 + TEXT_HIGH * (1 + max(lanes.values(), default=0))
+        canvas = Image.new("RGB", (left + wide + 100, top + high + 44), "white")
+        draw = ImageDraw.Draw(canvas)
+        shown = np.where(np.isnan(pixels), 0, np.clip((pixels - scale[0]) / (scale[1] - scale[0]), 0, 1))
+        coloured = palette[np.round(255 * shown).astype(np.uint8)]
+        coloured[np.isnan(pixels)] = 255
+        canvas.paste(Image.fromarray(coloured), (left, top))
+        title += f" ({hidden} more rows have no room for a label)" if hidden else ""
+        draw.text((left, 3), title, fill="black")
+        _legend(draw, names, left)
+        _axes(draw, (left, top), (low_hz, high_hz), (start_s, end_s))
+        _scale_bar(canvas, draw, palette, scale, (left + wide + 16, top))
+        for number, box in enumerate(boxes):
+            colour = NO_CLASS if box.kind is None else tuple(COLOURS[box.kind].tolist())
+            edges = max(x_of(box.low_hz), left), min(x_of(box.high_hz), left + wide - 1)
+            for first, last in _joined(box.times_s, (end_s - start_s) / high):
+                outline = (edges[0], y_of(first), max(edges[1], edges[0] + 1), min(y_of(last), top + high - 1))
+                for grown, ink in ((2, "black"), (1, colour), (0, colour), (-1, "black")):
+                    x0, y0, x1, y1 = outline
+                    if x1 - x0 > 2 and y1 - y0 > 2:
+                        draw.rectangle((x0 - grown, y0 - grown, x1 + grown, y1 + grown), outline=ink)
+            if number in lanes:
+                x, y = (edges[0] + edges[1]) / 2, 46 + TEXT_HIGH * lanes[number]
+                draw.line((x, y + TEXT_HIGH, x, top - 2), fill=colour)
+                draw.rectangle((edges[0], top - 5, edges[1], top - 2), fill=colour)
+                centre, _ = _text_at(x, box.text, left, left + wide)
+                draw.text((centre, y), box.text, fill="black", anchor="ma")
+        return canvas
+
+    def _pixels(self, low_hz, high_hz, start_s, end_s):
+        """Mean levels in dB, float (high, wide), nan where nothing was recorded; and the scale's ends in dB."""
+        wide, high = WATERFALL_SIZE
+        total, count = np.zeros((high, wide), np.float64), np.zeros((high, wide), np.int32)
+        hz = low_hz + (np.arange(wide) + 0.5) / wide * (high_hz - low_hz)
+        for start, seconds, low, span, power in self.rows:
+            inside = np.flatnonzero((hz >= low) & (hz < low + span))
+            column = ((hz[inside] - low) / span * WATERFALL_COLUMNS).astype(int)
+            first = int((start - start_s) / (end_s - start_s) * high)
+            stop = max(first + 1, math.ceil((start + seconds - start_s) / (end_s - start_s) * high - 1e-6))
+            total[first:stop, inside] += power[column]
+            count[first:stop, inside] += 1
+        with np.errstate(divide="ignore", invalid="ignore"):
+            db = 10 * np.log10(np.maximum(total / count, 1e-30))
+        seen = db[count > 0]
+        low, high = (float(value) for value in np.percentile(seen, (2, 99.9)))
+        return db, (math.floor(low), max(math.ceil(high), math.floor(low) + 3))
+
+
+def _text_at(x, text, left, right):
+    """Where a text around x is centred so that it stays inside, and half its width in pixels."""
+    half = ImageDraw.Draw(Image.new("RGB", (1, 1))).textlength(text) / 2 + 4
+    return min(max(x, left + half), max(right - half, left + half)), half
+
+
+def _lanes(labels, left, right, most=12):
+    """{number: line} of texts (x, text) such that none covers another, and how many found no place in `most` lines."""
+    lanes, ends = {}, [[] for _ in range(most)]
+    for number, (x, text) in enumerate(labels):
+        centre, half = _text_at(x, text, left, right)
+        free = (i for i in range(most) if all(centre + half <= a or centre - half >= b for a, b in ends[i]))
+        lane = next(free, None)
+        if lane is not None:
+            ends[lane].append((centre - half, centre + half))
+            lanes[number] = lane
+    return lanes, len(labels) - len(lanes)
+
+
+def _joined(times, apart):
+    """Stretches (first, last) with those joined that lie closer than `apart`."""
+    joined = []
+    for first, last in sorted(times):
+        if joined and first - joined[-1][1] < apart:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _legend(draw, names, left):
+    for number, name in enumerate((*names[1:], "other")):
+        colour = tuple(COLOURS[number + 1].tolist()) if number + 1 < len(names) else NO_CLASS
+        x = left + 70 * number
+        draw.rectangle((x, 24, x + 14, 34), outline=colour, width=3)
+        draw.text((x + 20, 23), name, fill="black")
+
+
+def _axes(draw, corner, hz, seconds):
+    (left, top), (wide, high) = corner, WATERFALL_SIZE
+    places = max(1, math.ceil(1 - math.log10(max((hz[1] - hz[0]) / 1e6, 1e-3))))
+    for tick in range(7):
+        x, mhz = left + round(tick / 6 * (wide - 1)), (hz[0] + tick / 6 * (hz[1] - hz[0])) / 1e6
+        draw.line((x, top + high, x, top + high + 4), fill="black")
+        draw.text((x, top + high + 6), f"{mhz:.{places}f}", fill="black", anchor="ma")
+    draw.text((left + wide / 2, top + high + 24), "frequency (MHz)", fill="black", anchor="ma")
+    places = max(1, math.ceil(1 - math.log10(max(seconds[1] - seconds[0], 1e-4))))
+    for tick in range(9):
+        y, value = top + round(tick / 8 * (high - 1)), seconds[0] + tick / 8 * (seconds[1] - seconds[0])
+        draw.line((left - 5, y, left - 1, y), fill="black")
+        draw.text((left - 6, y), f"{value:.{places}f}", fill="black", anchor="rm")
+    draw.text((4, top - 16), "time (s)", fill="black")
+
+
+def _scale_bar(canvas, draw, palette, scale, corner):
+    """The colours' scale beside the picture; dB against full scale for integers, against 1 for floats."""
+    (x, top), high = corner, WATERFALL_ROWS
+    ramp = np.repeat(palette[np.linspace(255, 0, high).round().astype(int)][:, None], 16, 1)
+    canvas.paste(Image.fromarray(np.ascontiguousarray(ramp)), (x, top))
+    for tick in range(6):
+        y = top + round(tick / 5 * (high - 1))
+        draw.text((x + 22, y), f"{scale[1] - tick / 5 * (scale[1] - scale[0]):.0f}", fill="black", anchor="lm")
+    draw.text((x - 6, top - 16), "dB per Hz", fill="black")
+
+
+# ---- charts and tables ----------------------------------------------------------------------------------------------
 
 
 def confusion_picture(matrix: torch.Tensor, names: Sequence[str], title: str = "") -> Image.Image:

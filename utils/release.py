@@ -27,9 +27,9 @@ from models import segmentation
 from models.fast_layers import cut_dead_taps
 from models.rebuild import describe, rebuild
 from utils import checkpoint
+from utils.importance import cut_evenly, parameters
 from utils.runs import command
 from utils.training import TrainingSet
-from utils.widths import cut_evenly, parameters
 
 OWN_TEACHER = Path("runs/seg/best.pt")  # of train_seg.py, below the working directory
 OWN_PRUNED = Path("runs/pruned/pruned.pt")  # of prune_seg.py

@@ -9,8 +9,11 @@ no-ops for one process.
 
     rank, world, device = join_processes("cpu")          # gloo on CPUs, nccl on CUDA devices
 
-Torch only.
+Torch only, and only where a function needs it: a script that has parsed its arguments and opened its files with this
+module's errors imports torch, which takes seconds, afterwards.
 """
+
+from __future__ import annotations
 
 import argparse
 import atexit
@@ -24,10 +27,10 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
 
 # Options that do not change what a run computes: a resumed run may have others.
 FREE = ("command", "data_dir", "data_file", "device", "more_frames", "out", "resume")
@@ -139,6 +142,8 @@ def keep_lines(folder: str | Path, count: int) -> None:
 
 def hardware(device: str | torch.device = "cpu") -> str:
     """Processor, threads and, for CUDA, the GPU: every reported speed needs them."""
+    import torch
+
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -158,6 +163,8 @@ def command() -> str:
 
 def provenance(data: dict, device: torch.device) -> dict:
     """Where a saved network comes from: which command trained it, how it was chosen, and what scores it now."""
+    import torch
+
     facts = {"network": data["factory"], "trained_by": data.get("command")}
     facts |= {key: data.get(key) for key in ("seed", "epoch", "validation", "class_weights_undone")}
     return facts | {"scored_by": command(), "hardware": hardware(device), "torch": torch.__version__}
@@ -172,7 +179,7 @@ class StopSignal:
             if stop.requested: save and leave
     """
 
-    def __enter__(self) -> "StopSignal":
+    def __enter__(self) -> StopSignal:
         self.requested = False
         self.before = {}
         if threading.current_thread() is threading.main_thread():
@@ -195,7 +202,10 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> int:
     def stop(number, frame):
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
+            signal.signal(number, stop)
     try:
         return main() or 0
     except (RunError, *errors) as error:
@@ -212,7 +222,8 @@ def run(main: Callable[[], int | None], *errors: type[Exception]) -> int:
         print("stopped before the end; nothing is half written", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------
@@ -228,6 +239,9 @@ class Processes(NamedTuple):
 
 def join_processes(device: str) -> Processes:
     """Meet the other processes that torchrun has started, if any. RunError: there is no such device here."""
+    import torch
+    import torch.distributed as dist
+
     world = int(os.environ.get("WORLD_SIZE", 1))
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -255,11 +269,15 @@ def single_process(device: str) -> torch.device:
 
 def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are: (0, 1) without torchrun."""
+    import torch.distributed as dist
+
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def first_process(action: Callable[[], object], *errors: type[Exception]) -> object:
     """Let rank 0 do something while the others wait. All return its value, or raise one of `errors` as RunError."""
+    import torch.distributed as dist
+
     value, fault = None, None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
@@ -277,6 +295,8 @@ def first_process(action: Callable[[], object], *errors: type[Exception]) -> obj
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     """Add up a tensor of all processes, in place."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
@@ -284,6 +304,9 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 def mean_over_processes(values: list[float]) -> list[float]:
     """Means over the processes, so that all of them see the same loss and stop together."""
+    import torch
+    import torch.distributed as dist
+
     if not dist.is_initialized():
         return values
     return (sum_over_processes(torch.tensor(values, dtype=torch.float64)) / dist.get_world_size()).tolist()
@@ -291,6 +314,8 @@ def mean_over_processes(values: list[float]) -> list[float]:
 
 def gather(value) -> list:
     """The plain values of all processes, by rank."""
+    import torch.distributed as dist
+
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
