@@ -38,7 +38,7 @@ from data.unlabelled import find_pictures, read_pictures, with_release
 from models import ModelError, segmentation
 from models.fast_layers import speed_up
 from models.rebuild import rebuild
-from utils import checkpoint, kd_losses, release
+from utils import checkpoint, kd_losses, release, runs
 from utils.dependency_graph import PruneError
 from utils.evaluation import evaluate, keep_logits, labelled_by, recalibrate, report
 from utils.runs import RunError, StopSignal, check_loss, config_of, cut_log, decisive, log, run, single_process, start
@@ -72,47 +72,46 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/distill"), help="run folder, default runs/distill")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
     parser.add_argument("--kd", nargs="+", choices=kd_losses.WEIGHT, default=["pixel"], help="added up")
-    parser.add_argument("--alpha", type=float, default=1.0, help="of the teacher, default 1")
-    parser.add_argument("--beta", type=float, default=1.0, help="of the labels, default 1; 0 reads none")
-    parser.add_argument("--gamma", type=float, help=f"of the student's EMA, default {_defaults('gamma')}")
-    parser.add_argument("--temperature", type=float, help=f"of pixel KD, default {_defaults('temperature')}")
+    parser.add_argument("--alpha", type=runs.real(0), default=1.0, help="of the teacher, default 1")
+    parser.add_argument("--beta", type=runs.real(0), default=1.0, help="of the labels, default 1; 0 reads none")
+    parser.add_argument("--gamma", type=runs.real(0), help=f"of the student's EMA, default {_defaults('gamma')}")
+    parser.add_argument("--temperature", type=runs.positive, help=f"of pixel KD, default {_defaults('temperature')}")
     parser.add_argument("--keep-logits", action="store_true", help="ask the teacher once a frame, before augmentation")
-    parser.add_argument("--generations", type=int, default=1, help="born-again: each is taught by the one before")
+    parser.add_argument(
+        "--generations", type=runs.count, default=1, help="born-again: each is taught by the one before"
+    )
     parser.add_argument("--from-scratch", action="store_true", help="new weights in the student's shape")
-    parser.add_argument("--target-params", type=int, default=299_000, help="of a student that is cut here")
+    parser.add_argument("--target-params", type=runs.count, default=299_000, help="of a student that is cut here")
     parser.add_argument("--mirror", action="store_true", help="augment by flips in frequency, add no carriers")
-    parser.add_argument("--epochs", type=int, help=f"of a generation, default {_defaults('epochs')}")
-    parser.add_argument("--batch-size", type=int, help=f"default {_defaults('batch_size')}")
-    parser.add_argument("--lr", type=float, help=f"highest learning rate, default {_defaults('lr')}")
-    parser.add_argument("--seed", type=int, default=0, help="of order, augmentation, new weights; not of the split")
-    parser.add_argument("--save-every", type=int, metavar="STEPS", help="between two last.pt, default 200, CUDA 1000")
+    parser.add_argument("--epochs", type=runs.count, help=f"of a generation, default {_defaults('epochs')}")
+    parser.add_argument("--batch-size", type=runs.count, help=f"default {_defaults('batch_size')}")
+    parser.add_argument("--lr", type=runs.positive, help=f"highest learning rate, default {_defaults('lr')}")
+    parser.add_argument("--seed", type=runs.whole(0), default=0, help="of order, augmentation, new weights")
+    parser.add_argument(
+        "--save-every", type=runs.count, metavar="N", help="steps between two last.pt, default 200, CUDA 1000"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
+    parser.add_argument(
+        "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, half precision, + JSON"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
+    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
     on_cuda = args.device.startswith("cuda")
     defaults = PRESETS[args.preset] | {"save_every": 1000 if on_cuda else 200}
     if on_cuda and args.preset == "default":
         defaults |= ON_CUDA
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    for name in ("epochs", "batch_size", "save_every", "lr", "generations", "temperature", "target_params"):
-        if getattr(args, name) <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be positive")
+    runs.fill_in(args, defaults)
     if args.batch_size == 1:
         parser.error("--batch-size must be 2 or more: batch norm behind DeepLabV3's image pooling needs two frames")
-    if min(args.alpha, args.beta, args.gamma) < 0 or args.alpha == args.beta == 0:
-        parser.error("--alpha, --beta and --gamma are 0 or more, and alpha or beta must teach the student something")
+    if args.alpha == args.beta == 0:
+        parser.error("--alpha or --beta must teach the student something: both are 0")
     if args.beta == 0 and not set(args.kd) & kd_losses.LOGIT_LOSSES.keys():
         parser.error(f"--kd {' '.join(args.kd)} reaches the backbone only: with --beta 0 add pixel, cwd or dist")
     if args.keep_logits and set(args.kd) & kd_losses.FEATURE_LOSSES.keys():
         parser.error("--keep-logits keeps no features: choose --kd pixel, cwd or dist")
     if args.preset == "published" and not set(args.kd) & kd_losses.FEATURE_LOSSES.keys():
         args.keep_logits = True  # nothing is augmented, so it is the same, and faster
-    if args.save_weights and args.save_weights.suffix != ".pt":
-        parser.error("--save-weights takes a name that ends in .pt; the JSON is written beside it")
     return args
 
 

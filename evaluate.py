@@ -29,7 +29,7 @@ from data.synthetic import default_set
 from models import ModelError
 from models.rebuild import rebuild
 from models.vgg10 import from_checkpoint
-from utils import checkpoint, cost, release
+from utils import checkpoint, cost, release, runs
 from utils.evaluation import report, report_amc
 from utils.runs import RunError, hardware, run, single_process, write_json
 
@@ -42,10 +42,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
     parser.add_argument("--data-file", type=Path, help="modulations, HDF5; default a known file if there, else made")
     parser.add_argument("--part", choices=["test", "all"], help="default all frames of a folder, test of a file")
-    parser.add_argument("--bits", type=int, default=8, help="of the challenge's networks, whose files don't hold it")
+    parser.add_argument(
+        "--bits", type=runs.whole(2, 8), default=8, help="of the challenge's networks, whose files don't hold it"
+    )
     parser.add_argument("--out", type=Path, help="folder for result.json and pictures, default none")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
+    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
     return parser.parse_args(argv)
 
 

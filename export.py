@@ -27,7 +27,7 @@ from data.synthetic import FEW_COUNTS, default_set
 from models import ModelError, segmentation
 from models.rebuild import build, rebuild
 from models.vgg10 import VGG10, from_checkpoint
-from utils import checkpoint, export, release
+from utils import checkpoint, export, release, runs
 from utils.dependency_graph import PruneError, zero_pad_channels
 from utils.runs import RunError, command, hardware, run, write_json
 
@@ -42,8 +42,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("file", type=Path, metavar="FILE", help="ends in .pt2 or .onnx")
     parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
     parser.add_argument("--data-file", type=Path, help="modulations, HDF5; default a known file if there, else made")
-    parser.add_argument("--bits", type=int, default=8, help="of the challenge's networks, whose files don't hold it")
-    parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
+    parser.add_argument(
+        "--bits", type=runs.whole(2, 8), default=8, help="of the challenge's networks, whose files don't hold it"
+    )
+    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
     if args.file.suffix not in (".pt2", ".onnx"):
         parser.error("FILE must end in .pt2 or .onnx")

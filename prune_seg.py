@@ -43,7 +43,7 @@ from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps, speed_up
 from models.rebuild import build, describe, rebuild
-from utils import checkpoint, cost, importance, pictures, release
+from utils import checkpoint, cost, importance, pictures, release, runs
 from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify
 from utils.evaluation import evaluate
 from utils.importance import Entry, Recipe, choose_plan, find_entries, set_importance
@@ -90,31 +90,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument("--variant", choices=("coded", "written"), default="coded", help="of the published formula")
     parser.add_argument(
-        "--target-params", type=float, help=f"default for the default preset: 1/{COMPRESSION} of nominal"
+        "--target-params", type=runs.positive, help=f"default for the default preset: 1/{COMPRESSION} of nominal"
     )
-    parser.add_argument("--target-macs", type=float, help="multiply-accumulates of a frame, instead of --target-params")
-    parser.add_argument("--max-ratio", type=float, default=0.99, help="published preset without a target, default .99")
-    parser.add_argument("--k", type=float, help=f"how much the value decides, default {_defaults('k')}")
+    parser.add_argument(
+        "--target-macs", type=runs.positive, help="multiply-accumulates of a frame, instead of --target-params"
+    )
+    parser.add_argument(
+        "--max-ratio",
+        type=runs.real(above=0, most=1),
+        default=0.99,
+        help="published preset without a target, default .99",
+    )
+    parser.add_argument("--k", type=runs.real(0, 1000), help=f"how much the value decides, default {_defaults('k')}")
     parser.add_argument("--criterion", choices=importance.CRITERIA, help=f"default {_defaults('criterion')}")
-    parser.add_argument("--multiple", type=int, help=f"widths are multiples of it, default {_defaults('multiple')}")
-    parser.add_argument("--floor", type=int, help=f"channels of a layer that stay, default {_defaults('floor')}")
-    parser.add_argument("--probe-frames", type=int, default=32, help="to score by, and others to probe by, default 32")
-    parser.add_argument("--steps", type=int, default=1, help="cuts until the target, default 1")
-    parser.add_argument("--recovery", type=int, default=100, help="training steps between two cuts, default 100")
-    parser.add_argument("--seed", type=int, default=0, help="of the frames chosen, of recovery and random scores")
+    parser.add_argument(
+        "--multiple", type=runs.count, help=f"widths are multiples of it, default {_defaults('multiple')}"
+    )
+    parser.add_argument("--floor", type=runs.count, help=f"channels of a layer that stay, default {_defaults('floor')}")
+    parser.add_argument(
+        "--probe-frames", type=runs.whole(2), default=32, help="to score by, and others to probe by, default 32"
+    )
+    parser.add_argument("--steps", type=runs.count, default=1, help="cuts until the target, default 1")
+    parser.add_argument("--recovery", type=runs.count, default=100, help="training steps between two cuts, default 100")
+    parser.add_argument(
+        "--seed", type=runs.whole(0), default=0, help="of the frames chosen, of recovery and random scores"
+    )
     parser.add_argument("--resume", action="store_true", help="nothing to do if --out holds the finished run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
+    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
-    for name, value in PRESETS[args.preset].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    runs.fill_in(args, PRESETS[args.preset])
     if args.target_params and args.target_macs:
         parser.error("--target-params or --target-macs, not both")
-    if min(args.multiple, args.floor, args.steps, args.recovery) < 1 or args.probe_frames < 2 or args.k < 0:
-        parser.error("--multiple, --floor, --steps and --recovery must be positive, --probe-frames at least 2")
-    if not 0 < args.max_ratio <= 1 or min(args.target_params or 1, args.target_macs or 1) <= 0:
-        parser.error("--max-ratio is a share from 0 to 1, targets are positive")
     return args
 
 

@@ -33,7 +33,7 @@ from data.radioml import MODULATIONS, batches, fingerprint, open_cache, open_fra
 from models import ModelError
 from models.rebuild import rebuild
 from models.vgg10 import VGG10, from_checkpoint, to_checkpoint
-from utils import checkpoint
+from utils import checkpoint, runs
 from utils.evaluation import amc_accuracy, report_amc
 from utils.pruning_masks import Pruned, apply_masks, nonzero_masks
 from utils.runs import RunError, StopSignal, command, config_of, cut_log, decisive, join_processes, log, run, start
@@ -53,37 +53,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-file", type=Path, help=f"HDF5; default {' or '.join(KNOWN_FILES)} if there, else made")
     parser.add_argument("--out", type=Path, default=Path("runs/amc"), help="run folder, default runs/amc")
     parser.add_argument("--checkpoint", type=Path, help="start from this network; weights that are zero stay zero")
-    parser.add_argument("--bits", type=int, default=8, help="of weights and activations, 2 to 8, default 8")
     parser.add_argument(
-        "--filters", type=int, nargs="+", help=f"of the convolutions, one number or seven, default {FILTERS}"
+        "--bits", type=runs.whole(2, 8), default=8, help="of weights and activations, 2 to 8, default 8"
     )
-    parser.add_argument("--dense", type=int, nargs="+", help=f"hidden neurons, one number or two, default {DENSE}")
-    parser.add_argument("--epochs", type=int, help=f"default {EPOCHS}; with the small generated file {SMALL_EPOCHS}")
-    parser.add_argument("--epoch-frames", type=int, help="frames of an epoch, default the whole training part")
-    parser.add_argument("--batch-size", type=int, help="default 128, on CUDA 512")
-    parser.add_argument("--lr", type=float, help="learning rate of Adam at the start, default 1e-3, on CUDA 2e-3")
+    parser.add_argument(
+        "--filters",
+        type=runs.whole(1, 65536),
+        nargs="+",
+        help=f"of the convolutions, one number or seven, default {FILTERS}",
+    )
+    parser.add_argument(
+        "--dense", type=runs.whole(1, 65536), nargs="+", help=f"hidden neurons, one number or two, default {DENSE}"
+    )
+    parser.add_argument(
+        "--epochs", type=runs.count, help=f"default {EPOCHS}; with the small generated file {SMALL_EPOCHS}"
+    )
+    parser.add_argument("--epoch-frames", type=runs.count, help="frames of an epoch, default the whole training part")
+    parser.add_argument("--batch-size", type=runs.count, help="default 128, on CUDA 512")
+    parser.add_argument(
+        "--lr", type=runs.positive, help="learning rate of Adam at the start, default 1e-3, on CUDA 2e-3"
+    )
     parser.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
     parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order; the split is fixed")
+    parser.add_argument("--seed", type=runs.whole(0), default=0, help="of weights and order; the split is fixed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--save-every", type=int, metavar="STEPS", help="between two last.pt, default 200, CUDA 1000")
+    parser.add_argument(
+        "--save-every", type=runs.count, metavar="N", help="steps between two last.pt, default 200, CUDA 1000"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
-    parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
+    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument(
+        "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, half precision, + JSON"
+    )
     args = parser.parse_args(argv)
-    for name, value in DEFAULTS["cuda" if args.device.startswith("cuda") else "cpu"].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if not 2 <= args.bits <= 8:
-        parser.error("--bits lies between 2 and 8")
-    if min(args.batch_size, args.save_every) < 1 or args.lr <= 0:
-        parser.error("--batch-size, --save-every and --lr must be positive")
-    if any(value is not None and value < 1 for value in (args.epochs, args.epoch_frames)):
-        parser.error("--epochs and --epoch-frames must be positive")
+    runs.fill_in(args, DEFAULTS["cuda" if args.device.startswith("cuda") else "cpu"])
     if args.checkpoint and (args.filters or args.dense):
         parser.error("the network of --checkpoint has its own widths: leave out --filters and --dense")
-    if args.save_weights and args.save_weights.suffix != ".pt":
-        parser.error("--save-weights takes a name that ends in .pt; the JSON is written beside it")
     args.filters, args.dense = (w[0] if w and len(w) == 1 else w for w in (args.filters, args.dense))
     return args
 

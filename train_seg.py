@@ -33,7 +33,7 @@ from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import speed_up
 from models.rebuild import rebuild
-from utils import checkpoint, release
+from utils import checkpoint, release, runs
 from utils.evaluation import evaluate, recalibrate, report
 from utils.runs import (
     RunError,
@@ -69,32 +69,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="start from this network instead of new weights")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
     parser.add_argument("--mirror", action="store_true", help="augment by flips in frequency, add no carriers")
-    parser.add_argument("--epochs", type=int, help=f"default {_defaults('epochs')}")
-    parser.add_argument("--batch-size", type=int, help=f"for each process, default {_defaults('batch_size')}")
-    parser.add_argument("--lr", type=float, help=f"highest learning rate, default {_defaults('lr')}")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation; the split is fixed")
+    parser.add_argument("--epochs", type=runs.count, help=f"default {_defaults('epochs')}")
+    parser.add_argument("--batch-size", type=runs.count, help=f"for each process, default {_defaults('batch_size')}")
+    parser.add_argument("--lr", type=runs.positive, help=f"highest learning rate, default {_defaults('lr')}")
+    parser.add_argument(
+        "--seed", type=runs.whole(0), default=0, help="of weights, order and augmentation; the split is fixed"
+    )
     parser.add_argument("--pretrained-backbone", action="store_true", help="torchvision's ImageNet weights")
     parser.add_argument("--aux-loss", action="store_true", help="DeepLabV3's second head, its loss weighted .5")
-    parser.add_argument("--train-on-combined", type=float, default=0.0, metavar="SHARE", help="of LTE_NR, 0 to 1")
-    parser.add_argument("--save-every", type=int, metavar="STEPS", help="between two last.pt, default 200, CUDA 1000")
+    parser.add_argument(
+        "--train-on-combined", type=runs.real(0, 1), default=0.0, metavar="SHARE", help="of LTE_NR, 0 to 1"
+    )
+    parser.add_argument(
+        "--save-every", type=runs.count, metavar="N", help="steps between two last.pt, default 200, CUDA 1000"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
+    parser.add_argument(
+        "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, half precision, + JSON"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
+    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
     on_cuda = args.device.startswith("cuda")
     defaults = PRESETS[args.preset] | {"save_every": 1000 if on_cuda else 200}
     if on_cuda and args.preset == "default":
         defaults |= ON_CUDA
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if min(args.epochs, args.batch_size, args.save_every) < 1 or args.lr <= 0:
-        parser.error("--epochs, --batch-size, --save-every and --lr must be positive")
+    runs.fill_in(args, defaults)
     if args.batch_size == 1 and args.model.startswith("deeplabv3"):
         parser.error("--batch-size must be 2 or more: batch norm behind DeepLabV3's image pooling needs two frames")
-    if args.save_weights and args.save_weights.suffix != ".pt":
-        parser.error("--save-weights takes a name that ends in .pt; the JSON is written beside it")
     return args
 
 

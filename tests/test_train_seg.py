@@ -308,7 +308,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, tmp_path, cap
         ([*options, *out, "--device", "nothing"], "nothing"),
         ([*options, *out, "--aux-loss"], "auxiliary head"),
         ([*options, *out, "--model", "deeplabv3_resnet50", "--checkpoint", str(whole / "best.pt")], "not a deeplab"),
-        ([*options, *out, "--train-on-combined", "2"], "0 to 1"),
         ([*further, str(tmp_path / "missing.pt")], "missing.pt"),
         ([*further, str(tmp_path / "text.pt")], "text.pt"),
         ([*further, str(tmp_path / "other.pt")], "not a segmentation network"),

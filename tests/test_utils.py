@@ -369,6 +369,23 @@ def test_the_first_signal_is_a_wish_and_the_second_an_order():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--count=0", "--count=1.5", "--positive=0", "--positive=nan", "--positive=inf", "--share=1.1", "--share=x"]
+    + ["--bits=9", "--count=9999999999999", "--file=weights.pth"],
+)
+def test_an_option_out_of_range_is_named_and_ends_with_exit_code_2(option, capsys):
+    parser = argparse.ArgumentParser()
+    kinds = {"count": runs.count, "positive": runs.positive, "share": runs.real(0, 1), "bits": runs.whole(2, 8)}
+    for name, kind in (kinds | {"file": runs.weights_file}).items():
+        parser.add_argument(f"--{name}", type=kind)
+    good = parser.parse_args(["--count=3", "--positive=.5", "--share=1", "--bits=2", "--file=a.pt"])
+    assert good == argparse.Namespace(count=3, positive=0.5, share=1.0, bits=2, file=Path("a.pt"))
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args([option])
+    assert stop.value.code == 2 and f"argument {option.partition('=')[0]}: " in capsys.readouterr().err
+
+
 def test_a_config_has_plain_options_facts_and_the_command_and_a_resumed_run_may_change_some():
     args = argparse.Namespace(lr=0.1, out=Path("runs/x"), more_frames=[Path("a"), Path("b")], student=None)
     config = runs.config_of(args, training_frames=7)

@@ -41,6 +41,50 @@ class RunError(ValueError):
     """A run that can't start or go on as asked; the message names the fault and the remedy."""
 
 
+# ---- what an option may be -------------------------------------------------------------------------------------------
+# Types for argparse, which names the option in its message and ends with exit code 2.
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A whole number from `least` to `most`."""
+    return _within(int, "whole number", least, most)
+
+
+def real(least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> Callable[[str], float]:
+    """A finite number from `least` to `most` and, where it is given, greater than `above`."""
+    return _within(float, "number", least, most, above)
+
+
+def weights_file(text: str) -> Path:
+    """A name for shipped weights; their JSON is written beside them."""
+    if not text.endswith(".pt"):
+        raise argparse.ArgumentTypeError(f"{text} does not end in .pt")
+    return Path(text)
+
+
+def _within(kind, name, least, most, above=-math.inf):
+    def parse(text: str):
+        value = kind(text)  # argparse says which option has no number
+        if not (math.isfinite(value) and least <= value <= most and value > above):
+            limits = [f"above {above:g}"] * (above > -math.inf) + [f"from {least:g}"] * (least > -math.inf)
+            limits += [f"to {most:g}"] * (most < (2**31 - 1 if kind is int else math.inf))
+            raise argparse.ArgumentTypeError(f"{text} is no {name} {' '.join(limits)}".rstrip())
+        return value
+
+    parse.__name__ = name
+    return parse
+
+
+count, positive = whole(1), real(above=0)
+
+
+def fill_in(args: argparse.Namespace, defaults: dict) -> None:
+    """Set the options that were not given: those that are None."""
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
 def config_of(args: argparse.Namespace, **facts) -> dict:
     """What config.json holds: every option as a plain value (a path as text), then `facts`, then the command line."""
 
