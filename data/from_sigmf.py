@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, exit_code
 from data.hdf4 import read_raster, write_raster
 from data.recording import Frame
 from data.recording_formats import Recording, open_recording
@@ -128,34 +128,31 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None):
+def main(argv=None) -> int:
     args = parse_args(argv)
-    try:
-        recordings = [open_recording(path) for path in args.recordings]
-        names = Counter(recording.path.name for recording in recordings)
-        for recording in recordings:
-            if names[recording.path.name] > 1:
-                raise DataError(f"{recording.path}: another recording has this name; rename one of them")
-            annotations_of(recording)
-        if label_values(args.folder) - set(ORDER):
-            raise DataError(f"{args.folder}: holds frames of another set; choose another folder")
-        counts = Counter()
-        for recording in recordings:
-            if not annotations_of(recording):
-                print(f"{recording.path}: has no annotation, so all of it is taught as noise")
-            counts += write_frames(recording, args.folder, args.most)
-        if label_values(args.folder) == {NOISE, UNKNOWN}:
-            raise DataError(f"{args.folder}: has unknown but no LTE or NR, so 255 would be LTE; add a recording of one")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again", file=sys.stderr)
-        return 130
+    return exit_code(lambda: convert(args.recordings, args.folder, args.most))
+
+
+def convert(paths: list[Path], folder: Path, most: int) -> None:
+    """Write frames of annotated recordings to a folder, at most so many of each, and print what they show."""
+    recordings = [open_recording(path) for path in paths]
+    names = Counter(recording.path.name for recording in recordings)
+    for recording in recordings:
+        if names[recording.path.name] > 1:
+            raise DataError(f"{recording.path}: another recording has this name; rename one of them")
+        annotations_of(recording)
+    if label_values(folder) - set(ORDER):
+        raise DataError(f"{folder}: holds frames of another set; choose another folder")
+    counts = Counter()
+    for recording in recordings:
+        if not annotations_of(recording):
+            print(f"{recording.path}: has no annotation, so all of it is taught as noise")
+        counts += write_frames(recording, folder, most)
+    if label_values(folder) == {NOISE, UNKNOWN}:
+        raise DataError(f"{folder}: has unknown but no LTE or NR, so 255 would be LTE; add a recording of one")
     pixels = counts.total() - counts["frames"]
     shares = ", ".join(f"{name} {100 * counts[value] / pixels:.1f} %" for name, value in SHOWN.items())
-    print(f"{counts['frames']} pictures in {args.folder}; of their pixels {shares}")
-    return 0
+    print(f"{counts['frames']} pictures in {folder}; of their pixels {shares}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, exit_code
 from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, create_file
 
 # For scripts that are given no file, see `default_file`. Numbers are frames of each class at each SNR.
@@ -435,16 +435,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
+
+    def work() -> None:
         generate(args.file, args.frames_per_cell, args.seed, args.workers, args.delay_spread)
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped; run the same command again to complete {args.file}", file=sys.stderr)
-        return 130
-    print(f"{CELLS * args.frames_per_cell} frames in {args.file}")
-    return 0
+        print(f"{CELLS * args.frames_per_cell} frames in {args.file}")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from PIL import Image
 from torchvision.datasets import VisionDataset
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, exit_code
 from data.download import extract, fetch
 from data.hdf4 import read_raster
 
@@ -358,18 +358,14 @@ def main(argv=None) -> int:
     parser.add_argument("directory", metavar="DIR", help="folder of the set")
     parser.add_argument("--url", default=URL, help="a mirror of the archive (.tar.gz); default: %(default)s")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         if args.action == "download":
             print(f"{args.directory} holds {len(download(args.directory, args.url)):,} frames")
         else:
             print(check(args.directory))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data import DataError
+from data import DataError, exit_code
 from data.frames import labelled_frame
 from data.hdf4 import write_raster
 from data.spectrogram import FRAME_SAMPLES, LABELS, SAMPLE_RATE, spectrogram_image
@@ -182,16 +182,12 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     counts = {"NR": args.nr, "LTE": args.lte, "LTE_NR": args.combined, "FIELD": args.field, "OTHER": args.other}
-    try:
+
+    def work() -> None:
         generate(args.directory, counts, args.seed, args.workers, args.keep_iq)
-    except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped; run the same command again to complete {args.directory}", file=sys.stderr)
-        return 130
-    print(f"{sum(counts.values())} frames in {args.directory}")
-    return 0
+        print(f"{sum(counts.values())} frames in {args.directory}")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -325,13 +325,18 @@ def _scale_bar(canvas, draw, palette, scale, corner):
 # ---- charts and tables ----------------------------------------------------------------------------------------------
 
 
+def _canvas(width, height, title):
+    """A white picture with a margin of 8 pixels and a title, and the pen for it."""
+    canvas = Image.new("RGB", (width + 8, height + 8), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((4, 4), title, fill="black")
+    return canvas, draw
+
+
 def confusion_picture(matrix: torch.Tensor, names: Sequence[str], title: str = "") -> Image.Image:
     """Rows of an int (C, C) matrix as percentages of the true class; an absent class has dashes."""
     cell, left, top = 96, 80, 56
-    size = len(names) * cell
-    canvas = Image.new("RGB", (left + size + 8, top + size + 8), "white")
-    draw = ImageDraw.Draw(canvas)
-    draw.text((4, 4), title, fill="black")
+    canvas, draw = _canvas(left + len(names) * cell, top + len(names) * cell, title)
     draw.text((left, 22), "predicted", fill="black")
     draw.text((4, top - 18), "true", fill="black")
     for i, name in enumerate(names):
@@ -447,10 +452,7 @@ def bars(names: Sequence[str], columns: dict[str, Sequence[float]]) -> Image.Ima
 def percent_matrix(counts: torch.Tensor, names: Sequence[str], title: str = "") -> Image.Image:
     """Rows of an int (C, C) confusion matrix as percentages of the true class; shares below 1 % have no number."""
     cell, left, top = 30, 80, 100
-    size = len(names) * cell
-    canvas = Image.new("RGB", (left + size + 8, top + size + 8), "white")
-    draw = ImageDraw.Draw(canvas)
-    draw.text((4, 4), title, fill="black")
+    canvas, draw = _canvas(left + len(names) * cell, top + len(names) * cell, title)
     draw.text((4, 20), "rows true, columns predicted, % of the row", fill="black")
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # (C, C)
     for i, name in enumerate(names):
