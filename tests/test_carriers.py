@@ -113,6 +113,19 @@ def test_a_row_from_before_the_proof_joins_the_proven_one():
     assert len(join(unproven)) == 2
 
 
+def test_rows_of_one_cell_with_other_edges_are_one_carrier():
+    def proven(lower, upper, start, center, count=10, **cut):
+        cell = {"LTE 5": {"cell_id": 5, "center_hz": center * 1e6, "words": "cell 5 FDD"}}
+        return carrier("LTE", lower, upper, start, count, ground="cell", evidence="cell 5 FDD", cells=cell, **cut)
+
+    half = proven(10, 11, 30, 11.0, cut_below=True)
+    (row,) = join([half, proven(10, 12, 0, 11.01, count=30, cut_below=True, cut_above=True)])
+    assert (row.lower_hz, row.upper_hz, row.cut_below, row.cut_above) == (10e6, 12e6, True, True)
+    assert (row.runs, row.seen, row.evidence) == ([[0, 40]], 2, "cell 5 FDD")
+    assert len(join([proven(10, 12, 0, 11.0), proven(20, 22, 10, 21.0)])) == 2  # another carrier of the same identity
+    assert len(join([proven(10, 12, 0, 11.0), proven(9, 11, 5, 11.0)])) == 2  # both at the same time
+
+
 def test_carriers_come_once_and_go_after_a_second_without_them():
     tracker, rows, rate = Tracker(Calibration(), with_samples=True), [], 250.0  # 10 samples a frame of 40 ms
     cell = {"ground": "cell", "evidence": "cell 5", "cells": {"LTE 5": {"cell_id": 5, "words": "cell 5"}}}

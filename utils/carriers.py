@@ -26,7 +26,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.evidence import WEAKEST_DB, Evidence, FrameEvidence, Proofs, apart, cells_plain, judge, nothing_there
+from data.evidence import (
+    SAME_CENTER_HZ,
+    WEAKEST_DB,
+    Evidence,
+    FrameEvidence,
+    Proofs,
+    apart,
+    cells_plain,
+    judge,
+    nothing_there,
+)
 from data.lte_nr import LTE_RB, standard_channels
 from data.spectrogram import HZ_PER_PIXEL, SIZE
 from data.spectrum_sensing import CLASSES
@@ -463,15 +473,21 @@ def merge(carriers: list[Carrier], found: list[Carrier]) -> None:
 def join(carriers: list[Carrier]) -> list[Carrier]:
     """Put rows together that are one carrier's by their mean edges and never appeared at the same time.
 
-    A carrier whose evidence came late had another name before. That row goes into the row with the better ground.
+    A carrier whose evidence came late had another name before. That row goes into the row with the better ground. Rows
+    of one cell with other edges are one carrier, too, as where it fills the capture; the longer row's edges stay.
     """
     rows = []
     for new in sorted(carriers, key=lambda carrier: (GROUNDS.index(carrier.ground), -carrier.weight)):
-        old = next((row for row in rows if _joins(row, new) and not _meet(row.runs, new.runs)), None)
-        if old is None:
-            rows.append(new)
-        else:
+        apart = [row for row in rows if not _meet(row.runs, new.runs)]
+        if old := next((row for row in apart if _joins(row, new)), None):
             _absorb(old, new)
+        elif old := next((row for row in apart if _of_one_cell(row, new)), None):
+            edges = {name: getattr(old, name) for name in ("lower_hz", "upper_hz", "cut_below", "cut_above")}
+            _absorb(old, new)
+            for name, value in edges.items():
+                setattr(old, name, value)
+        else:
+            rows.append(new)
     return rows
 
 
@@ -504,6 +520,13 @@ def _joins(old: Carrier, new: Carrier) -> bool:
 
 def _same(a: Carrier, b: Carrier) -> bool:
     return (a.technology, a.absolute) == (b.technology, b.absolute) and _near(a, b)
+
+
+def _of_one_cell(a: Carrier, b: Carrier) -> bool:
+    """Whether both rows were proven by one cell: the same identity at the same centre."""
+    common = a.cells.keys() & b.cells.keys()
+    distances = [abs(a.cells[cell]["center_hz"] - b.cells[cell]["center_hz"]) for cell in common]
+    return a.absolute == b.absolute and min(distances, default=np.inf) < SAME_CENTER_HZ
 
 
 def _near(a: Carrier, b: Carrier) -> bool:
