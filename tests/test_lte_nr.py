@@ -321,7 +321,7 @@ def test_a_folded_carrier_is_labelled_where_its_energy_is():
         band, center = Band(), float(rng.uniform(-33e6, 33e6))
         low, high = (bin_of(center + side) for side in (-2e6, 2e6))
         band.spectrum[low:high] = 1
-        seen, _ = _narrow_capture(band, [{"technology": "LTE", "center_hz": center, "bandwidth_hz": 4e6}], rng)
+        seen, _ = _narrow_capture([band], [{"technology": "LTE", "center_hz": center, "bandwidth_hz": 4e6}], rng)
         labelled = np.zeros(FRAME_SAMPLES, bool)
         for carrier in seen:
             half = carrier["bandwidth_hz"] / 2
@@ -344,7 +344,7 @@ def test_a_narrow_capture_is_filled_up_at_about_its_own_floor_and_at_its_own_edg
     for _ in range(80):
         band = Band()
         band.spectrum[:] = 1
-        _, floor = _narrow_capture(band, [{"technology": "NR", "center_hz": 4e6, "bandwidth_hz": 10e6}], rng)
+        _, floor = _narrow_capture([band], [{"technology": "NR", "center_hz": 4e6, "bandwidth_hz": 10e6}], rng)
         received = band.spectrum.reshape(4096, -1).real.min(1) > 0  # of the floor's points, those received in whole
         assert len(np.unique(floor)) == 2
         assert np.count_nonzero((floor == 0) != received) <= 2
