@@ -335,15 +335,17 @@ def prefix_detection() -> str:
 
 
 def cell_false_alarms() -> str:
-    """Of the first seed, and the highest statistic of all seeds."""
+    """Of the first seed, and the highest statistic of all seeds; the aligned searches have one seed."""
     files = [read(path.relative_to(ROOT)) for path in sorted((ROOT / RESULTS / "cell_search").glob("trials*.json"))]
+    tried = {technology: [file["false_alarms"][technology] for file in files] for technology in ("LTE", "NR")}
+    tried |= {search: [found] for search, found in read(RESULTS / "cell_search/aligned.json")["false_alarms"].items()}
     rows = []
-    for technology in ("LTE", "NR"):
-        for kind, first in files[0]["false_alarms"][technology].items():
-            every = [file["false_alarms"][technology][kind] for file in files]
+    for search, tables in tried.items():
+        for kind, first in tables[0].items():
+            every = [found[kind] for found in tables]
             counts = [f"{sum(one[key] for one in every):,}" for key in ("draws", "above_threshold")]
             highest = max(one["highest"] for one in every)
-            rows.append([technology, kind, *counts, f"{highest:.1f}", f"{first['rate_at_threshold']:.1e}"])
+            rows.append([search, kind, *counts, f"{highest:.1f}", f"{first['rate_at_threshold']:.1e}"])
     return table(["search", "emission or event", "draws", "above threshold", "highest", "rate"], rows)
 
 
