@@ -167,6 +167,7 @@ def test_more_frames_teach_without_labels_as_well(options, tmp_path):
     assert json.loads((tmp_path / "run/config.json").read_text())["training_frames"] == 16 + 1
 
 
+@pytest.mark.slow
 def test_the_second_generation_starts_anew_and_is_taught_by_the_first(options, tmp_path, monkeypatch):
     taught_by, started_as = [], []
 

@@ -206,7 +206,16 @@ def test_a_cell_in_a_band_wider_than_any_lte_channel_gets_its_own_channel_and_th
     assert any(other["technology"] == "other" and other["upper_hz"] - CENTER > 10e6 for other in rows)
 
 
-@pytest.mark.parametrize("emission", ["802.11", "DVB-T", "noise", "drone", "chirps"])
+@pytest.mark.parametrize(
+    "emission",
+    [
+        pytest.param("802.11", marks=pytest.mark.slow),
+        pytest.param("DVB-T", marks=pytest.mark.slow),
+        "noise",
+        "drone",
+        "chirps",
+    ],
+)
 def test_what_is_neither_is_other_whatever_the_network_says(find, emission):
     time = np.arange(COUNT) / RATE
     samples = {

@@ -109,6 +109,7 @@ def test_frames_of_an_earlier_call_go_and_many_are_thinned_out(tmp_path, capsys)
     assert split(find_frames(write_frames(tmp_path / "set", {"NR": 8, "LTE": 8})), more=frames)["train"][-5:] == frames
 
 
+@pytest.mark.slow
 def test_round_trip_segment_correct_train_segment(tmp_path, small_frames_dir, untrained, monkeypatch):
     """What the network calls NR is corrected to LTE by hand; the network trained on that calls it LTE."""
     meta = record(tmp_path, [], seconds=0.12)

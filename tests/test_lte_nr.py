@@ -353,6 +353,7 @@ def test_a_narrow_capture_is_filled_up_at_about_its_own_floor_and_at_its_own_edg
     assert 0.01 < np.mean(np.array(steps) < -3) < 0.12
 
 
+@pytest.mark.slow
 def test_some_nr_carriers_of_the_field_send_no_ss_pbch_block():
     """Such as a secondary carrier; the others' first burst may still come after the frame's end."""
     rng = np.random.default_rng(2)

@@ -67,6 +67,7 @@ def test_the_quick_level_range_agrees_with_the_full_one(family):
     assert quick[0] == pytest.approx(full[0], abs=15)
 
 
+@pytest.mark.slow
 def test_the_quick_level_range_is_that_of_zero_padded_transforms():
     iq, _ = make_frame("FIELD", 5, 0)
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(256) / 255)).astype(np.float32)

@@ -131,6 +131,7 @@ for module, name, count in places:
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_inside_and_between_epochs_ends_like_one_that_was_not(options, whole, tmp_path):
     folder = tmp_path / "run"
     argv = [*options, "--out", str(folder), "--resume", "--save-every", "2"]
