@@ -29,23 +29,19 @@ from tqdm import tqdm
 
 from data import DataError
 from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
-from data.radioml import MODULATIONS, batches, fingerprint, open_cache, open_frames, resident, split
+from data.radioml import batches, fingerprint, open_cache, open_frames, resident, split
 from models import ModelError
 from models.rebuild import rebuild
-from models.vgg10 import VGG10, from_checkpoint, to_checkpoint
+from models.vgg10 import VGG10, from_checkpoint
 from utils import checkpoint
-from utils.evaluation import amc_accuracy, report_amc
+from utils.evaluation import amc_accuracy, describe_amc, report_amc
 from utils.pruning_masks import Pruned, apply_masks, nonzero_masks
 from utils.runs import RunError, StopSignal, command, config_of, cut_log, decisive, join_processes, log, run, start
-from utils.training import CapturedStep, LossReader, Progress, bf16_autocast, epoch_rows, falling_rate
+from utils.training import CapturedStep, LossReader, Progress, bf16_autocast, epoch_rows, falling_rate, set_amc_defaults
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
 EPOCHS, SMALL_EPOCHS = 20, 8  # default of --epochs: for a file of the user's, and for the small generated one
 FILTERS, DENSE = 64, 128  # the challenge's network
-DEFAULTS = {  # by --device
-    "cpu": {"batch_size": 128, "lr": 1e-3, "save_every": 200},
-    "cuda": {"batch_size": 512, "lr": 2e-3, "save_every": 1000},
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,9 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     args = parser.parse_args(argv)
-    for name, value in DEFAULTS["cuda" if args.device.startswith("cuda") else "cpu"].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    set_amc_defaults(args)
     if not 2 <= args.bits <= 8:
         parser.error("--bits lies between 2 and 8")
     if min(args.batch_size, args.save_every) < 1 or args.lr <= 0:
@@ -167,7 +161,7 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
     def save_last() -> None:  # the order of frames follows from seed and epoch; nothing else is random
         inner = {"masks": masks, "history": history}
         inner |= {"optimizer": optimizer.state_dict(), "progress": asdict(progress)}
-        checkpoint.save(args.out / "last.pt", saved(network, args.seed) | inner)
+        checkpoint.save(args.out / "last.pt", describe_amc(network, args.seed) | inner)
 
     with StopSignal() as stop:
         while progress.epochs < args.epochs:
@@ -200,18 +194,13 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
             accuracy = amc_accuracy(network, frames, parts["validation"], device)
             if progress.end_epoch(accuracy):
                 chosen = {"epoch": progress.epochs, "validation": accuracy, "history": [*history, command()]}
-                checkpoint.save(args.out / "best.pt", saved(network, args.seed) | chosen)
+                checkpoint.save(args.out / "best.pt", describe_amc(network, args.seed) | chosen)
             line = {"epoch": progress.epochs, "loss": mean_loss}
             line |= {"lr": optimizer.param_groups[0]["lr"], "validation": accuracy}
             log(args.out, **line, frames_per_second=round(speed, 1))
             print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
             save_last()
     return True
-
-
-def saved(network: VGG10, seed: int) -> dict:
-    """A network as models.vgg10.from_checkpoint reads it, and where it comes from."""
-    return to_checkpoint(network) | {"classes": list(MODULATIONS), "seed": seed, "command": command()}
 
 
 if __name__ == "__main__":

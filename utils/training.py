@@ -20,6 +20,7 @@ bfloat16, the step as one CUDA graph, and batch norm's statistics.
 Torch and numpy only.
 """
 
+import argparse
 import gc
 import math
 import warnings
@@ -132,6 +133,19 @@ class Progress:
         self.waited += 1
         self.drops += self.waited % DROP_AFTER == 0
         return False
+
+
+AMC_DEFAULTS = {  # of scripts that train modulation networks, by --device
+    "cpu": {"batch_size": 128, "lr": 1e-3, "save_every": 200},
+    "cuda": {"batch_size": 512, "lr": 2e-3, "save_every": 1000},
+}
+
+
+def set_amc_defaults(args: argparse.Namespace) -> None:
+    """Fill in the options of AMC_DEFAULTS that the user left out, for args.device."""
+    for name, value in AMC_DEFAULTS["cuda" if args.device.startswith("cuda") else "cpu"].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def native_bf16(device: str | torch.device) -> bool:
