@@ -49,7 +49,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-file", type=Path, help=f"HDF5; default {' or '.join(KNOWN_FILES)} if there, else made")
     parser.add_argument("--out", type=Path, default=Path("runs/amc"), help="run folder, default runs/amc")
     parser.add_argument("--checkpoint", type=Path, help="start from this network; weights that are zero stay zero")
-    parser.add_argument("--bits", type=int, default=8, help="of weights and activations, 2 to 8, default 8")
+    parser.add_argument(
+        "--bits", type=int, help="of weights and activations, 2 to 8; default those of --checkpoint, or 8"
+    )
     parser.add_argument(
         "--filters", type=int, nargs="+", help=f"of the convolutions, one number or seven, default {FILTERS}"
     )
@@ -68,7 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
     args = parser.parse_args(argv)
     set_amc_defaults(args)
-    if not 2 <= args.bits <= 8:
+    if args.bits is not None and not 2 <= args.bits <= 8:
         parser.error("--bits lies between 2 and 8")
     if min(args.batch_size, args.save_every) < 1 or args.lr <= 0:
         parser.error("--batch-size, --save-every and --lr must be positive")
@@ -86,15 +88,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     _, _, device = join_processes(args.device)
 
-    # Data: the input layer rounds samples to codes of these bits, so a cache beside the file holds the codes already
+    # Network with the masks of its zeros, and progress: from last.pt if the run goes on
     args.data_file = args.data_file or default_file(args.workers)
     args.epochs = args.epochs or (SMALL_EPOCHS if args.data_file == SMALL_FILE else EPOCHS)
-    frames = open_cache(open_frames(args.data_file), args.bits)
-    parts = split(frames)
-    counts = ", ".join(f"{len(rows)} of {name}" for name, rows in parts.items())
-    print(f"{args.data_file}: {counts} frames; {args.epochs} epochs at {args.bits} bits", flush=True)
-
-    # Network with the masks of its zeros, and progress: from last.pt if the run goes on
+    source = open_frames(args.data_file)
     torch.manual_seed(args.seed)
     last = args.out / "last.pt"
     before = checkpoint.load(last) if args.resume and last.exists() else None
@@ -102,18 +99,18 @@ def main(argv: list[str] | None = None) -> int:
         model, history = Pruned(rebuild(before), before["masks"]), before["history"]
         progress = Progress(**before["progress"])
     else:
-        network, history = VGG10(args.bits, filters=args.filters or FILTERS, dense=args.dense or DENSE), []
-        if args.checkpoint:
-            data = checkpoint.load(args.checkpoint)
-            network = from_checkpoint(data).requantised(args.bits)
-            history = data.get("history", [data["command"]] if "command" in data else [])
-        if args.learned_steps:
-            network.learn_weight_steps()
+        network, history = new_network(args)
         model, progress = Pruned(network, nonzero_masks(network.weights())), Progress()
     model = model.to(device)
     optimizer = torch.optim.Adam(model.network.parameters(), args.lr, fused=device.type in ("cpu", "cuda"))
     if before:
         optimizer.load_state_dict(before["optimizer"])
+
+    # Data: the input layer rounds samples to codes of its bits, so a cache beside the file holds the codes already
+    frames = open_cache(source, model.network.input.bits)
+    parts = split(frames)
+    counts = ", ".join(f"{len(rows)} of {name}" for name, rows in parts.items())
+    print(f"{args.data_file}: {counts} frames; {args.epochs} epochs at {model.network.bits} bits", flush=True)
 
     # The run's folder: written only now that everything could be read and built
     config = config_of(args, training_frames=len(parts["train"]), data=fingerprint(frames))
@@ -129,13 +126,27 @@ def main(argv: list[str] | None = None) -> int:
     best = checkpoint.load(args.out / "best.pt")
     if args.save_weights:  # what is reported is then what that file holds
         best["state_dict"] = checkpoint.halve(best["state_dict"])
-    facts = {"trained_by": best["command"], "commands": best["history"], "bits": args.bits, "seed": args.seed}
+    facts = {"trained_by": best["command"], "commands": best["history"], "bits": model.network.bits, "seed": args.seed}
     facts |= {"validation": best["validation"], "epoch": best["epoch"], "epochs": args.epochs}
     facts = report_amc({"test": rebuild(best).to(device)}, frames, parts["test"], device, facts, args.out)
     if args.save_weights:
         checkpoint.save_weights(args.save_weights, best, facts)
         print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e3:.0f} kB")
     return 0
+
+
+def new_network(args: argparse.Namespace) -> tuple[VGG10, list[str]]:
+    """The network to train, and the commands that made it: new, or that of --checkpoint, which keeps its widths."""
+    if args.checkpoint:
+        data = checkpoint.load(args.checkpoint)
+        network = from_checkpoint(data)
+        network = network.requantised(args.bits) if args.bits else network.train()
+        history = data.get("history", [data["command"]] if "command" in data else [])
+    else:
+        network, history = VGG10(args.bits or 8, filters=args.filters or FILTERS, dense=args.dense or DENSE), []
+    if args.learned_steps:
+        network.learn_weight_steps()
+    return network, history
 
 
 def train(args, model: Pruned, history: list[str], optimizer, progress: Progress, frames, parts: dict) -> bool:

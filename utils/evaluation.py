@@ -340,7 +340,8 @@ class KeptLogits:
             order: rows of the frames in these batches, in their order.
         """
         places = torch.from_numpy(np.searchsorted(self.rows, order)).to(self.logits.device)
-        for (x, label), place in zip(pairs, places.split(batch_size), strict=True):
+        parts = places.split(batch_size) if len(order) else ()  # none is left where a run goes on at an epoch's end
+        for (x, label), place in zip(pairs, parts, strict=True):
             yield x, label, self.logits[place].float()
 
 
