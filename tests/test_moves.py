@@ -11,9 +11,11 @@ import signal
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import feedback_magnitude_pruning as fmp
 from data.radioml import batches, open_cache, open_frames, split
+from models.fake_quant import QuantReLU
 from models.rebuild import rebuild
 from models.vgg10 import VGG10
 from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of
@@ -22,6 +24,7 @@ from utils.cost import challenge_score
 from utils.evaluation import Judge, KeptLogits, standard_error
 from utils.pruning_masks import MOVES, Cuts, Moves, Pruned, cost_of, feedback_of, nonzero_masks
 from utils.runs import RunError
+from utils.training import CapturedStep
 
 CUTS = Cuts("fmp", 2.0, 0.4, None, "lamp-cost")
 
@@ -323,15 +326,32 @@ def test_a_network_of_mixed_widths_goes_on_with_them_and_holds_what_the_teacher_
     assert goal == pytest.approx(0.01 * accuracy)
 
 
-def test_the_teacher_alone_can_teach(options, tmp_path):
-    argv = [*options, "--beta", "0", "--alpha", "1", "--budget", "1", "--threshold", "1", "--step-epochs", "1"]
+class NoReading(TorchDispatchMode):
+    """Refuses what a CUDA graph can't hold: asking the device for a number."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket is not torch.ops.aten._local_scalar_dense, "a number was read"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_teacher_alone_can_teach_in_a_step_that_a_graph_can_hold(options, tmp_path, monkeypatch):
+    class Strict(CapturedStep):
+        def __call__(self, *inputs):
+            with NoReading():
+                return self.function(*inputs)
+
     calls = []
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RunError, match="without any cut"):
-        patch.setattr(fmp, "pixel_kd", lambda *maps: (calls.append(maps), kd_losses.pixel_kd(*maps))[1])
+    monkeypatch.setattr(fmp, "CapturedStep", Strict)
+    monkeypatch.setattr(QuantReLU, "learning", True)  # on a CPU a layer reads its counter at each step
+    monkeypatch.setattr(fmp, "pixel_kd", lambda *maps: (calls.append(maps), kd_losses.pixel_kd(*maps))[1])
+    argv = [*options, "--beta", "0", "--alpha", "1", "--budget", "1", "--threshold", "1"]
+    with pytest.raises(RunError, match="without any cut"):
         fmp.main([*argv, "--out", str(tmp_path / "run")])
-    line = log_of(tmp_path / "run")[0]
     losses = [kd_losses.pixel_kd(*maps).item() for maps in calls]
-    assert len(calls) == 6 and line["loss"] == pytest.approx(np.mean(losses), rel=1e-5) and calls[0][2] == 2.0
+    assert len(calls) == 6 and log_of(tmp_path / "run")[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert all(temperature == 2.0 for _, _, temperature in calls)
+    with NoReading(), pytest.raises(AssertionError, match="a number was read"):
+        torch.ones(()).item()
 
 
 def test_moves_have_their_own_defaults_and_refuse_what_ends_at_a_failure():
