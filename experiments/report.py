@@ -88,6 +88,12 @@ def lines_of(name: str | Path) -> list[dict]:
     return [json.loads(line) for line in (ROOT / name).read_text().splitlines()]
 
 
+def widths(data: dict, between: str) -> str:
+    """The bits of a network's weights: one number, or the least and the most of ten layers."""
+    bits = data["bits"]
+    return f"{bits}" if isinstance(bits, int) else f"{min(bits)}{between}{max(bits)}"
+
+
 def share(value: float | None, digits: int = 3) -> str:
     """.882 for 0.882; "-" where a class or a set is absent."""
     return "-" if value is None else f"{value:.{digits}f}".removeprefix("0")
@@ -225,7 +231,7 @@ def modulation_summary() -> str:
     for title, name in MODULATION.items():
         data = read(name)
         cost, test = data["cost"], data["sets"]["test"]
-        row = [title, str(data["bits"]), share(test["accuracy"], 4), from_10_db(test), f"{cost['nonzero']:,}"]
+        row = [title, widths(data, " to "), share(test["accuracy"], 4), from_10_db(test), f"{cost['nonzero']:,}"]
         row += [f"{cost['weights'] / cost['nonzero']:.2f}x", f"{cost['score']:.5f}", machine(data)]
         rows.append(row)
     return table(titles, rows)
@@ -454,10 +460,10 @@ def about_train_amc() -> str:
 
 def about_pruning() -> str:
     data = read(MODULATION["pruned, 4 bits"])
-    test, cost, bits = data["sets"]["test"], data["cost"], data["bits"]
-    widths = f"{bits}" if isinstance(bits, int) else f"{min(bits)}- to {max(bits)}"  # one number of bits, or ten
+    test, cost = data["sets"]["test"], data["cost"]
     text = takes("feedback_magnitude_pruning.py", "The demo's pruning takes")
-    text += f"The shipped {widths}-bit network has {cost['nonzero']:,} of {cost['weights']:,} weights left, score "
+    text += f"The shipped {widths(data, '- to ')}-bit network has {cost['nonzero']:,} of {cost['weights']:,} "
+    text += "weights left, score "
     return text + f"{cost['score']:.5f}, and has accuracy {share(test['accuracy'], 4)}."
 
 
