@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     frames = resident(frames, device)
     judge = evaluation.Judge(frames, parts, device, state.goal, state.first_goal)
     taught = None
-    if args.alpha:
+    if args.alpha and not state.finished:
         teacher = from_checkpoint(checkpoint.load(args.teacher)).to(device)
         taught = evaluation.KeptLogits.of(teacher, open_cache(source, teacher.input.bits), parts["train"], device)
 
