@@ -125,6 +125,7 @@ def test_a_bit_less_leaves_the_codes_nearest_to_the_weights(learned):
         assert torch.equal(narrow.features[2].layer.weight, weight)
     else:
         grid = [1 - 0.05 * i for i in range(15)]
+        weight = weight.detach()
         clamped = (weight.clamp(-share * weight.abs().max(), share * weight.abs().max()) for share in grid)
         steps = [(w, w.abs().max() / 3) for w in clamped]
         assert errors[0] == pytest.approx(
@@ -223,17 +224,17 @@ def test_as_published_one_look_at_all_frames_decides(monkeypatch):
 
 def test_a_probe_measures_batch_norm_on_training_frames_and_accuracy_on_validation_frames(radioml_file):
     frames = open_cache(open_frames(radioml_file), 4)
-    parts = {name: rows[::4] for name, rows in split(frames).items()}
+    parts = {name: rows[::4][:128] for name, rows in split(frames).items()}
     network = VGG10(4, filters=4, dense=8)
     with torch.no_grad():
         network.features[0].norm.running_mean.fill_(7)
     judge = Judge(frames, parts, torch.device("cpu"), 0.5, 0.5)
     accuracy, error = judge.probe(network)
-    assert error == pytest.approx(max(math.sqrt(accuracy * (1 - accuracy) / 156), 1 / 156))
+    assert error == pytest.approx(max(math.sqrt(accuracy * (1 - accuracy) / 128), 1 / 128))
     x = frames.samples(parts["train"])
     with torch.no_grad():
         seen = network.features[0].layer(network.input(x).unsqueeze(2))
-        assert torch.allclose(network.features[0].norm.running_mean, seen.mean((0, 2, 3)), atol=2e-2)
+        assert torch.allclose(network.features[0].norm.running_mean, seen.mean((0, 2, 3)), atol=1e-4)
         right = (
             network.eval()(frames.samples(parts["validation"])).argmax(1).numpy() == frames.labels[parts["validation"]]
         )
