@@ -40,7 +40,7 @@ RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are m
 BATCH = {"cpu": 16, "cuda": 128}  # spectrograms
 AMC_BATCH = {"cpu": 128, "cuda": 8192}  # of 1024 samples
 PROBE_FRAMES = 4096  # of modulations: validation frames of a probe, see Judge
-PROBE_RECALIBRATION = 2048  # and training frames that it measures batch norm's statistics on
+PROBE_RECALIBRATION = 1024  # and training frames that it measures batch norm's statistics on
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # pictures uint8 (B, 3, H, W) -> class numbers (B, H, W)
 
