@@ -3,12 +3,14 @@
     python feedback_magnitude_pruning.py                                   # prunes weights/amc_baseline.pt: 15 minutes
     python feedback_magnitude_pruning.py --data-file FILE.hdf5 --checkpoint runs/amc/best.pt --out runs/fmp
     python feedback_magnitude_pruning.py --data-file FILE.hdf5 --score lamp --p 0.4 --resume   # goes on if interrupted
+    python feedback_magnitude_pruning.py --data-file FILE.hdf5 --moves --p .3 --alpha 1 --schedule cosine  # cheapest
 
 FILE.hdf5 is RadioML 2018.01A, or python -m data.modulations FILE.hdf5; without it a small file is made. train_amc.py
 trains networks for --checkpoint. IMP (iterative magnitude pruning, Han 2015, arXiv:1506.02626) prunes a share p of the
 remaining weights, trains until the accuracy on validation is back, and repeats this until it fails. FMP (Krzyston,
 Rajagopal and Reynolds 2022) then goes back to the last good network, divides p by n, and goes on until p is below
 --min-p. The accuracy to reach is .942 of that of --checkpoint: the challenge asks for .56 where its baseline has .595.
+With --moves feedback chooses each cut: a share of the weights or filters, or a bit of a layer (utils/pruning_masks.py).
 A "step" is one cut and the training that follows it; step 0 has no cut and trains the network at its new number of
 bits. A "frame" is 1024 samples with one modulation. The test part is scored once, at the end. One core without AMX
 trains 300 frames a second. The run's folder gets config.json, log.jsonl, last.pt, unpruned.pt (good after step 0),
@@ -22,7 +24,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -30,25 +31,23 @@ from tqdm import tqdm
 
 from data import DataError
 from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
-from data.radioml import MODULATIONS, batches, fingerprint, open_cache, open_frames, resident, split
+from data.radioml import Frames, batches, fingerprint, open_cache, open_frames, resident, split
 from models import ModelError
 from models.rebuild import rebuild
-from models.vgg10 import VGG10, from_checkpoint, to_checkpoint
-from utils import checkpoint, evaluation, pictures
+from models.vgg10 import VGG10, from_checkpoint
+from utils import checkpoint, evaluation, pictures, pruning_masks, runs
 from utils.cost import challenge_score, papers_compression
 from utils.dependency_graph import PruneError
-from utils.pruning_masks import SCORES, Pruned, apply_masks, cost_of, cut_filters, cut_weights, nonzero_masks, ones
+from utils.kd_losses import pixel_kd
+from utils.pruning_masks import MOVES, SCORES, Cuts, Moves, Pruned, Series, apply_masks, cost_of
 from utils.runs import RunError, StopSignal, command, config_of, decisive, join_processes, keep_lines, log, run, start
-from utils.training import CapturedStep, LossReader, Progress, bf16_autocast, epoch_rows, falling_rate
+from utils.training import CapturedStep, LossReader, Progress, amc_defaults, bf16_autocast, epoch_rows, falling_rate
 
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # what a user can mend: exit code 2
 BASELINE = Path(__file__).parent / "weights" / "amc_baseline.pt"
 PRESETS = {"imp-4bit": ("imp", 4)} | {f"fmp-{bits}bit": ("fmp", bits) for bits in range(4, 9)}  # method and bits
-DEFAULTS = {  # by --device
-    "cpu": {"batch_size": 128, "lr": 1e-3, "save_every": 200},
-    "cuda": {"batch_size": 512, "lr": 2e-3, "save_every": 1000},
-}
 SMALL_BUDGET = 12  # default of --budget with the small generated file
+SHARE = runs.real(above=0, most=1)
 
 
 @dataclass
@@ -57,10 +56,10 @@ class State:
 
     goal: float  # accuracy on validation that a pruned network has to hold
     weights: int  # of the network before all cuts
-    methods: list[str]  # those of --p-methods that are not exhausted; the first is in use
+    feedback: Series | Moves  # what to cut next
     history: list[str]  # commands that made the network of --checkpoint
     seed: int  # of the order of frames
-    p: float | None = None  # share of the next cut; None: the method begins, and takes its first share
+    first_goal: float | None = None  # with --moves: the same on the frames of a first look
     step: int = 0
     epoch: int = 0  # of all steps together
     lines: int = 0  # of log.jsonl: a resumed run drops later ones, so that none is written twice
@@ -68,18 +67,7 @@ class State:
     finished: bool = False
     rows: list[dict] = field(default_factory=list)  # one for each step, see add_row
     recovery: Progress = field(default_factory=Progress)  # of the training after the latest cut
-
-
-class Cuts(NamedTuple):
-    """The options of the command line that decide what is cut; parse_args describes them."""
-
-    method: str
-    p: float
-    n: float
-    min_p: float | None
-    score: str
-    budget: int | None
-    replay_faults: bool
+    held: bool = False  # whether the latest look saw the accuracy held
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,52 +75,61 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-file", type=Path, help=f"HDF5; default {' or '.join(KNOWN_FILES)} if there, else made")
     parser.add_argument("--out", type=Path, default=Path("runs/fmp"), help="run folder, default runs/fmp")
     parser.add_argument("--checkpoint", type=Path, default=BASELINE, help="prune it; default weights/amc_baseline.pt")
+    parser.add_argument("--teacher", type=Path, help="sets the accuracy to hold, and teaches; default --checkpoint")
     parser.add_argument("--preset", choices=PRESETS, help="a published run; default fmp-4bit")
     parser.add_argument("--method", choices=["imp", "fmp"], help="default from the preset")
-    parser.add_argument("--bits", type=int, help="of weights and activations, 2 to 8; default from the preset")
+    parser.add_argument("--bits", type=runs.whole(2, 8), help="of weights and activations; default from the preset")
+    parser.add_argument("--keep-bits", action="store_true", help="keep the widths of --checkpoint instead")
     parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of frames; the split is fixed")
+    parser.add_argument("--seed", type=runs.whole(0), default=0, help="of the order of frames; the split is fixed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument("--save-every", type=int, metavar="BATCHES", help="between two last.pt, default 200, CUDA 1000")
+    parser.add_argument(
+        "--save-every", type=runs.count, metavar="N", help="steps between last.pt, default 200, CUDA 1000"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
-    parser.add_argument("--save-weights", type=Path, metavar="FILE.pt", help="also write half precision weights + JSON")
+    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument(
+        "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write them, halved, and JSON"
+    )
     cuts = parser.add_argument_group("cuts")
-    cuts.add_argument("--p", type=float, default=0.2, help="share of remaining weights to prune, default .2")
-    cuts.add_argument("--n", type=float, default=2.0, help="FMP divides p by it after a failure, default 2")
-    cuts.add_argument("--min-p", type=float, help="least p; default .05, structured .01")
+    cuts.add_argument("--p", type=SHARE, default=0.2, help="share of remaining weights to prune, default .2")
+    cuts.add_argument("--n", type=runs.real(above=1), default=2.0, help="divides p after a failure, default 2")
+    cuts.add_argument("--min-p", type=runs.positive, help="least p; default .05, structured .01, prune .02")
     ways, tells = ["structured", "unstructured"], "whole filters, or single weights (default); several in turn"
     cuts.add_argument("--p-methods", nargs="+", choices=ways, default=["unstructured"], help=tells)
-    cuts.add_argument("--score", choices=SCORES, default="magnitude", help="worth of a weight; the lowest go first")
-    cuts.add_argument("--keep", type=float, default=0.942, help="share of --checkpoint's accuracy, default .942")
-    cuts.add_argument("--threshold", type=float, help="accuracy to hold instead, .56 in the challenge")
+    tells = "feedback chooses among these instead (utils/pruning_masks.py: Moves), default all"
+    cuts.add_argument("--moves", nargs="*", choices=MOVES, metavar="MOVE", help=f"{tells}: {', '.join(MOVES)}")
+    tells = "worth of a weight, the lowest go first; default magnitude, with --moves lamp-cost"
+    cuts.add_argument("--score", choices=SCORES, help=tells)
+    cuts.add_argument("--keep", type=SHARE, default=0.942, help="share of --teacher's accuracy, default .942")
+    cuts.add_argument("--threshold", type=SHARE, help="accuracy to hold instead, .56 in the challenge")
     cuts.add_argument("--replay-faults", action="store_true", help="as published: a failure ends all training")
     training = parser.add_argument_group("training after a cut")
-    training.add_argument("--step-epochs", type=int, default=50, help="most epochs of one step, default 50")
-    training.add_argument("--patience", type=int, default=15, help="epochs without improvement, default 15")
-    training.add_argument("--budget", type=int, help=f"most epochs of all steps; with the small file {SMALL_BUDGET}")
-    training.add_argument("--epoch-frames", type=int, help="frames of an epoch, default the whole training part")
-    training.add_argument("--batch-size", type=int, help="default 128, on CUDA 512")
-    training.add_argument("--lr", type=float, help="of Adam after each cut, default 1e-3, on CUDA 2e-3")
+    training.add_argument("--step-epochs", type=runs.count, default=50, help="most epochs of one step, default 50")
+    training.add_argument("--patience", type=runs.count, default=15, help="epochs without improvement, default 15")
+    training.add_argument("--budget", type=runs.count, help=f"most epochs of all; with the small file {SMALL_BUDGET}")
+    training.add_argument("--epoch-frames", type=runs.count, help="frames of an epoch, default the whole training part")
+    training.add_argument("--batch-size", type=runs.count, help="default 128, on CUDA 512")
+    training.add_argument("--lr", type=runs.positive, help="of Adam after each cut, default 1e-3, on CUDA 2e-3")
     training.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
     training.add_argument("--fine-tune", action="store_true", help="recover at a tenth of --lr instead of rewinding it")
+    training.add_argument("--alpha", type=runs.real(0), default=0.0, help="of the teacher (KD), default 0")
+    training.add_argument("--beta", type=runs.real(0), default=1.0, help="of the labels, default 1")
+    training.add_argument("--temperature", type=runs.positive, default=1.0, help="of KD, default 1")
     args = parser.parse_args(argv)
     method, bits = PRESETS[args.preset or f"{args.method or 'fmp'}-4bit"]
     args.method = args.method or method
     args.bits = bits if args.bits is None else args.bits
-    for name, value in DEFAULTS["cuda" if args.device.startswith("cuda") else "cpu"].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if not 2 <= args.bits <= 8:
-        parser.error("--bits lies between 2 and 8")
-    if min(args.batch_size, args.save_every, args.step_epochs, args.patience) < 1 or args.lr <= 0:
-        parser.error("--batch-size, --save-every, --step-epochs, --patience and --lr must be positive")
-    if not 0 < args.p < 1 or args.n <= 1 or not 0 < args.keep <= 1 or not 0 < (args.threshold or args.keep) <= 1:
-        parser.error("--p, --keep and --threshold lie between 0 and 1, --n above 1")
-    if any(value is not None and value <= 0 for value in (args.min_p, args.budget, args.epoch_frames)):
-        parser.error("--min-p, --budget and --epoch-frames must be positive")
-    if args.save_weights and args.save_weights.suffix != ".pt":
-        parser.error("--save-weights takes a name that ends in .pt; the JSON is written beside it")
+    runs.fill_in(args, amc_defaults(args.device))
+    args.teacher = args.teacher or args.checkpoint
+    args.moves = list(MOVES) if args.moves == [] else args.moves
+    args.score = args.score or ("lamp-cost" if args.moves else "magnitude")
+    if args.moves and (args.method == "imp" or args.replay_faults):
+        parser.error("--moves goes back and goes on: leave out --method imp, --preset imp-4bit and --replay-faults")
+    if args.alpha == args.beta == 0:
+        parser.error("--alpha or --beta must teach the network something: both are 0")
+    if args.p == 1:
+        parser.error("--p 1 would prune everything: choose a smaller share")
     return args
 
 
@@ -140,54 +137,50 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     _, _, device = join_processes(args.device)
 
-    # Data: the input layer rounds samples to codes of these bits, so a cache beside the file holds the codes already
+    # Network, masks and state: from last.pt if the run goes on
     args.data_file = args.data_file or default_file(args.workers)
     args.budget = args.budget or (SMALL_BUDGET if args.data_file == SMALL_FILE else None)
-    frames = open_cache(open_frames(args.data_file), args.bits)
-    parts = split(frames)
-
-    # Network, masks and state: from last.pt if the run goes on
+    source = open_frames(args.data_file)
+    parts = split(source)
+    cuts = Cuts(args.method, args.n, args.p, args.min_p, args.score, args.replay_faults)
     last = args.out / "last.pt"
     before = checkpoint.load(last) if args.resume and last.exists() else None
     if before:
         model, state = Pruned(rebuild(before), before["masks"]), State(**before["state"])
         state.recovery = Progress(**before["state"]["recovery"])
+        state.feedback = pruning_masks.feedback_of(before["state"]["feedback"])
     else:
-        data = checkpoint.load(args.checkpoint)
-        network = from_checkpoint(data).to(device)
-        codes = open_cache(open_frames(args.data_file), network.activation_bits)
-        reference = evaluation.amc_accuracy(network, codes, parts["validation"], device)
-        goal = args.threshold or args.keep * reference
-        print(f"{args.checkpoint}: {reference:.4f} on validation, to be held: {goal:.4f}", flush=True)
-        network = network.cpu().requantised(args.bits)
-        if args.learned_steps:
-            network.learn_weight_steps()
-        weights = sum(weight.numel() for weight in network.weights().values())
-        model = Pruned(network, nonzero_masks(network.weights()))  # what was pruned before stays pruned
-        history = data.get("history", [data["command"]] if "command" in data else [])
-        state = State(goal, weights, list(args.p_methods), history, args.seed)
+        model, state = begin(args, cuts, source, parts["validation"], device)
     model = model.to(device)
     optimizer = new_optimizer(model.network, args.lr, state.stale)
     if before:
         optimizer.load_state_dict(before["optimizer"])
 
+    # Data: the input layer rounds samples to codes of its bits, so a cache beside the file holds the codes already
+    frames = open_cache(source, model.network.input.bits)
+
     # The run's folder: written only now that everything could be read and built
     config = config_of(args, training_frames=len(parts["train"]), data=fingerprint(frames))
-    start(args.out, config, args.resume, decisive(config, "checkpoint"))
+    start(args.out, config, args.resume, decisive(config, "checkpoint", "teacher"))
     keep_lines(args.out, state.lines)
     frames = resident(frames, device)
+    judge = evaluation.Judge(frames, parts, device, state.goal, state.first_goal)
+    taught = None
+    if args.alpha and not state.finished:
+        teacher = from_checkpoint(checkpoint.load(args.teacher)).to(device)
+        taught = evaluation.KeptLogits.of(teacher, open_cache(source, teacher.input.bits), parts["train"], device)
 
     # Train until the accuracy is back; keep the network, or go back to the last good one; cut again
-    cuts = Cuts(args.method, args.p, args.n, args.min_p, args.score, args.budget, args.replay_faults)
     with StopSignal() as stop:
         while not state.finished:
-            if not recover(args, model, optimizer, state, frames, parts, stop):
+            if not recover(args, model, optimizer, state, judge, taught, stop):
                 print(f"stopped; {last} holds everything, go on with --resume", file=sys.stderr)
                 return 130
             model = keep_or_go_back(args.out, model, state, cuts)
-            smaller = next_cut(model, state, cuts)
+            spent = state.epoch >= (args.budget or math.inf)
+            smaller = None if spent else state.feedback.next(model, cuts, judge.probe)
             if smaller:
-                model, state.recovery = smaller.to(device), Progress()
+                model, state.recovery, state.step = smaller.to(device), Progress(), state.step + 1
             state.finished = smaller is None
             optimizer = new_optimizer(model.network, args.lr, state.stale)
             save_last(args.out, model, optimizer, state)
@@ -196,27 +189,50 @@ def main(argv: list[str] | None = None) -> int:
     best = checkpoint.load(args.out / "best.pt")
     if args.save_weights:  # what is reported is then what that file holds
         best["state_dict"] = checkpoint.halve(best["state_dict"])
-    facts = report(args.out, best, state, frames, parts["test"], device, {"method": args.method, "bits": args.bits})
+    facts = report(args, best, state, frames, parts["test"], device)
     if args.save_weights:
         checkpoint.save_weights(args.save_weights, {key: best[key] for key in best if key != "masks"}, facts)
         print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e3:.0f} kB")
     return 0
 
 
-def recover(args, model: Pruned, optimizer, state: State, frames, parts: dict, stop: StopSignal) -> bool:
+def begin(args, cuts: Cuts, source: Frames, rows, device: torch.device) -> tuple[Pruned, State]:
+    """The network to prune, at its new widths, and the accuracy that it has to hold on the validation `rows`."""
+    data = checkpoint.load(args.checkpoint)
+    teacher = from_checkpoint(checkpoint.load(args.teacher)).to(device)
+    codes = open_cache(source, teacher.input.bits)
+    reference, on_first_look = evaluation.Judge.references(teacher, codes, rows, device)
+    goal, first_goal = (args.threshold or args.keep * accuracy for accuracy in (reference, on_first_look))
+    print(f"{args.teacher}: {reference:.4f} on validation, to be held: {goal:.4f}", flush=True)
+    network = from_checkpoint(data)
+    if not args.keep_bits:
+        network = network.requantised(args.bits)
+    if args.learned_steps:
+        network.learn_weight_steps()
+    weights = sum(weight.numel() for weight in network.weights().values())
+    feedback = Moves.begin(args.moves, cuts) if args.moves else Series(list(args.p_methods))
+    history = data.get("history", [data["command"]] if "command" in data else [])
+    state = State(goal, weights, feedback, history, args.seed, first_goal if args.moves else None)
+    return Pruned(network, pruning_masks.nonzero_masks(network.weights())), state  # what was pruned before stays pruned
+
+
+def recover(args, model: Pruned, optimizer, state: State, judge, taught, stop: StopSignal) -> bool:
     """The training loop of a step, until accuracy, epochs, patience or budget end it; False if the user stopped it."""
     network, masks = model
-    now, weights = state.recovery, network.weights()
-    device = next(network.parameters()).device
-    batch_size = min(args.batch_size, len(parts["train"]))
-    batch_count = max(1, min(args.epoch_frames or len(parts["train"]), len(parts["train"])) // batch_size)
+    now, weights, device, rows = state.recovery, network.weights(), judge.device, judge.parts["train"]
+    batch_size = min(args.batch_size, len(rows))
+    batch_count = max(1, min(args.epoch_frames or len(rows), len(rows)) // batch_size)
     lr = args.lr * (0.1 if args.fine_tune and state.step else 1)  # rewound at each cut (Renda 2020, arXiv:2003.02389)
-    limit = min(args.step_epochs, now.epochs + (args.budget or math.inf) - state.epoch)
+    longest = args.step_epochs * state.feedback.stretch
+    limit = min(longest, now.epochs + (args.budget or math.inf) - state.epoch)
     autocast = bf16_autocast(device)
 
-    def update(x, label):  # all that a step changes on the device
+    def update(x, label, wanted=None):  # all that a step changes on the device
         with autocast:
-            loss = F.cross_entropy(network(x), label)  # (B, 24), (B,)
+            logits = network(x)  # (B, 24)
+            loss = args.beta * F.cross_entropy(logits, label)
+            if wanted is not None:
+                loss = loss + args.alpha * pixel_kd(logits, wanted, args.temperature)
         network.zero_grad()  # not the optimizer's: it may hold another network, see new_optimizer
         loss.backward()
         optimizer.step()
@@ -226,18 +242,19 @@ def recover(args, model: Pruned, optimizer, state: State, frames, parts: dict, s
     # Each cut has a graph of its own; it can be captured once the thresholds are learned
     train_step, losses = CapturedStep(update, optimizer, ready=lambda: network.learning), LossReader(device)
     if now.accuracy is None:
-        now.accuracy = evaluation.amc_accuracy(network, frames, parts["validation"], device)
+        now.accuracy, state.held = judge(network)
 
-    while now.accuracy < state.goal and now.epochs < limit and now.waited < args.patience:
-        order = epoch_rows(parts["train"], batch_count, batch_size, args.seed, state.epoch)
-        left = batches(frames, order[now.batch * batch_size :], batch_size, device=device)
+    while not state.held and now.epochs < limit and now.waited < args.patience:
+        order = epoch_rows(rows, batch_count, batch_size, args.seed, state.epoch)[now.batch * batch_size :]
+        left = batches(judge.frames, order, batch_size, device=device)
+        left = taught.beside(left, order, batch_size) if taught else left
         title, first = f"step {state.step}, epoch {now.epochs + 1} of at most {limit}", now.batch
         began = time.perf_counter()
         network.train()
-        for x, label in tqdm(left, title, batch_count, initial=first, unit="batch", leave=False, file=sys.stderr):
-            done, total = now.epochs * batch_count + now.batch, args.step_epochs * batch_count
+        for inputs in tqdm(left, title, batch_count, initial=first, unit="batch", leave=False, file=sys.stderr):
+            done, total = now.epochs * batch_count + now.batch, longest * batch_count
             optimizer.param_groups[0]["lr"] = falling_rate(lr, args.schedule, done, total, now.drops)
-            loss = train_step(x, label)
+            loss = train_step(*inputs)
             now.batch += 1
             stopping = stop.requested
             saving = stopping or now.batch % args.save_every == 0
@@ -254,7 +271,8 @@ def recover(args, model: Pruned, optimizer, state: State, frames, parts: dict, s
         # Judge on the validation part
         state.epoch += 1
         line = {"epoch": state.epoch, "step": state.step, "loss": now.loss_sum / batch_count}
-        now.end_epoch(evaluation.amc_accuracy(network, frames, parts["validation"], device))
+        accuracy, state.held = judge(network)
+        now.end_epoch(accuracy)
         line |= {"lr": optimizer.param_groups[0]["lr"], "validation": now.accuracy}
         log(args.out, **line, frames_per_second=round(speed, 1))
         state.lines += 1
@@ -275,74 +293,56 @@ def keep_or_go_back(out: Path, model: Pruned, state: State, cuts: Cuts) -> Prune
     Raises:
         RunError: the network doesn't hold the accuracy though nothing has been cut.
     """
-    good = state.recovery.accuracy >= state.goal
-    add_row(out, model.network, state, good)
+    cost = challenge_score(cost_of(model.network))
+    good = state.held and state.feedback.lowers(cost["score"])
+    add_row(out, cost, state, good)
     if good:
         chosen = {"masks": model.masks, "validation": state.recovery.accuracy, "step": state.step}
         chosen |= {"epoch": state.epoch, "history": [*state.history, command()]}
         for name in ("best.pt", "unpruned.pt") if state.step == 0 else ("best.pt",):
-            checkpoint.save(out / name, saved(model.network, state.seed) | chosen)
-        return model
-    if state.step == 0:
+            checkpoint.save(out / name, evaluation.describe_amc(model.network, state.seed) | chosen)
+    elif state.step == 0:
         raise RunError(
             f"without any cut the network has {state.recovery.accuracy:.4f} on validation, {state.goal:.4f} is to be "
             "held: with another --out allow more training (--step-epochs, --budget), or lower --keep or --threshold"
         )
-    state.p = state.p / cuts.n if cuts.method == "fmp" else 0.0  # 0 is below every --min-p: IMP ends
+    state.feedback.note(good, cost["score"], cuts)
+    if good:
+        return model
     best = checkpoint.load(out / "best.pt")
     state.stale = cuts.replay_faults  # as published: the optimizer moves another network, and the masks are lost
-    masks = ones(best["masks"]) if cuts.replay_faults else best["masks"]
+    masks = pruning_masks.ones(best["masks"]) if cuts.replay_faults else best["masks"]
     return Pruned(rebuild(best), masks).to(next(model.network.parameters()).device)
 
 
-def next_cut(model: Pruned, state: State, cuts: Cuts) -> Pruned | None:
-    """Cut, and note p and the step in `state`; None if no method can take its share p, or the budget is spent."""
-    while state.methods and state.epoch < (cuts.budget or math.inf):
-        structured = state.methods[0] == "structured"
-        if state.p is None:  # a method begins; whole filters go in smaller shares, as published
-            state.p = cuts.p / cuts.n if structured else cuts.p
-        if state.p >= (cuts.min_p or (0.01 if structured else 0.05)):
-            if structured:
-                smaller = cut_filters(model, state.p, cuts.score)
-            else:
-                smaller = cut_weights(model, state.p, cuts.score, cuts.replay_faults)
-            if smaller:
-                state.step += 1
-                return smaller
-        state.methods, state.p = state.methods[1:], None  # p is too small for it, or it has nothing left to cut
-    return None
-
-
-def add_row(out: Path, network: VGG10, state: State, good: bool) -> None:
+def add_row(out: Path, cost: dict, state: State, good: bool) -> None:
     """What a step came to: a line on stdout and in log.jsonl, a row of result.json."""
-    cost = challenge_score(cost_of(network))
-    row = {"step": state.step, "method": state.methods[0] if state.step else "-", "p": state.p or 0.0}
+    cut = state.feedback.facts() if state.step else {"method": "-", "p": 0.0}
+    row = {"step": state.step, "method": cut["method"], "p": cut["p"]}
     row |= {"nonzero": cost["nonzero"], "compression": state.weights / cost["nonzero"]}
     row["paper_formula"] = papers_compression([*state.rows, row | {"good": good}])
     row |= {key: cost[key] for key in ("bops", "weight_bits", "score")}
-    row |= {"validation": state.recovery.accuracy, "epochs": state.recovery.epochs, "good": good}
+    row |= {"validation": state.recovery.accuracy, "epochs": state.recovery.epochs, "good": good} | cut
     state.rows.append(row)
     log(out, epoch=state.epoch, **row)
     state.lines += 1
-    print("  ".join(f"{key} {value:.6g}" if type(value) is float else f"{key} {value}" for key, value in row.items()))
-
-
-def saved(network: VGG10, seed: int) -> dict:
-    """A network as models.vgg10.from_checkpoint reads it, and where it comes from."""
-    return to_checkpoint(network) | {"classes": list(MODULATIONS), "seed": seed, "command": command()}
+    shown = {key: f"{value:.6g}" if type(value) is float else value for key, value in row.items() if key != "probed"}
+    print("  ".join(f"{key} {value}" for key, value in shown.items()))
 
 
 def save_last(out: Path, model: Pruned, optimizer: torch.optim.Adam, state: State) -> None:
     """Everything that going on needs; the order of frames follows from seed and epoch, nothing else is random."""
     inner = {"masks": model.masks, "optimizer": optimizer.state_dict(), "state": asdict(state)}
-    checkpoint.save(out / "last.pt", saved(model.network, state.seed) | inner)
+    checkpoint.save(out / "last.pt", evaluation.describe_amc(model.network, state.seed) | inner)
 
 
-def report(out: Path, best: dict, state: State, frames, rows, device: torch.device, facts: dict) -> dict:
+def report(args, best: dict, state: State, frames, rows, device: torch.device) -> dict:
     """Score the result and the network without any cut; the facts of result.json."""
+    out = args.out
     networks = {"test": rebuild(best).to(device), "unpruned": rebuild(checkpoint.load(out / "unpruned.pt")).to(device)}
     true = state.weights / challenge_score(cost_of(networks["test"]))["nonzero"]
     formula = papers_compression(state.rows)
+    facts = {"method": "moves" if args.moves else args.method, "bits": networks["test"].bits}
     facts |= {"trained_by": best["command"], "commands": best["history"], "seed": state.seed, "goal": state.goal}
     facts |= {"validation": best["validation"], "epochs": state.epoch, "steps": state.rows}
     facts |= {"true_compression": true, "compression_by_the_papers_formula": formula}

@@ -29,23 +29,19 @@ from tqdm import tqdm
 
 from data import DataError
 from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
-from data.radioml import MODULATIONS, batches, fingerprint, open_cache, open_frames, resident, split
+from data.radioml import batches, fingerprint, open_cache, open_frames, resident, split
 from models import ModelError
 from models.rebuild import rebuild
-from models.vgg10 import VGG10, from_checkpoint, to_checkpoint
+from models.vgg10 import VGG10, from_checkpoint
 from utils import checkpoint, runs
-from utils.evaluation import amc_accuracy, report_amc
+from utils.evaluation import amc_accuracy, describe_amc, report_amc
 from utils.pruning_masks import Pruned, apply_masks, nonzero_masks
 from utils.runs import RunError, StopSignal, command, config_of, cut_log, decisive, join_processes, log, run, start
-from utils.training import CapturedStep, LossReader, Progress, bf16_autocast, epoch_rows, falling_rate
+from utils.training import CapturedStep, LossReader, Progress, amc_defaults, bf16_autocast, epoch_rows, falling_rate
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
 EPOCHS, SMALL_EPOCHS = 20, 8  # default of --epochs: for a file of the user's, and for the small generated one
 FILTERS, DENSE = 64, 128  # the challenge's network
-DEFAULTS = {  # by --device
-    "cpu": {"batch_size": 128, "lr": 1e-3, "save_every": 200},
-    "cuda": {"batch_size": 512, "lr": 2e-3, "save_every": 1000},
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/amc"), help="run folder, default runs/amc")
     parser.add_argument("--checkpoint", type=Path, help="start from this network; weights that are zero stay zero")
     parser.add_argument(
-        "--bits", type=runs.whole(2, 8), default=8, help="of weights and activations, 2 to 8, default 8"
+        "--bits", type=runs.whole(2, 8), help="of weights and activations; default those of --checkpoint, or 8"
     )
     parser.add_argument(
         "--filters",
@@ -86,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, half precision, + JSON"
     )
     args = parser.parse_args(argv)
-    runs.fill_in(args, DEFAULTS["cuda" if args.device.startswith("cuda") else "cpu"])
+    runs.fill_in(args, amc_defaults(args.device))
     if args.checkpoint and (args.filters or args.dense):
         parser.error("the network of --checkpoint has its own widths: leave out --filters and --dense")
     args.filters, args.dense = (w[0] if w and len(w) == 1 else w for w in (args.filters, args.dense))
@@ -97,15 +93,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     _, _, device = join_processes(args.device)
 
-    # Data: the input layer rounds samples to codes of these bits, so a cache beside the file holds the codes already
+    # Network with the masks of its zeros, and progress: from last.pt if the run goes on
     args.data_file = args.data_file or default_file(args.workers)
     args.epochs = args.epochs or (SMALL_EPOCHS if args.data_file == SMALL_FILE else EPOCHS)
-    frames = open_cache(open_frames(args.data_file), args.bits)
-    parts = split(frames)
-    counts = ", ".join(f"{len(rows)} of {name}" for name, rows in parts.items())
-    print(f"{args.data_file}: {counts} frames; {args.epochs} epochs at {args.bits} bits", flush=True)
-
-    # Network with the masks of its zeros, and progress: from last.pt if the run goes on
+    source = open_frames(args.data_file)
     torch.manual_seed(args.seed)
     last = args.out / "last.pt"
     before = checkpoint.load(last) if args.resume and last.exists() else None
@@ -113,18 +104,18 @@ def main(argv: list[str] | None = None) -> int:
         model, history = Pruned(rebuild(before), before["masks"]), before["history"]
         progress = Progress(**before["progress"])
     else:
-        network, history = VGG10(args.bits, filters=args.filters or FILTERS, dense=args.dense or DENSE), []
-        if args.checkpoint:
-            data = checkpoint.load(args.checkpoint)
-            network = from_checkpoint(data).requantised(args.bits)
-            history = data.get("history", [data["command"]] if "command" in data else [])
-        if args.learned_steps:
-            network.learn_weight_steps()
+        network, history = new_network(args)
         model, progress = Pruned(network, nonzero_masks(network.weights())), Progress()
     model = model.to(device)
     optimizer = torch.optim.Adam(model.network.parameters(), args.lr, fused=device.type in ("cpu", "cuda"))
     if before:
         optimizer.load_state_dict(before["optimizer"])
+
+    # Data: the input layer rounds samples to codes of its bits, so a cache beside the file holds the codes already
+    frames = open_cache(source, model.network.input.bits)
+    parts = split(frames)
+    counts = ", ".join(f"{len(rows)} of {name}" for name, rows in parts.items())
+    print(f"{args.data_file}: {counts} frames; {args.epochs} epochs at {model.network.bits} bits", flush=True)
 
     # The run's folder: written only now that everything could be read and built
     config = config_of(args, training_frames=len(parts["train"]), data=fingerprint(frames))
@@ -140,13 +131,27 @@ def main(argv: list[str] | None = None) -> int:
     best = checkpoint.load(args.out / "best.pt")
     if args.save_weights:  # what is reported is then what that file holds
         best["state_dict"] = checkpoint.halve(best["state_dict"])
-    facts = {"trained_by": best["command"], "commands": best["history"], "bits": args.bits, "seed": args.seed}
+    facts = {"trained_by": best["command"], "commands": best["history"], "bits": model.network.bits, "seed": args.seed}
     facts |= {"validation": best["validation"], "epoch": best["epoch"], "epochs": args.epochs}
     facts = report_amc({"test": rebuild(best).to(device)}, frames, parts["test"], device, facts, args.out)
     if args.save_weights:
         checkpoint.save_weights(args.save_weights, best, facts)
         print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e3:.0f} kB")
     return 0
+
+
+def new_network(args: argparse.Namespace) -> tuple[VGG10, list[str]]:
+    """The network to train, and the commands that made it: new, or that of --checkpoint, which keeps its widths."""
+    if args.checkpoint:
+        data = checkpoint.load(args.checkpoint)
+        network = from_checkpoint(data)
+        network = network.requantised(args.bits) if args.bits else network.train()
+        history = data.get("history", [data["command"]] if "command" in data else [])
+    else:
+        network, history = VGG10(args.bits or 8, filters=args.filters or FILTERS, dense=args.dense or DENSE), []
+    if args.learned_steps:
+        network.learn_weight_steps()
+    return network, history
 
 
 def train(args, model: Pruned, history: list[str], optimizer, progress: Progress, frames, parts: dict) -> bool:
@@ -172,7 +177,7 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
     def save_last() -> None:  # the order of frames follows from seed and epoch; nothing else is random
         inner = {"masks": masks, "history": history}
         inner |= {"optimizer": optimizer.state_dict(), "progress": asdict(progress)}
-        checkpoint.save(args.out / "last.pt", saved(network, args.seed) | inner)
+        checkpoint.save(args.out / "last.pt", describe_amc(network, args.seed) | inner)
 
     with StopSignal() as stop:
         while progress.epochs < args.epochs:
@@ -205,18 +210,13 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
             accuracy = amc_accuracy(network, frames, parts["validation"], device)
             if progress.end_epoch(accuracy):
                 chosen = {"epoch": progress.epochs, "validation": accuracy, "history": [*history, command()]}
-                checkpoint.save(args.out / "best.pt", saved(network, args.seed) | chosen)
+                checkpoint.save(args.out / "best.pt", describe_amc(network, args.seed) | chosen)
             line = {"epoch": progress.epochs, "loss": mean_loss}
             line |= {"lr": optimizer.param_groups[0]["lr"], "validation": accuracy}
             log(args.out, **line, frames_per_second=round(speed, 1))
             print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
             save_last()
     return True
-
-
-def saved(network: VGG10, seed: int) -> dict:
-    """A network as models.vgg10.from_checkpoint reads it, and where it comes from."""
-    return to_checkpoint(network) | {"classes": list(MODULATIONS), "seed": seed, "command": command()}
 
 
 if __name__ == "__main__":

@@ -88,6 +88,12 @@ def lines_of(name: str | Path) -> list[dict]:
     return [json.loads(line) for line in (ROOT / name).read_text().splitlines()]
 
 
+def widths(data: dict, between: str) -> str:
+    """The bits of a network's weights: one number, or the least and the most of ten layers."""
+    bits = data["bits"]
+    return f"{bits}" if isinstance(bits, int) else f"{min(bits)}{between}{max(bits)}"
+
+
 def share(value: float | None, digits: int = 3) -> str:
     """.882 for 0.882; "-" where a class or a set is absent."""
     return "-" if value is None else f"{value:.{digits}f}".removeprefix("0")
@@ -225,7 +231,7 @@ def modulation_summary() -> str:
     for title, name in MODULATION.items():
         data = read(name)
         cost, test = data["cost"], data["sets"]["test"]
-        row = [title, str(data["bits"]), share(test["accuracy"], 4), from_10_db(test), f"{cost['nonzero']:,}"]
+        row = [title, widths(data, " to "), share(test["accuracy"], 4), from_10_db(test), f"{cost['nonzero']:,}"]
         row += [f"{cost['weights'] / cost['nonzero']:.2f}x", f"{cost['score']:.5f}", machine(data)]
         rows.append(row)
     return table(titles, rows)
@@ -272,13 +278,18 @@ def about_other_modulations() -> str:
 
 
 def magnitude_pruning() -> str:
-    titles = ["row", "seeds", "test accuracy", "non-zero weights", "compression", "paper's formula", "bops"]
-    rows = []
-    for row in sorted(rows_of("magnitude_pruning"), key=lambda row: -row["score"]):
-        cells = [row["row"], "1", share(row["test_accuracy"], 4), f"{row['nonzero']:,}", f"{row['compression']:.2f}x"]
-        cells += [f"{row['papers_formula']:.2f}x", f"{row['bops']:,}", f"{row['weight_bits']:,}"]
-        rows.append([*cells, f"{row['score']:.5f}", str(row["pruning_epochs"])])
-    return table([*titles, "weight bits", "score", "epochs"], rows) + machines(rows_of("magnitude_pruning"))
+    rows = rows_of("magnitude_pruning")
+    if not rows:
+        return "No row is there yet: the command makes them."
+    titles = ["row", "seed", "test accuracy", "non-zero weights", "compression", "paper's formula", "bops"]
+    lines = []
+    for row in sorted(rows, key=lambda row: -row["score"]):
+        accuracy = f"{share(row['test_accuracy'], 4)} ± {share(row['standard_error'], 4)}"
+        cells = [row["row"], str(row["seed"]), accuracy, f"{row['nonzero']:,}", f"{row['compression']:.2f}x"]
+        formula = row["papers_formula"]  # None: the baseline, which nothing was cut from
+        cells += [f"{formula:.2f}x" if formula else "-", f"{row['bops']:,}", f"{row['weight_bits']:,}"]
+        lines.append([*cells, f"{row['score']:.5f}", str(row["pruning_epochs"]), row["hardware"]])
+    return table([*titles, "weight bits", "score", "epochs", "hardware"], lines)
 
 
 def h200_pruning() -> str:
@@ -444,9 +455,8 @@ def about_pruning() -> str:
     data = read(MODULATION["pruned, 4 bits"])
     test, cost = data["sets"]["test"], data["cost"]
     text = takes("feedback_magnitude_pruning.py", "The demo's pruning takes")
-    text += (
-        f"The shipped {data['bits']}-bit network has {cost['nonzero']:,} of {cost['weights']:,} weights left, score "
-    )
+    text += f"The shipped {widths(data, '- to ')}-bit network has {cost['nonzero']:,} of {cost['weights']:,} "
+    text += "weights left, score "
     return text + f"{cost['score']:.5f}, and has accuracy {share(test['accuracy'], 4)}."
 
 

@@ -1,6 +1,7 @@
 """VGG10, quantised: the modulation of 1024 samples of I and Q, as in ITU's "lightning-fast modulation" challenge.
 
     model = VGG10(bits=4)                               # float (N, 2, 1024) -> logits (N, 24)
+    model = VGG10((4, 3, 3, 3, 3, 3, 3, 2, 3, 4), 4)    # weights of another width in each layer
     model = from_brevitas(torch.load("pretrained_VGG10_w8a8_20.pth", map_location="cpu", weights_only=True))
 
 Seven convolutions of kernel 3, each followed by batch norm, quantised ReLU and max-pool 2, then three dense layers
@@ -21,7 +22,9 @@ from models import ModelError
 from models.fake_quant import QuantConv2d, QuantInput, QuantLinear, QuantReLU
 from models.rebuild import describe, rebuild, register
 
-CONVOLUTIONS = 7
+CONVOLUTIONS, LAYERS = 7, 10  # the dense layers are three
+
+Widths = int | tuple[int, ...]  # one number of bits for all ten layers, or ten in the order of computation
 
 
 class Block(nn.Module):
@@ -56,8 +59,9 @@ class VGG10(nn.Module):
     """Float (N, 2, L) with about unit power -> logits float32 (N, num_classes).
 
     Args:
-        bits: width of weights and activations, 2 to 8.
-        activation_bits: width of activations and input where it differs from the weights'.
+        bits: width of weights and activations, 2 to 8; one number, or one for the weights of each of the ten layers.
+        activation_bits: width of activations and input where it differs from the weights'; one number, or one for what
+            each of the ten layers reads: the first is the input's, the others those of the nine activations.
         filters: channels of the convolutions, one number or seven.
         dense: neurons of the two hidden dense layers, one number or two.
         num_classes: neurons of the last layer.
@@ -68,13 +72,14 @@ class VGG10(nn.Module):
             experiments.vgg10_speed --data-file FILE).
 
     Raises:
-        ModelError: a bit width outside 2 to 8, or sizes that don't fit together.
+        ModelError: a bit width outside 2 to 8, another number of widths than one or ten, or sizes that don't fit
+            together.
     """
 
     def __init__(
         self,
-        bits: int = 8,
-        activation_bits: int | None = None,
+        bits: Widths = 8,
+        activation_bits: Widths | None = None,
         filters: int | tuple[int, ...] = 64,
         dense: int | tuple[int, int] = 128,
         num_classes: int = 24,
@@ -89,19 +94,23 @@ class VGG10(nn.Module):
             raise ModelError(f"filters {filters}, dense {dense}: give one number, or seven and two, all above zero")
         if samples < 1 or samples % 2**CONVOLUTIONS:
             raise ModelError(f"samples {samples}: choose a multiple of {2**CONVOLUTIONS}, it is halved seven times")
-        self.bits, self.activation_bits = bits, bits if activation_bits is None else activation_bits
         self.samples, self.pool_first = samples, pool_first
-        widths = {"weight_bits": bits, "input_bits": self.activation_bits, "learned_step": learned_steps}
-        self.input = QuantInput(self.activation_bits)
+        written, read = per_layer(bits), per_layer(bits if activation_bits is None else activation_bits)
+        widths = [
+            {"weight_bits": of_weight, "input_bits": of_input, "learned_step": learned_steps}
+            for of_weight, of_input in zip(written, read, strict=True)
+        ]
+        self.input = QuantInput(read[0])
         self.features = nn.ModuleList()
-        for before, after in zip((2, *filters), filters, strict=False):
-            conv = QuantConv2d(before, after, (1, 3), padding=(0, 1), bias=False, **widths)
-            self.features.append(Block(conv, nn.BatchNorm2d(after), self.activation_bits, pool=True))
+        for i, (before, after) in enumerate(zip((2, *filters), filters, strict=False)):
+            conv = QuantConv2d(before, after, (1, 3), padding=(0, 1), bias=False, **widths[i])
+            self.features.append(Block(conv, nn.BatchNorm2d(after), read[i + 1], pool=True))
         self.dense = nn.ModuleList()
-        for before, after in zip((filters[-1] * samples // 2**CONVOLUTIONS, *dense), dense, strict=False):
-            linear = QuantLinear(before, after, bias=False, **widths)
-            self.dense.append(Block(linear, nn.BatchNorm1d(after), self.activation_bits, pool=False))
-        self.output = QuantLinear(dense[-1], num_classes, **widths)
+        channels = (filters[-1] * samples // 2**CONVOLUTIONS, *dense)
+        for i, (before, after) in enumerate(zip(channels, dense, strict=False), CONVOLUTIONS):
+            linear = QuantLinear(before, after, bias=False, **widths[i])
+            self.dense.append(Block(linear, nn.BatchNorm1d(after), read[i + 1], pool=False))
+        self.output = QuantLinear(dense[-1], num_classes, **widths[-1])
         for block in self.features:
             block.pool_first = pool_first
 
@@ -118,6 +127,17 @@ class VGG10(nn.Module):
         return self.output(x, scale).float()
 
     @property
+    def bits(self) -> Widths:
+        """Width of the weights: one number if all layers have it, else ten."""
+        return one_if_equal(tuple(layer.weight_bits for layer in self.layers().values()))
+
+    @property
+    def activation_bits(self) -> Widths:
+        """Width of what the layers read, input first: one number if it is the same everywhere, else ten."""
+        activations = [block.activation for block in (*self.features, *self.dense)]
+        return one_if_equal((self.input.bits, *(activation.bits for activation in activations)))
+
+    @property
     def learning(self) -> bool:
         """Whether all thresholds are past their initial steps; then a training step asks the GPU for no number."""
         return all(block.activation.learning for block in (*self.features, *self.dense))
@@ -127,12 +147,18 @@ class VGG10(nn.Module):
         for layer in self.layers().values():
             layer.learn_step()
 
-    def requantised(self, bits: int) -> "VGG10":
-        """A copy of another bit width with the same weights, norms and thresholds; it needs a little training."""
-        other = VGG10(**{**self.arguments(), "bits": bits, "activation_bits": bits})
+    def requantised(self, bits: Widths, activation_bits: Widths | None = None) -> "VGG10":
+        """A copy of other bit widths with the same weights, norms and thresholds; it needs a little training.
+
+        Args:
+            bits, activation_bits: as VGG10 takes them.
+        """
+        widths = {"bits": bits, "activation_bits": bits if activation_bits is None else activation_bits}
+        other = VGG10(**{**self.arguments(), **widths})
         other.load_state_dict(self.state_dict())
-        if bits != self.bits and self.output.weight_step is not None:
-            other.learn_weight_steps()  # the step of another bit width doesn't fit
+        for before, layer in zip(self.layers().values(), other.layers().values(), strict=True):
+            if layer.weight_step is not None and layer.weight_bits != before.weight_bits:
+                layer.learn_step()  # the step of another bit width doesn't fit
         return other
 
     def layers(self) -> dict[str, QuantConv2d | QuantLinear]:
@@ -160,6 +186,23 @@ class VGG10(nn.Module):
         }
 
 
+def per_layer(bits: Widths) -> tuple[int, ...]:
+    """Ten widths, of one number or of ten.
+
+    Raises:
+        ModelError: another number of them. The layers check the widths themselves.
+    """
+    widths = tuple(bits) if isinstance(bits, (tuple, list)) else (bits,) * LAYERS
+    if len(widths) != LAYERS:
+        raise ModelError(f"{len(widths)} bit widths: give one number, or {LAYERS}, one for each layer")
+    return widths
+
+
+def one_if_equal(widths: tuple[int, ...]) -> Widths:
+    """The inverse of `per_layer`."""
+    return widths[0] if len(set(widths)) == 1 else widths
+
+
 def key_map() -> dict[str, str]:
     """Name in the challenge's checkpoint: name here; 65 of each, so the map can be turned round.
 
@@ -177,7 +220,7 @@ def key_map() -> dict[str, str]:
     return names
 
 
-def from_brevitas(state: dict[str, torch.Tensor], bits: int = 8, activation_bits: int | None = None) -> VGG10:
+def from_brevitas(state: dict[str, torch.Tensor], bits: Widths = 8, activation_bits: Widths | None = None) -> VGG10:
     """The network of a checkpoint of the challenge, in eval mode.
 
     Args:

@@ -16,8 +16,8 @@ from utils.cost import challenge_score, cost_table, inference_cost
 BREVITAS = np.load(Path(__file__).parent / "data" / "vgg10_small_brevitas060.npz")
 
 
-def small(bits: int = 4, **arguments) -> VGG10:
-    torch.manual_seed(bits)
+def small(bits=4, **arguments) -> VGG10:
+    torch.manual_seed(4)
     return VGG10(bits, filters=6, dense=8, samples=128, **arguments)
 
 
@@ -52,6 +52,24 @@ def test_cost_of_a_brevitas_checkpoint_equals_a_count_in_numpy(bits):
     total = challenge_score(layers)
     assert (total["macs"], total["bops"], total["weight_bits"]) == (macs, macs * bits * bits, memory)
     assert total["score"] == pytest.approx(macs * bits**2 / 2 / 807_699_904 + memory / 2 / 1_244_936)
+
+
+def test_cost_of_mixed_widths_equals_a_count_in_numpy():
+    widths, read = (4, 2, 3, 8, 5, 2, 6, 3, 7, 4), (5, 4, 8, 2, 3, 6, 7, 2, 3, 8)
+    network = small(widths, activation_bits=read)
+    bops = memory = 0
+    for number, (name, tensor) in enumerate(network.weights().items()):
+        weight, top = tensor.detach().numpy(), 2 ** (widths[number] - 1) - 1
+        nonzero = np.count_nonzero(np.rint(weight / np.float32(np.abs(weight).max() / np.float32(top))))
+        positions = 128 >> number if number < 7 else 1
+        bops += nonzero * positions * widths[number] * read[number]
+        memory += nonzero * widths[number]
+        layer = cost(network)[name.removesuffix(".weight")]
+        assert (layer.nonzero, layer.weight_bits, layer.input_bits) == (nonzero, widths[number], read[number])
+    total = challenge_score(cost(network))
+    assert (total["bops"], total["weight_bits"]) == (bops, memory)
+    assert total["score"] == pytest.approx(bops / 2 / 807_699_904 + memory / 2 / 1_244_936)
+    assert " 2x4 " in cost_table(cost(network)).splitlines()[2]
 
 
 def test_the_standard_network_with_the_published_counts_scores_one():

@@ -18,15 +18,18 @@ from data.radioml import open_frames, split
 from data.spectrum_sensing import find_frames, read_tensors
 from models import segmentation
 from models.rebuild import describe, rebuild
+from models.vgg10 import VGG10
 from tests.conftest import write_levels
 from utils import checkpoint, runs
 from utils import export as exports
 from utils.export import (
     Deployed,
     ExportError,
+    different_answers,
     different_labels,
     export,
     export_and_compare,
+    export_integer_onnx,
     fold_batch_norm,
     load_exported,
     run_integer_onnx,
@@ -158,6 +161,27 @@ def test_other_labels_are_counted_and_ties_told_apart():
 
 
 # ---- modulations -----------------------------------------------------------------------------------------------------
+
+
+def test_mixed_widths_give_the_same_answers_from_integer_weights(radioml_file, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="optional: pip install onnx onnxruntime")
+    pytest.importorskip("onnxruntime", reason="optional: pip install onnx onnxruntime")
+    torch.manual_seed(0)
+    network, file = VGG10((4, 2, 3, 8, 5, 2, 6, 3, 7, 4), (5, 4, 8, 2, 3, 6, 7, 2, 3, 8), filters=8, dense=16), "m.onnx"
+    frames = open_frames(radioml_file)
+    x = frames[np.arange(0, len(frames), 7)][0]
+    network.train()(x)  # thresholds and norms that fit
+    network.eval()
+    export_integer_onnx(network, tmp_path / file)
+    assert different_answers(network, tmp_path / file, x) <= 0.02 * len(
+        x
+    )  # a value between two codes may go either way
+    written = [
+        onnx.numpy_helper.to_array(c) for c in onnx.load(tmp_path / file).graph.initializer if len(c.dims) in (2, 4)
+    ]
+    for codes, layer in zip(written, network.layers().values(), strict=True):
+        assert np.array_equal(codes, layer.weight_codes().numpy())
+        assert np.abs(codes).max() == 2 ** (layer.weight_bits - 1) - 1
 
 
 def test_onnx_runtime_gives_the_same_answers_from_integer_weights(radioml_file, untrained_classifier, tmp_path, capsys):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from models import ModelError
 from models.fake_quant import QuantConv1d, QuantConv2d, QuantInput, QuantLinear, QuantReLU
 from models.rebuild import describe, rebuild
-from models.vgg10 import VGG10, from_brevitas, key_map, to_brevitas
+from models.vgg10 import VGG10, from_brevitas, from_checkpoint, key_map, to_brevitas, to_checkpoint
 
 BREVITAS = np.load(Path(__file__).parent / "data" / "vgg10_small_brevitas060.npz")
 ALL_BITS = range(2, 9)
@@ -194,6 +194,69 @@ def test_widths_outside_two_to_eight_and_odd_sizes_are_refused():
             VGG10(4, **arguments)
     with pytest.raises(ModelError, match="I and Q"):
         small()(torch.zeros(1, 128, 2))
+
+
+# ---- another width in each layer
+
+
+MIXED, READ = (4, 2, 3, 8, 5, 2, 6, 3, 7, 4), (5, 4, 8, 2, 3, 6, 7, 2, 3, 8)
+
+
+def test_each_layer_computes_at_its_own_widths():
+    torch.manual_seed(0)
+    model = VGG10(MIXED, READ, filters=8, dense=16, samples=128).eval()
+    x = signals()
+    levels = 2 ** READ[0] / 4  # of the input, a unit
+    codes, scale = (x * levels).round().clamp(-2 * levels, 2 * levels - 1) / levels, 1 / levels
+    with torch.no_grad():
+        expected = codes.unsqueeze(2)
+        for i, block in enumerate([*model.features, *model.dense, model.output]):
+            layer = block if i == 9 else block.layer
+            top = 2 ** (MIXED[i] - 1) - 1
+            step = layer.weight.abs().max() / top
+            weight = (layer.weight / step).round() * step
+            if i == 9:
+                expected = expected @ weight.T + (layer.bias / (scale * step)).round() * (scale * step)
+                break
+            expected = F.conv2d(expected, weight, padding=(0, 1)) if i < 7 else expected.flatten(1) @ weight.T
+            scale = block.activation.threshold / (2 ** READ[i + 1] - 1)
+            expected = (block.norm(expected) / scale).clamp(0, 2 ** READ[i + 1] - 1).round() * scale
+            expected = F.max_pool2d(expected, (1, 2)) if i < 7 else expected
+        assert torch.allclose(model(x), expected, atol=1e-5)
+
+
+def test_mixed_widths_survive_a_checkpoint_and_equal_ones_are_stored_as_ever():
+    model = VGG10(MIXED, READ, filters=8, dense=16, samples=128).eval()
+    again = from_checkpoint(to_checkpoint(model)).eval()
+    assert (again.bits, again.activation_bits) == (MIXED, READ)
+    assert torch.equal(again(signals()), model(signals()))
+    assert [layer.input_bits for layer in again.layers().values()] == list(READ)
+    equal = VGG10((4,) * 10, [6] * 10, filters=8, dense=16, samples=128)
+    assert equal.arguments() == small(4, activation_bits=6).arguments()
+    assert (equal.arguments()["bits"], equal.arguments()["activation_bits"]) == (4, 6)
+
+
+@pytest.mark.parametrize("name", ["amc_baseline", "amc_fmp"])
+def test_files_of_one_width_load_unchanged(name):
+    data = torch.load(Path(__file__).parent.parent / f"weights/{name}.pt", weights_only=True)
+    again = to_checkpoint(from_checkpoint(data))
+    assert isinstance(data["arguments"]["bits"], int) and again["arguments"] == data["arguments"]
+    assert (again["shapes"], again["attributes"]) == (data["shapes"], data["attributes"])
+    assert all(torch.equal(again["state_dict"][key], tensor.float()) for key, tensor in data["state_dict"].items())
+
+
+def test_a_bit_taken_from_one_layer_leaves_the_others_as_they_are():
+    model = small(4, learned_steps=True)
+    other = model.requantised((4, 4, 3, *(4,) * 7), (4, 4, 4, 3, *(4,) * 6))
+    assert other.features[2].activation.bits == other.features[3].layer.input_bits == 3
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]) == (name != "features.2.layer.weight_step")
+
+
+def test_another_number_of_widths_is_refused():
+    for arguments in ({"bits": (4, 4, 4)}, {"bits": 4, "activation_bits": (4,) * 9}):
+        with pytest.raises(ModelError, match="one number, or 10"):
+            VGG10(**arguments)
 
 
 # ---- thresholds

@@ -82,8 +82,9 @@ def test_fmp_in_series_goes_back_and_divides_p_and_ends_the_same_after_kills(opt
     assert rates == {0.01}  # rewound after each cut
 
     argv += ["--resume", "--out", str(tmp_path / "run")]
-    for place in (("log", 3), ("keep_or_go_back", 1), ("add_row", 2), ("save_last", 4), ("cut_weights", 1)):
+    for place in (("log", 3), ("keep_or_go_back", 1), ("add_row", 2), ("save_last", 4)):
         assert kill_inside(fmp, *place, fmp.main, argv) == signal.SIGKILL
+    assert kill_inside(pruning_masks, "cut_weights", 1, fmp.main, argv) == signal.SIGKILL
     assert fmp.main(argv) == 0
     assert_equal(contents(tmp_path / "run"), contents(tmp_path / "whole"))
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import feedback_magnitude_pruning
 from experiments import magnitude_pruning
 from utils import runs
 
@@ -47,24 +48,45 @@ def test_rows_share_a_baseline_and_are_done_once_and_averaged(calls, tmp_path, c
     assert str(tmp_path / "runs/baseline_seed0/best.pt") in pruned and "--keep" in pruned
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.startswith("| fmp-4bit"))
-    cells = ["0.5000 ± 0.0000", "1,000 ± 0", "159.10 ± 0.00", "10 ± 0", "4,000 ± 0", "0.03500 ± 0.00707", "2 ± 0"]
-    assert row.split(" | ")[2:] == [*cells[:-1], f"{cells[-1]} |"]
+    cells = [
+        "0.5000 ± 0.0000",
+        "0.1667 ± 0.0000",
+        "1,000 ± 0",
+        "159.10 ± 0.00",
+        "10 ± 0",
+        "4,000 ± 0",
+        "0.03500 ± 0.00707",
+        "2 ± 0",
+    ]
+    assert row.split(" | ")[2:] == [*cells, "a machine |"]
     assert magnitude_pruning.main([*argv, "--seeds", "0", "1"]) == 0 and len(calls) == 4
     assert magnitude_pruning.main(["--table", "--results", str(tmp_path / "rows")]) == 0 and len(calls) == 4
 
 
-def test_a_row_with_a_network_of_its_own_trains_it_and_holds_the_shared_accuracy(calls, tmp_path):
-    (tmp_path / "shared.json").write_text(json.dumps({"validation": 0.5}))
-    argv = ["--data-file", "set.hdf5", "--rows", "best-fewer-filters", "--out", str(tmp_path / "runs")]
-    argv += ["--results", str(tmp_path / "rows"), "--baseline", str(tmp_path / "shared.pt"), "--keep", ".8"]
-    assert magnitude_pruning.main(argv) == 0
-    trained, pruned = calls
-    assert trained[trained.index("--filters") + 1 :][:3] == ["32", "32", "48"] and "--filters" not in pruned
-    folder = trained[trained.index("--out") + 1]
-    assert pruned[pruned.index("--checkpoint") + 1] == f"{folder}/best.pt"
-    assert float(pruned[pruned.index("--threshold") + 1]) == 0.4
-    row = json.loads((tmp_path / "rows/best-fewer-filters_seed0.json").read_text())
+def test_all_rows_may_spend_the_same_epochs_from_one_baseline(calls, tmp_path):
+    argv = ["--data-file", "set.hdf5", "--out", str(tmp_path / "runs"), "--results", str(tmp_path / "rows")]
+    assert magnitude_pruning.main([*argv, "--baseline", str(tmp_path / "shared.pt"), "--keep", ".8"]) == 0
+    assert len(calls) == len(magnitude_pruning.ROWS) == 5
+    for call in calls:
+        args = parsed(call)
+        assert (str(args.checkpoint), args.keep, args.bits) == (str(tmp_path / "shared.pt"), 0.8, 4)
+        assert (args.budget, args.step_epochs, args.epoch_frames) == (30, 6, None)
+    told = [(args.method, args.score, args.moves is not None) for args in map(parsed, calls)]
+    assert told == [
+        ("imp", "magnitude", False),
+        ("fmp", "magnitude", False),
+        ("fmp", "magnitude", False),
+        ("fmp", "lamp-cost", False),
+        ("fmp", "lamp-cost", True),
+    ]
+    assert [parsed(call).replay_faults for call in calls] == [False, True, False, False, False]
+    row = json.loads((tmp_path / "rows/best_seed0.json").read_text())
     assert (row["pruning_epochs"], row["steps"], row["goal"]) == (2, 1, 0.5)
+    assert row["standard_error"] == pytest.approx((0.5 * 0.5 / 9) ** 0.5)
+
+
+def parsed(call):
+    return feedback_magnitude_pruning.parse_args(call[2:])
 
 
 def test_another_budget_a_fault_and_an_interrupt_end_it(calls, tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from data.radioml import MODULATIONS, SNRS, open_frames, split
 from models.rebuild import rebuild
 from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of
 from utils import checkpoint, runs
+from utils.evaluation import describe_amc
 from utils.training import Progress, falling_rate
 
 
@@ -99,6 +100,19 @@ def test_going_on_from_a_pruned_network_keeps_its_zeros_its_widths_and_its_comma
     with torch.no_grad():
         guess = rebuild(shipped).eval()(frames.samples(rows)).argmax(1).numpy()
     assert result["sets"]["test"]["accuracy"] == (guess == frames.labels[rows]).mean()
+
+
+def test_going_on_keeps_mixed_widths_unless_others_are_asked_for(radioml_file, amc_baseline, tmp_path):
+    bits, read = (5, 2, 3, 8, 5, 2, 6, 3, 7, 4), (6, 4, 8, 2, 3, 6, 7, 2, 3, 8)
+    network = rebuild(checkpoint.load(amc_baseline / "best.pt")).requantised(bits, read)
+    checkpoint.save(tmp_path / "mixed.pt", describe_amc(network, 0))
+    argv = ["--data-file", str(radioml_file), *AMC_SMALL, "--checkpoint", str(tmp_path / "mixed.pt")]
+    argv += ["--epochs", "1", "--epoch-frames", "32"]
+    assert train_amc.main([*argv, "--out", str(tmp_path / "run")]) == 0
+    after = rebuild(checkpoint.load(tmp_path / "run/best.pt"))
+    assert (after.bits, after.activation_bits) == (bits, read)
+    assert json.loads((tmp_path / "run/result.json").read_text())["bits"] == list(bits)
+    assert radioml_file.with_name(f"{radioml_file.name}.codes6").exists()  # what its input reads
 
 
 def test_without_a_data_set_a_small_file_is_made_and_named(radioml_file, tmp_path, monkeypatch, capsys):

@@ -280,13 +280,15 @@ def papers_compression(steps: list[dict]) -> float:
 
 def cost_table(layers: dict[str, LayerCost]) -> str:
     """The result of `inference_cost` as lines of text; the last two have the sum."""
-    head = f"{'layer':18} {'weights':>8} {'non-zero':>8} {'macs':>10} {'bops':>11} {'weight bits':>11} {'score':>8}"
+    head = f"{'layer':18} {'bits':>5} {'weights':>8} {'non-zero':>8} {'macs':>10} {'bops':>11} {'weight bits':>11}"
+    head += f" {'score':>8}"
     rows = [head]
     for name, layer in layers.items():
         score = layer.nonzero * layer.of_one_weight
         numbers = f"{layer.weights:8d} {layer.nonzero:8d} {layer.macs:10d} {layer.bops:11d} {layer.memory_bits:11d}"
-        rows.append(f"{name:18} {numbers} {score:8.6f}")
+        widths = f"{layer.weight_bits}x{layer.input_bits}"  # of a weight and of what it multiplies
+        rows.append(f"{name:18} {widths:>5} {numbers} {score:8.6f}")
     total = challenge_score(layers)
     numbers = f"{total['weights']:8d} {total['nonzero']:8d} {total['macs']:10d} {total['bops']:11d}"
-    rows.append(f"{'all':18} {numbers} {total['weight_bits']:11d} {total['score']:8.6f}")
+    rows.append(f"{'all':18} {'':5} {numbers} {total['weight_bits']:11d} {total['score']:8.6f}")
     return "\n".join([*rows, f"bops {total['bops']}, weight bits {total['weight_bits']}, score {total['score']:.6g}"])

@@ -11,6 +11,7 @@ processes of torchrun share the frames and add their counts up.
 import hashlib
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
 from data.spectrum_sensing import CLASSES, IGNORE, Frame, frame_snr, read_tensors
 from models import segmentation
 from models.rebuild import rebuild
+from models.vgg10 import to_checkpoint
 from utils import bands, checkpoint, metrics, pictures
 from utils.cost import challenge_score, cost_table, inference_cost
 from utils.metrics import accuracy, count_by_snr, snr_scores, snr_table
@@ -37,6 +39,8 @@ RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are m
 # Frames of a forward. On a CPU they stay in its caches; on CUDA they fill the card.
 BATCH = {"cpu": 16, "cuda": 128}  # spectrograms
 AMC_BATCH = {"cpu": 128, "cuda": 8192}  # of 1024 samples
+PROBE_FRAMES = 4096  # of modulations: validation frames of a probe, see Judge
+PROBE_RECALIBRATION = 1024  # and training frames that it measures batch norm's statistics on
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # pictures uint8 (B, 3, H, W) -> class numbers (B, H, W)
 
@@ -244,6 +248,101 @@ def evaluate_amc(network: nn.Module, frames: Frames, rows: np.ndarray, device: t
 def amc_accuracy(network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> float:
     """Share of frames whose modulation the network names rightly, over all SNRs."""
     return accuracy(evaluate_amc(network, frames, rows, device))
+
+
+def describe_amc(network: nn.Module, seed: int) -> dict:
+    """A VGG10 as models.vgg10.from_checkpoint reads it, and where it comes from: the command line that runs."""
+    return to_checkpoint(network) | {"classes": list(MODULATIONS), "seed": seed, "command": command()}
+
+
+def standard_error(share: float, frames: int) -> float:
+    """Of an accuracy on so many frames, from the binomial distribution: an upper bound where SNRs are mixed evenly."""
+    return (share * (1 - share) / frames) ** 0.5
+
+
+@dataclass
+class Judge:
+    """Whether a modulation network holds an accuracy, told from validation frames alone.
+
+        accuracy, held = judge(network)
+
+    As published, a look is at the whole validation part, and the goal is taken as it is. With a `first_goal` the noise
+    is thought of: the first look is at half of the part; the goal of each look lies a standard error higher; and a
+    failure by less than two standard errors gets a second look, at the whole part, which decides.
+    Each goal belongs to the frames of its look, so that what is hard in them counts on both sides.
+    """
+
+    frames: Frames
+    parts: dict[str, np.ndarray]  # rows, by data.radioml.split
+    device: torch.device
+    goal: float
+    first_goal: float | None = None
+
+    FIRST = slice(None, None, 2)  # of the rows, which ascend: about half of each class and SNR
+
+    @classmethod
+    def references(cls, network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> list[float]:
+        """Accuracies of a network, to set goals by: on all rows, and on those of a first look."""
+        return [amc_accuracy(network, frames, look, device) for look in (rows, rows[cls.FIRST])]
+
+    def __call__(self, network: nn.Module) -> tuple[float, bool]:
+        """The accuracy of the look that decided, and whether it is high enough."""
+        rows, goal = self.parts["validation"], self.goal
+        if self.first_goal is not None:
+            first = rows[self.FIRST]
+            accuracy, error = self._accuracy(network, first), standard_error(self.first_goal, len(first))
+            missing = self.first_goal + error - accuracy
+            if missing <= 0 or missing > 2 * error:
+                return accuracy, missing <= 0
+            goal += standard_error(goal, len(rows))
+        accuracy = self._accuracy(network, rows)
+        return accuracy, accuracy >= goal
+
+    def probe(self, network: nn.Module) -> tuple[float, float]:
+        """Accuracy before any training, and its standard error; batch norm's statistics are measured anew, in place."""
+        rows = np.random.RandomState(0).permutation(thinned(self.parts["train"], PROBE_RECALIBRATION))
+        todo = batches(self.frames, rows, AMC_BATCH["cpu"], device=self.device)
+        recalibrate_batch_norm(network, (x for x, _ in todo if len(x) > 1))  # a dense layer's norm needs two frames
+        rows = thinned(self.parts["validation"], PROBE_FRAMES)
+        accuracy = self._accuracy(network, rows)
+        return accuracy, max(standard_error(accuracy, len(rows)), 1 / len(rows))
+
+    def _accuracy(self, network: nn.Module, rows: np.ndarray) -> float:
+        return amc_accuracy(network, self.frames, rows, self.device)
+
+
+def thinned(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the rows, evenly spaced."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
+
+
+@dataclass
+class KeptLogits:
+    """A teacher's logits of all training frames. They are asked for once: no frame is altered from epoch to epoch."""
+
+    rows: np.ndarray  # int64 (N,), ascending
+    logits: torch.Tensor  # float16 (N, classes), on the device of the training
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, teacher: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> "KeptLogits":
+        """Ask a teacher on `device`, without autocast; `frames` has as many bits as its input."""
+        teacher.eval()
+        todo = batches(frames, rows, of_device(AMC_BATCH, device), device=device)
+        total = -(-len(rows) // of_device(AMC_BATCH, device))
+        bar = tqdm(todo, "teacher", total, unit="batch", leave=False, file=sys.stderr)
+        return cls(rows, torch.cat([teacher(x).half() for x, _ in bar]))
+
+    def beside(self, pairs: Iterable, order: np.ndarray, batch_size: int) -> Iterable:
+        """Batches (frames, labels) with the teacher's logits, float32 (B, classes), in third place.
+
+        Args:
+            order: rows of the frames in these batches, in their order.
+        """
+        places = torch.from_numpy(np.searchsorted(self.rows, order)).to(self.logits.device)
+        parts = places.split(batch_size) if len(order) else ()  # none is left where a run goes on at an epoch's end
+        for (x, label), place in zip(pairs, parts, strict=True):
+            yield x, label, self.logits[place].float()
 
 
 def report_amc(

@@ -1,5 +1,7 @@
 """Distillation losses for dense prediction: what a student can copy from a teacher whose maps have the same size.
 
+pixel_kd also takes logits (N, C) of networks that give one label a frame.
+
     loss = WEIGHT["pixel"] * pixel_kd(student_logits, teacher_logits.detach())
 
 Each is a function of the student's and the teacher's float maps (N, C, H, W) and gives a scalar. It is a mean, so a
@@ -31,7 +33,7 @@ def pixel_kd(student: Tensor, teacher: Tensor, temperature: float = 1.0, class_w
     It is 0 for equal logits. With unequal weights its minimum lies elsewhere, where q is proportional to w p.
 
     Args:
-        student, teacher: logits (N, C, H, W).
+        student, teacher: logits (N, C, H, W); or (N, C), where the mean is over frames.
         temperature: T; 1, and 2 in the published pruning study.
         class_weights: w, float (C,), ones if None.
     """

@@ -1,4 +1,4 @@
-"""Which weights stay: scores, masks, and cuts of single weights or of whole filters.
+"""Which weights stay: scores, masks, cuts of weights, filters and bits, and the feedback that chooses the next cut.
 
     masks = ones(weights)                                           # {name: bool tensor}, weights: {name: tensor}
     scored = scores(weights, alive(weights, masks), "lamp")         # what each weight is worth
@@ -12,22 +12,38 @@ A score says how much a weight is worth; the lowest of all layers together go fi
     cost        w^2 / what the weight adds to the challenge's score (utils.cost.weight_costs)
     lamp-cost   the lamp score / the same
 
-`cut_weights` and `cut_filters` do all of this for a quantised network. They need utils/cost.py and
-utils/dependency_graph.py; the rest of the file needs torch only.
+`cut_weights` and `cut_filters` do all of this for a quantised network; `take_weight_bit` and `take_activation_bit`
+narrow one of its layers. `Series` and `Moves` are two kinds of feedback:
+
+    feedback = Moves(list(MOVES), dict(p))                          # or Series(["unstructured"])
+    smaller = feedback.next(model, cuts, probe)                     # then train it, and judge it
+    feedback.note(good, score, cuts)                                # a bad one is given up; again
+
+From the cuts on they need utils/cost.py and utils/dependency_graph.py; the rest of the file needs torch only.
 """
 
 import copy
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from utils.cost import LayerCost, inference_cost, weight_costs
+from utils.cost import LayerCost, challenge_score, inference_cost, weight_costs
 from utils.dependency_graph import DependencyGraph, prune
 
 SCORES = ("magnitude", "lamp", "cost", "lamp-cost")
+MOVES = ("prune", "weight-bit", "activation-bit", "filters")
+LEAST_SHARE = {"unstructured": 0.05, "structured": 0.01, "prune": 0.02, "filters": 0.01}  # default of --min-p
+LEAST_BITS = 2
+PROBED_LAYERS = 4  # of each kind of bit: those that save most
+GROW_AFTER = 2  # successes in a row of a share that was divided, after which it is multiplied again
+LONGEST = 3  # times --step-epochs: steps after failures
+
 Tensors = dict[str, torch.Tensor]
+Probe = Callable[[nn.Module], tuple[float, float]]  # network -> accuracy before any training, its standard error
 
 
 def ones(weights: Tensors) -> Tensors:
@@ -244,3 +260,225 @@ def cost_of(network: nn.Module) -> dict[str, LayerCost]:
     """The challenge's cost by layer, see utils.cost.inference_cost."""
     device = next(network.parameters()).device
     return inference_cost(network, torch.zeros(1, 2, network.samples, device=device))
+
+
+def take_weight_bit(model: Pruned, layer: str) -> Pruned:
+    """A copy in which the weights of one layer have a bit less.
+
+    Where the scale is max|w| / (n - 1), few bits make coarse steps: the layer's weights are clamped at the share of
+    max|w| with which the codes are nearest to the weights (least squares).
+
+    Args:
+        layer: a name in network.layers().
+    """
+    network = _narrower(model.network, weights=layer)
+    narrow = network.layers()[layer]
+    if narrow.weight_step is None:
+        _clip(narrow)
+    return Pruned(network, model.masks)
+
+
+def take_activation_bit(model: Pruned, layer: str) -> Pruned:
+    """A copy in which what one layer reads has a bit less; the threshold stays, so the steps are twice as wide.
+
+    Args:
+        layer: a name in network.layers(), not the first: the input's width stays.
+    """
+    return Pruned(_narrower(model.network, activations=layer), model.masks)
+
+
+def _narrower(network: nn.Module, weights: str = "", activations: str = "") -> nn.Module:
+    layers = network.layers().items()
+    bits = tuple(layer.weight_bits - (name == weights) for name, layer in layers)
+    read = tuple(layer.input_bits - (name == activations) for name, layer in layers)
+    return network.requantised(bits, read).to(next(network.parameters()).device)
+
+
+@torch.no_grad()
+def _clip(layer: nn.Module) -> None:
+    weight, best = layer.weight.clone(), (math.inf, layer.weight)
+    for share in torch.linspace(1, 0.3, 15).tolist():
+        bound = share * weight.abs().max()
+        layer.weight.copy_(weight.clamp(-bound, bound))
+        error = float((layer.quantised_weight() - weight).square().sum())
+        if error < best[0]:
+            best = error, layer.weight.clone()
+    layer.weight.copy_(best[1])
+
+
+# ---- feedback
+
+
+class Cuts(NamedTuple):
+    """The options that decide what is cut; feedback_magnitude_pruning.py describes them."""
+
+    method: str  # "imp" ends at its first failure, "fmp" divides p by n
+    n: float
+    p: float
+    min_p: float | None  # None: LEAST_SHARE
+    score: str
+    replay_faults: bool = False
+
+    def least(self, kind: str) -> float:
+        return self.min_p or LEAST_SHARE[kind]
+
+
+@dataclass
+class Series:
+    """The published feedback: methods one after the other, a smaller share p after each failure. Plain values."""
+
+    methods: list[str]  # that are not exhausted, of "structured" and "unstructured"; the first is in use
+    p: float | None = None  # share of the next cut; None: the method begins, and takes its first share
+
+    stretch = 1  # every step may take as many epochs
+
+    def lowers(self, score: float) -> bool:
+        """As published, a step is good whatever it came to."""
+        return True
+
+    def note(self, good: bool, score: float, cuts: Cuts) -> None:
+        """What the step came to: p falls after a failure. 0 is below every least share: IMP ends."""
+        if not good:
+            self.p = self.p / cuts.n if cuts.method == "fmp" else 0.0
+
+    def next(self, model: Pruned, cuts: Cuts, probe: Probe) -> Pruned | None:
+        """Cut; None if no method can take its share."""
+        while self.methods:
+            structured = self.methods[0] == "structured"
+            if self.p is None:  # a method begins; whole filters go in smaller shares, as published
+                self.p = cuts.p / cuts.n if structured else cuts.p
+            if self.p >= cuts.least(self.methods[0]):
+                if structured:
+                    smaller = cut_filters(model, self.p, cuts.score)
+                else:
+                    smaller = cut_weights(model, self.p, cuts.score, cuts.replay_faults)
+                if smaller:
+                    return smaller
+            self.methods, self.p = self.methods[1:], None  # p is too small for it, or it has nothing left to cut
+        return None
+
+    def facts(self) -> dict:
+        """Of the latest cut."""
+        return {"method": self.methods[0], "p": self.p}
+
+
+@dataclass
+class Moves:
+    """Feedback that chooses among moves, and goes back when one fails. Plain values.
+
+    A move prunes a share of the weights, takes a bit from the weights of a layer or from what it reads, or removes a
+    share of the filters. Before each step all moves are probed, a bit in the PROBED_LAYERS layers that would save most:
+
+        gain    1 - score after / score before, counted. Bits are counted as if no weight rounded to zero: those that do
+                may grow again.
+        lost    accuracy lost on validation frames, before training but with the statistics of batch norm measured anew
+                (EagleEye, Li 2020, arXiv:2007.02491: so measured it tells which network recovers)
+
+    The move with the greatest gain / max(lost, standard error of the probe) is tried: losses below the noise are equal.
+    Why a ratio: the accuracy that may be lost is the budget of the whole run, and the score is what it buys. The probe
+    only orders the moves. Whether one is kept is decided after training.
+
+    A move that failed is not repeated at once. A share is divided by n; after GROW_AFTER successes in a row it is
+    multiplied again, up to its first value, so one noisy failure doesn't halve it for good. A bit, or a share that
+    can't be divided, rests: after its k-th failure in a row until k other moves have succeeded, because training and
+    pruning change what the layer can bear. After failures steps may take more epochs, so the last steps of a run are
+    the longest. It ends when every move rests.
+    """
+
+    kinds: list[str]  # of MOVES
+    shares: dict[str, float]  # of "prune" and "filters", the next ones
+    wins: dict[str, int] = field(default_factory=dict)  # of a share since its last failure or growth
+    failed: dict[str, int] = field(default_factory=dict)  # of a move, failures in a row
+    rests: dict[str, int] = field(default_factory=dict)  # of a move, successes of others it waits for
+    stretch: int = 1  # a step may take so many times the usual epochs
+    score: float = math.inf  # of the latest network that was kept
+    chosen: dict = field(default_factory=dict)  # the move that is being tried, and what the probes said
+
+    @classmethod
+    def begin(cls, kinds: list[str], cuts: Cuts) -> "Moves":
+        return cls(kinds, {"prune": cuts.p, "filters": cuts.p / cuts.n})
+
+    def lowers(self, score: float) -> bool:
+        """Whether it is cheaper than the latest network that was kept: weights that rounded to zero may be back."""
+        return score < self.score
+
+    def note(self, good: bool, score: float, cuts: Cuts) -> None:
+        """What the step came to."""
+        if good:
+            self.score = score
+        if not self.chosen:  # the step without a cut
+            return
+        name, kind = self.chosen["move"], self.chosen["method"]
+        self.stretch = 1 if good else min(self.stretch + 1, LONGEST)
+        if good:
+            self.failed.pop(name, None)
+            self.rests = {other: left - 1 for other, left in self.rests.items() if left > 1}
+            if kind in self.shares:
+                self._won(kind, cuts)
+            return
+        self.wins[kind] = 0
+        if kind in self.shares and self.shares[kind] / cuts.n >= cuts.least(kind):
+            self.shares[kind] /= cuts.n
+        else:
+            self.failed[name] = self.failed.get(name, 0) + 1
+            self.rests[name] = self.failed[name]
+
+    def _won(self, kind: str, cuts: Cuts) -> None:
+        self.wins[kind] = self.wins.get(kind, 0) + 1
+        if self.wins[kind] >= GROW_AFTER:
+            first = cuts.p if kind == "prune" else cuts.p / cuts.n
+            self.shares[kind], self.wins[kind] = min(self.shares[kind] * cuts.n, first), 0
+
+    def next(self, model: Pruned, cuts: Cuts, probe: Probe) -> Pruned | None:
+        """The network after the best move, not trained yet; None if no move is left. `model` stays as it is."""
+        device = next(model.network.parameters()).device
+        before, noise = probe(copy.deepcopy(model.network))
+        best, smaller, probed = None, None, {}
+        for move, gain, candidate in self._candidates(model, cuts):
+            candidate = candidate.to(device)
+            lost = before - probe(candidate.network)[0]
+            name = " ".join(text for text in (move["method"], move["layer"]) if text)
+            probed[name] = [gain, lost]
+            worth = gain / max(lost, noise)
+            if gain > 0 and (best is None or worth > best):
+                best, smaller = worth, candidate
+                self.chosen = {"move": name, **move, "gain": gain, "lost": lost, "noise": noise, "probed": probed}
+        return smaller
+
+    def _candidates(self, model: Pruned, cuts: Cuts) -> Iterator[tuple[dict, float, Pruned]]:
+        """Every move that doesn't rest: its facts, its gain, and the network after it."""
+        layers = cost_of(model.network)
+        now = challenge_score(layers)["score"]
+        for kind in ("prune", "filters"):
+            if kind in self.kinds and kind not in self.rests:
+                p = self.shares[kind]
+                whole = Pruned(copy.deepcopy(model.network), model.masks)
+                cut = cut_weights(whole, p, cuts.score) if kind == "prune" else cut_filters(model, p, cuts.score)
+                if cut:
+                    gain = 1 - challenge_score(cost_of(cut.network))["score"] / now
+                    yield {"method": kind, "layer": "", "p": p}, gain, cut
+        for kind, take in (("weight-bit", take_weight_bit), ("activation-bit", take_activation_bit)):
+            gains = self._bit_gains(kind, layers, now) if kind in self.kinds else {}
+            for layer in sorted(gains, key=gains.get, reverse=True)[:PROBED_LAYERS]:
+                yield {"method": kind, "layer": layer, "p": 0.0}, gains[layer], take(model, layer)
+
+    def _bit_gains(self, kind: str, layers: dict[str, LayerCost], now: float) -> dict[str, float]:
+        """What a bit less would save, by layers that have one to give and don't rest."""
+        gains = {}
+        for name, layer in list(layers.items())[kind == "activation-bit" :]:  # the input's width stays
+            if kind == "weight-bit":
+                narrow = layer._replace(weight_bits=layer.weight_bits - 1)
+            else:
+                narrow = layer._replace(input_bits=layer.input_bits - 1)
+            if min(narrow.weight_bits, narrow.input_bits) >= LEAST_BITS and f"{kind} {name}" not in self.rests:
+                gains[name] = 1 - challenge_score({**layers, name: narrow})["score"] / now
+        return gains
+
+    def facts(self) -> dict:
+        """Of the latest move: `probed` has gain and lost of all that were probed."""
+        return {key: value for key, value in self.chosen.items() if key != "move"}
+
+
+def feedback_of(values: dict) -> Series | Moves:
+    """The inverse of dataclasses.asdict for both."""
+    return (Moves if "kinds" in values else Series)(**values)

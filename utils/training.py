@@ -134,6 +134,17 @@ class Progress:
         return False
 
 
+AMC_DEFAULTS = {  # of scripts that train modulation networks, by --device
+    "cpu": {"batch_size": 128, "lr": 1e-3, "save_every": 200},
+    "cuda": {"batch_size": 512, "lr": 2e-3, "save_every": 1000},
+}
+
+
+def amc_defaults(device: str) -> dict:
+    """The options of AMC_DEFAULTS for --device."""
+    return AMC_DEFAULTS["cuda" if device.startswith("cuda") else "cpu"]
+
+
 def native_bf16(device: str | torch.device) -> bool:
     """Whether bfloat16 is faster than float32 there: CUDA of compute capability 8, or a CPU with AMX or AVX512-BF16."""
     if torch.device(device).type == "cuda":
