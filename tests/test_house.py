@@ -10,7 +10,7 @@ SCRIPTS = sorted(ROOT.glob("*.py"))
 MODULES = sorted(file for folder in ("data", "models", "utils") for file in (ROOT / folder).glob("*.py"))
 PROGRAM = SCRIPTS + MODULES + sorted((ROOT / "experiments").glob("*.py"))
 SHARED = {"utils/evaluation.py", "utils/release.py", "utils/carriers.py"}  # may import models and data together
-SCRIPT_LINES, UTILS_MODULES, FUNCTION_LINES, LOOP_LINES, PARAMETERS = 360, 17, 70, 90, 7
+SCRIPT_LINES, UTILS_MODULES, FUNCTION_LINES, LOOP_LINES, PARAMETERS = 360, 18, 70, 90, 7  # verify.py must stand alone
 README_LINES, README_BYTES = 200, 12_288
 
 
