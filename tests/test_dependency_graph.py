@@ -6,7 +6,6 @@ python -m pytest tests/test_dependency_graph.py
 import copy
 import json
 import random
-import sys
 
 import pytest
 import torch
@@ -448,8 +447,25 @@ def test_an_output_that_cannot_be_seen_into_is_refused():
         DependencyGraph(Odd(8, 8), X)
 
 
-def test_the_command_line_prints_the_groups(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dependency_graph", "squeezenet1_1", "--size", "64"])
-    dependency_graph.main()
+def test_the_command_line_prints_the_groups_and_a_sum_of_what_is_fixed(capsys):
+    assert dependency_graph.main(["squeezenet1_1", "--size", "64"]) == 0
     printed = capsys.readouterr().out
-    assert "features.0 " in printed and "fixed axes, and why" in printed
+    assert "features.0 " in printed and "indices of    2 axes: model output" in printed
+    assert dependency_graph.main(["tests.test_dependency_graph:Chain", "--inputs", "2x3x8x8", "--all"]) == 0
+    assert "head.weight axis 0: model output (5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [(["no_such_model"], "no_such_model"), (["squeezenet1_1", "--size", "8"], "cannot run on the example inputs"),
+     (["tests.test_dependency_graph:Targets", "--size", "8"], "eval_only=True"),
+     (["nowhere:f"], "cannot build nowhere:f"),
+     (["squeezenet1_1", "--inputs", "1x3xa"], "give shapes such as"), (["r3d_18", "--size", "32"], "cannot run")],
+)  # fmt: skip
+def test_the_command_line_says_in_one_sentence_what_is_wrong(argv, message, capsys):
+    try:
+        assert dependency_graph.main(argv) == 2
+    except SystemExit as stopped:
+        assert stopped.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error

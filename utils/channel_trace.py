@@ -68,18 +68,18 @@ class Step(NamedTuple):
     labels: list  # the labelled axes of the inputs
     out: list  # of each output the shape and the axes (None: not predicted)
     place: tuple = ()  # of a view: the line of code that asks for it, and the shape
+    data: object = None  # what follows the data, not a width: a Python value, or of each output whole numbers or None
 
 
 class Watch(TorchDispatchMode):
     """Sees every ATen operation and undoes what the model writes into its own tensors.
 
-    memory: the data pointers of these tensors. read: the numbers that the model took out of tensors (`item`); they
-    follow the data, not a width.
+    memory: the data pointers of these tensors.
     """
 
     def __init__(self, tensors):
         super().__init__()
-        self.memory, self.overwritten, self.read = {pointer(t) for t in tensors}, [], set()
+        self.memory, self.overwritten = {pointer(t) for t in tensors}, []
 
     @classmethod
     def _should_skip_dynamo(cls):
@@ -107,7 +107,7 @@ class Watch(TorchDispatchMode):
         for tensor in inputs:
             if not hasattr(tensor, "_axes") and tensor.numel() <= 4096:
                 found += tensor.flatten().tolist()
-        return [None if number in self.read else number for number in found] if self.read else found
+        return found
 
 
 class Trace(Watch):
@@ -150,8 +150,6 @@ class Trace(Watch):
             blank = {(n, size) for n, size, axis in sizes_of(inputs[0], self.of(inputs[0])) if axis is BLANK}
             axes = [[BLANK if n == 0 or (n, size) in blank else None for n, size, _ in sizes_of(t, a)]
                     for t, a in zip(out, axes, strict=True)]  # fmt: skip
-        if name == "_local_scalar_dense" and isinstance(result, float):
-            self.read.add(result)
         if mutable:
             self.no_longer_zero(out, axes)
         for tensor, known in zip(out, axes, strict=True):
@@ -165,7 +163,12 @@ class Trace(Watch):
                     break
         if name != "clone":  # depends on strides, so it is not a part of what must repeat at another width
             place = (*caller(), out[0].shape) if name in VIEWS else ()
-            self.log.append(Step(name, numbers, labels, [(t.shape, a) for t, a in zip(out, axes, strict=True)], place))
+            data = result
+            if out:
+                data = [None if t.is_floating_point() or t.is_complex() or any(a or ()) else t.clone()
+                        for t, a in zip(out, axes, strict=True)]  # fmt: skip
+            shapes = [(t.shape, a) for t, a in zip(out, axes, strict=True)]
+            self.log.append(Step(name, numbers, labels, shapes, place, None if mutable else data))
         return result
 
     def uniform(self, tensor, inputs):
@@ -565,6 +568,8 @@ class Replay(Watch):
             result = func(*args, **kwargs)
         except FAILURES:
             result = None
+        if step.data is not None:  # masks, indices and numbers that were read: those of the dense model
+            result = given_data(result, step.data)
         out, shapes = tensors_in([result]), [self.predicted(shape, axes) for shape, axes in step.out]
         if len(out) != len(shapes) or any(s not in (None, t.shape) for t, s in zip(out, shapes, strict=True)):
             self.wrong.setdefault(k, LITERAL)
@@ -575,8 +580,6 @@ class Replay(Watch):
             result = out[0] if isinstance(result, Tensor) or len(out) == 1 and name not in SPLITS else out
         for tensor in out:
             tensor._axes = ()
-        if name == "_local_scalar_dense" and isinstance(result, float):
-            self.read.add(result)
         return result
 
     def predicted(self, shape, axes):
@@ -619,6 +622,17 @@ def same(a, b):
 def whole(x, dim=0, start=None, end=None, step=1):
     """Whether a slice leaves all as it is."""
     return not start and (end is None or end >= x.shape[dim]) and step == 1
+
+
+def given_data(result, data):
+    """The result of an operation with whole numbers that are those of the dense model."""
+    if not isinstance(data, list) or result is None:
+        return data if not isinstance(data, list) else result
+    parts = [result] if isinstance(result, Tensor) else list(result)
+    if len(parts) != len(data) or all(known is None for known in data):
+        return result
+    parts = [part if known is None else known.clone() for part, known in zip(parts, data, strict=True)]
+    return parts[0] if isinstance(result, Tensor) else parts
 
 
 def sizes_of(tensor, axes):

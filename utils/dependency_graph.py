@@ -20,12 +20,13 @@ those that consume it. Needs torch, and channel_trace.py beside it.
 
 import argparse
 import copy
+import importlib.util
 import inspect
 import json
 import math
 import os
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -288,11 +289,23 @@ class DependencyGraph:
                 result.setdefault(self._spans[span][:3], {})[why] = n
         return result
 
-    def __str__(self):
+    def summary(self):
+        """The groups, and for each reason how many axes and indices it fixes."""
+        axes, indices = Counter(), Counter()
+        for reasons in self.frozen.values():
+            axes.update(reasons.keys())
+            indices.update(reasons)
+        rows = [f"{n:>6} indices of {axes[why]:>4} axes: {why}" for why, n in indices.most_common()]
+        return "\n".join([*self._rows(), f"{len(self.frozen)} fixed axes; --all names them", *rows])
+
+    def _rows(self):
         rows = [f"{g.name:<40}{g.size:>6} units, {len(g.members)} axes of {', '.join(g.layers)}" for g in self.groups]
+        return [f"{len(rows)} groups", *rows]
+
+    def __str__(self):
         fixed = [f"{name} axis {axis}: " + ", ".join(f"{why} ({n})" for why, n in reasons.items())
                  for (name, axis, _), reasons in self.frozen.items()]  # fmt: skip
-        return "\n".join([f"{len(rows)} groups", *rows, f"{len(fixed)} fixed axes, and why (indices)", *fixed])
+        return "\n".join([*self._rows(), f"{len(fixed)} fixed axes, and why (indices)", *fixed])
 
     def make_plan(self, units, groups=(), notes=()):
         """The plan by which the given units leave: {group name: unit numbers}."""
@@ -525,20 +538,53 @@ def refit(module):
         module.num_parameters = len(weight)
 
 
-def main():
-    from torchvision import models
-
-    parser = argparse.ArgumentParser(description="Print the groups of coupled channels of a torchvision model.")
-    parser.add_argument("model", choices=models.list_models(), metavar="MODEL", help="such as resnet18")
-    parser.add_argument("--size", type=int, default=224, help="height and width of the example image")
-    args = parser.parse_args()
-    takes = inspect.signature(models.get_model_builder(args.model)).parameters
-    model = models.get_model(args.model, **{key: None for key in ("weights", "weights_backbone") if key in takes})
+def find_model(name):
+    """A model without pretrained weights: of torchvision, of timm where it is installed, or "module:function"."""
+    module, _, function = name.partition(":")
     try:
-        print(DependencyGraph(model, torch.randn(1, 3, args.size, args.size)))
+        if function:
+            sys.path.insert(0, "")
+            return getattr(importlib.import_module(module), function)()
+        from torchvision import models
+
+        if name in models.list_models():
+            takes = inspect.signature(models.get_model_builder(name)).parameters
+            return models.get_model(name, **{key: None for key in ("weights", "weights_backbone") if key in takes})
+        if importlib.util.find_spec("timm"):
+            return importlib.import_module("timm").create_model(name)
+    except Exception as error:  # of anybody's factory
+        raise PruneError(f"cannot build {name} ({type(error).__name__}: {first_line(error)})") from error
+    raise PruneError(f"no model {name!r} in torchvision, and timm is not installed: give its name or module:function")
+
+
+def example(text):
+    """A random tensor: "1x3x64x64" is float32, "2x16:int64" whole numbers of 0 and 1."""
+    shape, _, dtype = text.partition(":")
+    values = torch.randn([int(n) for n in shape.split("x")])
+    return values.gt(0).to(getattr(torch, dtype)) if dtype else values
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Print the groups of coupled channels of a model, and what is fixed.")
+    parser.add_argument("model", metavar="MODEL", help="of torchvision or timm, such as resnet18, or module:function")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the example image, default 224")
+    parser.add_argument("--inputs", nargs="+", metavar="SHAPE", help="instead: 1x3x16x64x64, or 1x16:int64")
+    parser.add_argument("--eval-only", action="store_true", help="do not run train mode, which may need targets")
+    parser.add_argument("--all", action="store_true", help="every fixed axis, not only a sum by reason")
+    args = parser.parse_args(argv)
+    try:
+        inputs = tuple(map(example, args.inputs or [f"1x3x{args.size}x{args.size}"]))
+    except (ValueError, AttributeError, TypeError, RuntimeError):
+        parser.error(f"--inputs {' '.join(args.inputs or [])} --size {args.size}: give shapes such as 1x3x64x64")
+    try:
+        model = find_model(args.model)
+        graph = DependencyGraph(model, inputs, eval_only=args.eval_only)
     except PruneError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(graph if args.all else graph.summary())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
