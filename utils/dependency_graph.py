@@ -1,6 +1,6 @@
 """Channel pruning that is exact: find the channels of a network that must leave together, and take them out.
 
-    python -m utils.dependency_graph resnet18          # groups of a torchvision model; what is fixed, and why
+    python -m utils.dependency_graph resnet18          # groups of a model; what is fixed, and why
 
     graph = DependencyGraph(model, images)             # runs copies of the model once in eval and once in train mode
     plan = graph.plan(0.5, scores)                     # data: print it, save it, carry it out again later
@@ -11,11 +11,11 @@ Every index of every axis of a parameter or buffer is an *atom*. While the model
 the atoms through its operations. An operation that needs channels to agree, such as an addition, ties their atoms. One
 that would compute something else without a channel freezes it: it can't leave. An unknown operation freezes all it
 touches. Atoms that are tied are a *unit*, kept or removed whole. Units that touch the same tensor axes are a *group*.
-Last, the model runs at half width. An operation whose result then has another shape than predicted depends on a size
-written in the code, and freezes its channels too.
+Last, the model runs at about half width. A step whose result has another shape than predicted depends on a size written
+in the code, and freezes its channels. A step with another number among its arguments, or another step, freezes the
+groups whose width is to blame. docs/PRUNER.md explains all this on a small network.
 
-"Set to zero" means every removed entry of every parameter and buffer, in the layers that produce the channel and in
-those that consume it. Needs torch, and channel_trace.py beside it.
+Needs torch, and channel_trace.py and verify.py beside it.
 """
 
 import argparse
