@@ -9,7 +9,7 @@
 DeepLabV3 on MobileNetV3-Large (Chen 2017, Howard 2019) as torchvision has it, from scratch: 11.02 M parameters, 7.09 M
 of them live (the others meet only padding, models/fast_layers.py). The best epoch is chosen on the validation part.
 Test, combined and own frames are scored once, at the end, with standard channels fitted to the network's bands
-(utils/bands.py) and without. `python evaluate.py runs/seg/best.pt` scores the network on other frames. The run's folder
+(data/bands.py) and without. `python evaluate.py runs/seg/best.pt` scores the network on other frames. The run's folder
 (runs/seg unless --out names another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
 """
 

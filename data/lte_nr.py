@@ -39,7 +39,7 @@ SSB_SYMBOLS = {
 
 
 def standard_channels(classes, column_hz):
-    """LTE's channel bandwidths and NR's of NR_RB, in columns of a spectrogram, for utils.bands.
+    """LTE's channel bandwidths and NR's of NR_RB, in columns of a spectrogram, for data.bands.
 
     Args: classes, names with "LTE" and "NR" among them; column_hz, width of a column in Hz.
     Returns: [(class number, channel width, occupied width)].

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import DataError, augment
+from data import DataError, augment, bands
 from data.frames import other_frame, pixel_power
 from data.lte_nr import standard_channels
 from data.others import EVENTS, KINDS, TRAINED
@@ -28,7 +28,7 @@ from data.spectrogram import HZ_PER_PIXEL, PARULA, SAMPLE_RATE, spectrogram_imag
 from data.spectrum_sensing import CLASSES
 from models import ModelError, segmentation
 from models.rebuild import rebuild
-from utils import bands, checkpoint, release
+from utils import checkpoint, release
 from utils.runs import command as this_command
 from utils.runs import hardware, run, write_json
 

@@ -20,6 +20,9 @@ from torch import nn
 
 from models import ModelError
 
+LIBRARY_CLASSES = {"BertModel", "ConvNextModel", "DetrModel", "MobileViTModel", "SegformerForSemanticSegmentation",
+                   "SegformerModel", "T5Model", "ViTForImageClassification", "ViTModel", "Wav2Vec2Model",
+                   "WhisperModel"}  # of transformers; a file can name no other  # fmt: skip
 FACTORIES: dict[str, Callable[..., nn.Module]] = {}  # networks of this package; @register fills it
 
 
@@ -34,11 +37,12 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
 
     Args:
         name: "torchvision.models.resnet50", "torchvision.models.segmentation.lraspp_mobilenet_v3_large" (only the last
-            part counts: torchvision's own register is asked, so no other code can be named), or
+            part counts: torchvision's own register is asked, so no other code can be named), "timm.<model>" of timm's
+            register, "transformers.<class>" of LIBRARY_CLASSES with the arguments of its configuration, or
             "models.<file>.<function>" for a function marked with `register`.
 
     Raises:
-        ModelError: the name is none of these.
+        ModelError: the name is none of these, or its library is not installed.
     """
     first, _, rest = name.partition(".")
     file = rest.partition(".")[0]
@@ -54,7 +58,28 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
             return get_model_builder(name.rpartition(".")[2])
         except ValueError as error:
             raise ModelError(f"torchvision has no model {name!r}: list_models() names those it has") from error
+    if first in ("timm", "transformers"):
+        return _library_factory(first, rest)
     raise ModelError(f"unknown network {name!r}: name torchvision.models.<name>, or register it in models/rebuild.py")
+
+
+def _library_factory(library: str, name: str) -> Callable[..., nn.Module]:
+    """The factory of a network of timm's register, or of a class of transformers that is on the list."""
+    if importlib.util.find_spec(library) is None:
+        raise ModelError(f"the network {library}.{name} needs {library}: pip install {library}")
+    module = importlib.import_module(library)
+    if library == "timm":
+        if not module.is_model(name):
+            raise ModelError(f"timm has no model {name!r}: timm.list_models() names those it has")
+        return lambda **arguments: module.create_model(name, **{**arguments, "pretrained": False})
+    if name not in LIBRARY_CLASSES:
+        raise ModelError(f"transformers.{name} is not on the list of networks in models/rebuild.py: add it there")
+
+    def make(**arguments) -> nn.Module:
+        model = getattr(module, name)
+        return model(model.config_class(**arguments))
+
+    return make
 
 
 def build(factory: str, arguments: dict) -> nn.Module:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data import augment
+from data.bands import find_bands, fit_channels, gaps, lines, predictor, unclaimed, whole_bands, widest_peak
 from data.lte_nr import standard_channels
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SAMPLE_RATE, channel_mask, spectrogram_levels
-from utils.bands import find_bands, fit_channels, gaps, lines, predictor, unclaimed, whole_bands, widest_peak
 
 CLASSES = ("noise", "NR", "LTE")
 CHANNELS = standard_channels(CLASSES, HZ_PER_PIXEL)

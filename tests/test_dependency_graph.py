@@ -5,7 +5,7 @@ python -m pytest tests/test_dependency_graph.py
 
 import copy
 import json
-import sys
+import random
 
 import pytest
 import torch
@@ -268,6 +268,159 @@ def test_channels_of_zeros_change_widths_and_nothing_else(name):
     assert torch.allclose(want, got, rtol=0, atol=1e-12 * want.abs().max())
 
 
+class Looks(nn.Module):
+    """Takes another path for another class of activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.act, self.b = nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.act(self.a(x))
+        return self.b(x) if type(self.act) is nn.ReLU else self.b(x.sort(1)[0])
+
+
+def test_a_model_that_looks_at_the_class_of_its_layers_is_seen_as_it_is():
+    model = Looks()
+    assert [(g.name, g.size) for g in DependencyGraph(model, X).groups] == [("a", 8)]
+    model.act = nn.Sigmoid()
+    assert not DependencyGraph(model, X).groups
+    assert "training" not in vars(nn.Module)
+
+
+class InTraining(nn.Module):
+    """Divides by its width, in training only; so does its dropout draw as many numbers as there are channels."""
+
+    def __init__(self, divide):
+        super().__init__()
+        self.a, self.b, self.divide = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), divide
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.a(x), 0.3, self.training)
+        return self.b(x / x.shape[1] if self.training and self.divide else x)
+
+
+def test_verify_looks_at_train_mode_too():
+    model = InTraining(divide=False)
+    graph = DependencyGraph(model, X)
+    plan = graph.plan(0.5)
+    assert kept(plan) == {"a": 4} and verify(model, prune(model, plan), plan, X) < 1e-12
+    model.divide = True
+    with pytest.raises(PruneError, match="in train mode"):
+        verify(model, prune(model, plan), plan, X)
+    assert verify(model, prune(model, plan), plan, X, eval_only=True) < 1e-12
+    frozen = DependencyGraph(model, X).frozen
+    assert frozen[("a.weight", 0, "out")] == {"div: a number that depends on a width": 8}
+
+
+def test_verify_runs_complex_models_models_for_float32_and_refuses_what_is_not_finite(chain, graph):
+    class Single(Chain):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    plan = graph.plan(0.5)
+    single = Single().eval()
+    assert verify(single, prune(single, plan), plan, X) < 1e-5
+    with pytest.raises(PruneError, match="not all finite"):
+        verify(chain, prune(chain, plan), plan, X / 0)
+    with pytest.raises(PruneError, match="cannot be run"):
+        verify(chain, prune(chain, plan), plan, X[:, :2])
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 1, dtype=torch.complex64), nn.Conv2d(8, 2, 1, dtype=torch.complex64)),
+        X + 1j,
+    )
+    plan = DependencyGraph(model, x).plan(0.5)
+    assert kept(plan) == {"0": 4} and verify(model, prune(model, plan), plan, x) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "scores, message",
+    [({"a": torch.ones(20)}, "no entry for group 'c'"),
+     ({"a": torch.ones(19), "c": torch.ones(12)}, r"\[19\], not \[20\]"),
+     ({"a": torch.ones(20), "c": torch.ones(12, 1)}, r"\[12, 1\]"),
+     ({"a": torch.full((20,), torch.nan), "c": torch.ones(12)}, "contain NaN")],
+)  # fmt: skip
+def test_scores_that_do_not_fit_are_refused(graph, scores, message):
+    with pytest.raises(PruneError, match=message):
+        graph.plan(0.5, scores)
+
+
+@pytest.mark.parametrize("wrong", [{"multiple": 0}, {"multiple": -8}, {"multiple": 8.0}, {"floor": 0}, {"floor": True}])
+def test_a_multiple_is_a_whole_number_of_channels(graph, wrong):
+    with pytest.raises(PruneError, match="whole number of channels"):
+        graph.plan(0.5, **wrong)
+
+
+def test_a_multiple_counts_channels_where_a_unit_is_several():
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, groups=8), nn.Conv2d(32, 4, 1)).eval()
+    graph = DependencyGraph(model, X)  # units of 8 channels, one of each group of the second layer
+    assert [(g.name, g.size, g.channels) for g in graph.groups] == [("0", 4, 8), ("1", 4, 8)]
+    assert kept(graph.plan(0.5, multiple=8)) == {"0": 2, "1": 2}
+    assert kept(graph.plan(0.5, multiple=16)) == {"0": 2, "1": 2}
+    plan = graph.plan(0.5, multiple=32, floor=32)
+    assert kept(plan) == {"0": 4, "1": 4} and "0: 4 of 4 units stay instead of 2.0" in plan.notes
+    assert kept(graph.plan(0.9, floor=16)) == {"0": 2, "1": 2}
+
+
+def test_a_path_may_be_given_alone(graph):
+    assert kept(graph.plan(0.5, protect_inputs="c", protect_outputs="c")) == {"a": 20, "c": 12}
+
+
+class Targets(Chain):
+    def forward(self, x, targets=None):
+        if self.training and targets is None:
+            raise ValueError("targets should not be None")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "make, inputs, message",
+    [(Targets, X, "eval_only=True"), (lambda: torch.jit.script(nn.Linear(8, 8)), X, "scripted or traced"),
+     (nn.ReLU, X, "no parameters"), (lambda: nn.LazyLinear(4), X, "lazy"),
+     (lambda: nn.Linear(8, 8, device="meta"), X, "meta"),
+     (Chain, X.double(), "cannot run on the example inputs"), (Chain, X[:, :2], "cannot run on the example inputs"),
+     (Chain, (X, X), "cannot run on the example inputs")],
+)  # fmt: skip
+def test_what_cannot_be_followed_is_refused_in_one_sentence(make, inputs, message):
+    with pytest.raises(PruneError, match=message) as refused:
+        DependencyGraph(make(), inputs)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_whose_training_needs_targets_is_pruned_for_evaluation():
+    model = Targets()
+    plan = DependencyGraph(model, X, eval_only=True).plan(0.5)
+    assert kept(plan) == {"a": 10, "c": 6} and verify(model, prune(model, plan), plan, X, eval_only=True) < 1e-12
+
+
+def test_a_plan_of_other_indices_is_refused(chain, graph):
+    plan = graph.plan(0.5)
+    plan.remove[0][2] = [99]
+    for use in (lambda: prune(chain, plan), lambda: verify(chain, chain, plan, X)):
+        with pytest.raises(PruneError, match="the plan"):
+            use()
+
+
+def test_a_padding_mask_is_followed_and_python_draws_are_given_back():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.t = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2)
+
+        def forward(self, x, mask):
+            random.random()
+            return self.t(x, src_key_padding_mask=mask)
+
+    random.seed(3)
+    first = random.random()
+    random.seed(3)
+    model, inputs = Encoder(), (X[:, 0], torch.arange(8).expand(2, 8) > 6)
+    graph = DependencyGraph(model, inputs)
+    plan = graph.plan(0.5)
+    assert kept(plan) == {"t.layers.0.linear1": 6, "t.layers.1.linear1": 6}
+    assert verify(model, prune(model, plan), plan, inputs) < 1e-12 and random.random() == first
+
+
 def test_inputs_by_keyword_and_tuple(chain):
     class Two(nn.Module):
         def __init__(self):
@@ -285,16 +438,33 @@ def test_inputs_by_keyword_and_tuple(chain):
 
 
 def test_an_output_that_cannot_be_seen_into_is_refused():
-    class Odd(nn.Module):
+    class Odd(nn.Linear):
         def forward(self, x):
             return object()
 
     with pytest.raises(PruneError, match="return tensors or dicts"):
-        DependencyGraph(Odd(), X)
+        DependencyGraph(Odd(8, 8), X)
 
 
-def test_the_command_line_prints_the_groups(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dependency_graph", "squeezenet1_1", "--size", "64"])
-    dependency_graph.main()
+def test_the_command_line_prints_the_groups_and_a_sum_of_what_is_fixed(capsys):
+    assert dependency_graph.main(["squeezenet1_1", "--size", "64"]) == 0
     printed = capsys.readouterr().out
-    assert "features.0 " in printed and "fixed axes, and why" in printed
+    assert "features.0 " in printed and "indices of    2 axes: model output" in printed
+    assert dependency_graph.main(["tests.test_dependency_graph:Chain", "--inputs", "2x3x8x8", "--all"]) == 0
+    assert "head.weight axis 0: model output (5)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [(["no_such_model"], "no_such_model"), (["squeezenet1_1", "--size", "8"], "cannot run on the example inputs"),
+     (["tests.test_dependency_graph:Targets", "--size", "8"], "eval_only=True"),
+     (["nowhere:f"], "cannot build nowhere:f"),
+     (["squeezenet1_1", "--inputs", "1x3xa"], "give shapes such as"), (["r3d_18", "--size", "32"], "cannot run")],
+)  # fmt: skip
+def test_the_command_line_says_in_one_sentence_what_is_wrong(argv, message, capsys):
+    try:
+        assert dependency_graph.main(argv) == 2
+    except SystemExit as stopped:
+        assert stopped.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error

@@ -193,7 +193,19 @@ def test_a_registered_network_with_a_shared_weight_keeps_sharing_it():
         del FACTORIES[name]
 
 
-@pytest.mark.parametrize("name", ["os.system", "torchvision.models.os", "models.nothing.at", "models..x", "", "torch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "torchvision.models.os",
+        "models.nothing.at",
+        "models..x",
+        "",
+        "torch",
+        "timm.os",
+        "transformers.pipeline",
+    ],
+)
 def test_only_known_functions_are_called(name):
     with pytest.raises(ModelError):
         find_factory(name)

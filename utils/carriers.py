@@ -8,11 +8,11 @@
     print(table(rows))
     for event, row in Tracker(calibration, with_samples=True).step(carriers, first, rate): ...  # while samples arrive
 
-The file follows a frame: columns of the spectrogram become bands (utils/bands.py), a band gets its edges, level,
+The file follows a frame: columns of the spectrogram become bands (data/bands.py), a band gets its edges, level,
 evidence (data/evidence.py), name and confidence, and becomes one row, or several where cells show several carriers. A
 cell is a base station's, known by its synchronisation signals. A row's ground is the kind of evidence behind its name.
 Then rows of many frames become one row a carrier. A column is 240 kHz wide; a frame has 40 ms. Needs numpy, data/,
-utils/bands.py and utils/runs.py.
+data/bands.py and utils/runs.py.
 """
 
 import csv
@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.bands import MIN_COLUMNS, STRONG_DB, find_bands, fit_bands, lines, unclaimed, whole_bands, widest_peak
 from data.evidence import (
     SAME_CENTER_HZ,
     WEAKEST_DB,
@@ -40,7 +41,6 @@ from data.evidence import (
 from data.lte_nr import LTE_RB, standard_channels
 from data.spectrogram import HZ_PER_PIXEL, SIZE
 from data.spectrum_sensing import CLASSES
-from utils.bands import MIN_COLUMNS, STRONG_DB, find_bands, fit_bands, lines, unclaimed, whole_bands, widest_peak
 from utils.runs import RunError
 
 # A row of one frame

@@ -10,8 +10,11 @@ that names one atom for each index. An operation that needs two channels to agre
 compute something else without a channel freezes them; one not known here freezes all that it touches. Needs torch only.
 """
 
+import contextlib
 import functools
+import random
 import re
+import sys
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -23,13 +26,21 @@ from torch.utils._pytree import tree_map
 FIXED = 0  # the atom of a channel that is no parameter's, as those of the picture in cat([picture, features])
 SAMPLES = torch.tensor([-50.0, -2.0, -0.3, 0.3, 2.0, 50.0], dtype=torch.float64)
 COPIES = {"clone", "_to_copy", "detach", "alias", "lift_fresh"}
-POINTWISE = COPIES | {"hardswish", "_prelu_kernel", "bernoulli", "copy", "zeros_like", "ones_like", "full_like",
+POINTWISE = COPIES | {"hardswish", "_prelu_kernel", "bernoulli", "copy", "fill", "zeros_like", "ones_like", "full_like",
                       "empty_like", "rand_like", "randn_like"}  # and what torch tags as pointwise  # fmt: skip
 VIEWS = {"view", "_unsafe_view", "_reshape_alias"}
 MOVES = VIEWS | {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "repeat", "flip", "select", "slice",
                  "split", "split_with_sizes", "unsafe_split", "unbind", "pixel_shuffle", "pixel_unshuffle"}  # fmt: skip
 QUIET = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # always in eval mode: they tie the same
-SPATIAL = re.compile(r"_?(?:adaptive_)?(?:avg_pool|max_pool|upsample_[a-z]+|reflection_pad|replication_pad)([123])d")
+SPATIAL = re.compile(r"_?(?:adaptive_)?(?:avg_pool|max_pool|upsample_[a-z_]+|reflection_pad|replication_pad)([123])d")
+SUMS = {"sum", "linalg_vector_norm", "norm"}  # they do not notice zeros
+FLAT = SUMS | {"max", "amax"}  # they take two labelled axes that were flattened into one
+UNIFORM = {"empty", "zeros", "ones", "full", "rand", "randn", "new_empty", "new_zeros", "new_ones", "new_full"}
+LITERAL = "a size written in the code"
+SPLITS = {"split", "split_with_sizes", "unsafe_split", "unbind"}
+KEEP_ZERO = {"sort", "topk", "cumsum", "roll", "_fft_r2c", "_fft_c2r", "_fft_c2c"}
+FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # of code that cannot run at half width
+SIZES = {"size", "split_size", "split_sizes", "repeats", "groups"}  # arguments that show in the shapes
 
 
 class Axis(NamedTuple):
@@ -39,20 +50,36 @@ class Axis(NamedTuple):
     zero: int = 0  # 1: zeroing a unit makes its entries here zero; 2: besides, no other entry is negative; 0: neither
 
 
-class Trace(TorchDispatchMode):
-    """Sees every ATen operation, labels its outputs, and collects ties and freezes.
+class Blank:
+    """An axis along which all entries are equal, or drawn alike: it may take the labels of an axis that it meets."""
 
-    edges: pairs of (k,) int64 atoms. freezes: {why: [atoms]}. seen: ids of the tensors used. log: of each operation
-    its name, the labels of its inputs, and of each output the shape and the axes (None: not predicted).
+    def __bool__(self):
+        return False
+
+
+BLANK = Blank()
+
+
+class Step(NamedTuple):
+    """What a trace remembers of one operation."""
+
+    name: str
+    numbers: list  # the Python numbers and constant tensors among the arguments, but for sizes
+    labels: list  # the labelled axes of the inputs
+    out: list  # of each output the shape and the axes (None: not predicted)
+    place: tuple = ()  # of a view: the line of code that asks for it, and the shape
+    data: object = None  # what follows the data, not a width: a Python value, or of each output whole numbers or None
+
+
+class Watch(TorchDispatchMode):
+    """Sees every ATen operation and undoes what the model writes into its own tensors.
+
+    memory: the data pointers of these tensors.
     """
 
-    def __init__(self, spans):
-        """spans: [(tensor, [its atoms, or None, for each axis])]; the tensors come out as they went in."""
+    def __init__(self, tensors):
         super().__init__()
-        self.edges, self.freezes, self.seen, self.log, self.overwritten = [], {}, set(), [], []
-        self.memory = {tensor.untyped_storage().data_ptr() for tensor, _ in spans}
-        for tensor, axes in spans:
-            tensor._axes = [None if a is None else Axis(a, int(tensor.is_floating_point())) for a in axes]
+        self.memory, self.overwritten = {pointer(t) for t in tensors}, []
 
     @classmethod
     def _should_skip_dynamo(cls):
@@ -64,31 +91,119 @@ class Trace(TorchDispatchMode):
             tensor, before = self.overwritten.pop()
             tensor.copy_(before)
 
+    def keep(self, inputs):
+        """Remember what an operation that writes is about to overwrite."""
+        here = [t for t in inputs if pointer(t) in self.memory]
+        self.overwritten += [(t.detach(), t.clone()) for t in here]
+
+    def numbers(self, func, args, kwargs, inputs):
+        """The numbers among the arguments of an operation, sizes left out, and those of tensors made outside torch."""
+        names, found = argument_names(func), []
+        if func is torch.ops.aten.slice.Tensor and whole(*args):
+            return found
+        for key, value in [*zip(names, args, strict=False), *kwargs.items()]:
+            if key not in SIZES:
+                found += numbers_of(value)
+        for tensor in inputs:
+            if not hasattr(tensor, "_axes") and tensor.numel() <= 4096:
+                found += tensor.flatten().tolist()
+        return found
+
+
+class Trace(Watch):
+    """Labels the outputs of every operation, and collects ties and freezes.
+
+    edges: pairs of (k,) int64 atoms. freezes: {why: [atoms]}. seen: ids of the tensors used. log: [Step].
+    """
+
+    def __init__(self, spans):
+        """spans: [(tensor, [its atoms, or None, for each axis])]; the tensors come out as they went in."""
+        super().__init__([tensor for tensor, _ in spans])
+        self.edges, self.freezes, self.seen, self.log = [], {}, set(), []
+        self.blanks = {}  # {data pointer: [(strides, shape, axes)] of the uniform tensors in that memory}
+        self.views = {}  # {data pointer: lists of axes in that memory that have zeros}
+        self.zeros = {}  # what `zero` found
+        for tensor, axes in spans:
+            number = tensor.is_floating_point() or tensor.is_complex()
+            tensor._axes = [None if a is None else Axis(a, int(number)) for a in axes]
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, (name, mutable) = kwargs or {}, name_of(func)
         inputs = tensors_in([*args, *kwargs.values()])
         self.seen.update(map(id, inputs))
+        numbers = self.numbers(func, args, kwargs, inputs)
         if mutable:
-            here = [t for t in inputs if t.untyped_storage().data_ptr() in self.memory]
-            self.overwritten += [(t.detach(), t.clone()) for t in here]
+            self.keep(inputs)
+            self.written(func, name, args, inputs)
         labels = [axis for t in inputs for axis in self.of(t) if axis]
         result = func(*args, **kwargs)
         out = tensors_in([result])
         axes = [[None] * t.dim() for t in out]
-        if labels and out:
+        if name in UNIFORM:
+            axes = [self.uniform(t, inputs) for t in out]
+        elif labels and out:
             given = dict(zip(argument_names(func), args, strict=False)) | kwargs
             call = SimpleNamespace(name=name, func=func, args=args, kwargs=kwargs, given=given, inputs=inputs, out=out)
             axes = self.rule(func, name, labels)(call)
             axes = axes + [None] * (len(out) - len(axes))
+        elif name in MOVES and inputs:  # views of uniform memory are uniform, and so is what is expanded
+            blank = {(n, size) for n, size, axis in sizes_of(inputs[0], self.of(inputs[0])) if axis is BLANK}
+            axes = [[BLANK if n == 0 or (n, size) in blank else None for n, size, _ in sizes_of(t, a)]
+                    for t, a in zip(out, axes, strict=True)]  # fmt: skip
+        if mutable:
+            self.no_longer_zero(out, axes)
         for tensor, known in zip(out, axes, strict=True):
             tensor._axes = known or [None] * tensor.dim()
+            for axis in tensor._axes:
+                if axis is BLANK:
+                    self.blanks.setdefault(pointer(tensor), []).append((tensor.stride(), tensor.shape, tensor._axes))
+                    break
+                if axis and axis.zero:
+                    self.views.setdefault(pointer(tensor), []).append(tensor._axes)
+                    break
         if name != "clone":  # depends on strides, so it is not a part of what must repeat at another width
-            self.log.append((name, labels, [(t.shape, a) for t, a in zip(out, axes, strict=True)]))
+            place = (*caller(), out[0].shape) if name in VIEWS else ()
+            data = result
+            if out:
+                data = [None if t.is_floating_point() or t.is_complex() or any(a or ()) else t.clone()
+                        for t, a in zip(out, axes, strict=True)]  # fmt: skip
+            shapes = [(t.shape, a) for t, a in zip(out, axes, strict=True)]
+            self.log.append(Step(name, numbers, labels, shapes, place, None if mutable else data))
         return result
+
+    def uniform(self, tensor, inputs):
+        """Axes of a tensor that new_zeros and its like make: those of the input, if the shape is the input's."""
+        axes = [BLANK if n > 1 else None for n in tensor.shape]
+        if inputs and inputs[0].shape == tensor.shape:
+            axes = [Axis(a.atoms) if a else blank for a, blank in zip(self.of(inputs[0]), axes, strict=True)]
+        return axes
+
+    def written(self, func, name, args, inputs):
+        """An operation writes into its first argument: memory that was uniform takes the labels of what is copied."""
+        target = inputs[0] if inputs else None
+        if target is None or torch.Tag.nondeterministic_seeded in func.tags:
+            return  # random numbers, all drawn alike
+        blanks = self.blanks.pop(pointer(target), ())
+        source = inputs[1] if name == "copy" and len(inputs) > 1 else None
+        found = {}  # {(stride, size) of an axis: its label}
+        for d, axis in enumerate(self.of(source)[::-1], 1):
+            if axis and d <= target.dim() and source.shape[-d] == target.shape[-d]:
+                found[target.stride(-d), target.shape[-d]] = axis
+        for strides, shape, axes in blanks:
+            for d, (at, axis) in enumerate(zip(zip(strides, shape, strict=True), axes, strict=True)):
+                if axis is BLANK:
+                    axes[d] = Axis(found[at].atoms) if at in found else None
+
+    def no_longer_zero(self, out, axes):
+        """Axes of weights whose memory was written into keep no more zeros than what was written."""
+        for tensor, known in zip(out, axes, strict=True):
+            kept = min([axis.zero for axis in known or [] if axis], default=0)
+            for other in self.views.get(pointer(tensor), ()) if kept < 2 else ():
+                other[:] = [Axis(axis.atoms, min(axis.zero, kept)) if axis else axis for axis in other]
 
     def rule(self, func, name, labels):
         simple = name in POINTWISE or torch.Tag.pointwise in func.tags
-        if any(axis.atoms.dim() > 1 for axis in labels) and not simple and name not in ("max", "amax"):
+        if any(axis.atoms.dim() > 1 for axis in labels) and not simple and name not in FLAT:
             return self.unknown
         if name in MOVES and not func._schema.is_mutable:
             return self.move
@@ -118,10 +233,15 @@ class Trace(TorchDispatchMode):
         """Tie operands that broadcast to `shape`, but for axis `skip`; returns the axes of the result."""
         axes = [None] * len(shape)
         for d in range(-len(shape), 0):
-            here = [(self.of(t)[d], t.shape[d]) for t in tensors if t.dim() >= -d and d != skip]
+            here = [(self.of(t), t.shape[d]) for t in tensors if t.dim() >= -d and d != skip]
+            label = next((known[d] for known, n in here if known[d] and n == shape[d]), None)
+            for known, n in here:
+                if known[d] is BLANK and label and n == shape[d]:
+                    known[d] = Axis(label.atoms)
+            here = [(known[d], n) for known, n in here]
             self.freeze(f"{why}: broadcast", *[axis for axis, n in here if n != shape[d]])
             same = [axis for axis, n in here if n == shape[d]]
-            lead = axes[d] = next(filter(None, same), None)
+            lead = axes[d] = next(filter(None, same), same[0] if same and all(a is BLANK for a in same) else None)
             for axis in same:
                 if axis is not lead:
                     self.tie(why, lead, axis)
@@ -135,10 +255,12 @@ class Trace(TorchDispatchMode):
 
     def convolution(self, call):
         x, w, bias = (self.of(call.given[k]) for k in ("input", "weight", "bias"))
+        silent = int(all(axis and axis.zero for axis in bias))  # a channel without weights and bias is zero
         channels, groups, transposed = call.given["input"].shape[1], call.given["groups"], call.given["transposed"]
         self.freeze("convolution: kernel or map size", *w[2:], *x[2:])
         if 1 < groups == channels:  # depthwise: channel c makes the outputs c*m .. c*m+m-1
-            out = x[1] and Axis(x[1].atoms.repeat_interleave(call.out[0].shape[1] // channels))
+            multiplier = call.out[0].shape[1] // channels
+            out = x[1] and Axis(x[1].atoms.repeat_interleave(multiplier), w[0].zero if w[0] else 0)
             self.freeze("convolution: depth multiplier", w[1])
             self.tie("convolution", x[1] if transposed else out, w[0])
         else:  # weight (out, in/groups, ...) or, transposed, (in, out/groups, ...): axis 1 serves every group
@@ -149,17 +271,20 @@ class Trace(TorchDispatchMode):
             out = shared if transposed else w[0]
         for axis in bias:
             self.tie("convolution: bias", out, axis)
-        return [[x[0], out and Axis(out.atoms), *[None] * (len(x) - 2)]]
+        return [[x[0], out and Axis(out.atoms, min(out.zero, silent)), *[None] * (len(x) - 2)]]
 
     def matmul(self, call):
-        """mm, bmm, mv; with an added bias addmm and baddbmm; linear, whose weight is (out, in)."""
+        """mm, bmm, mv, dot; with an added bias addmm and baddbmm; linear, whose weight is (out, in)."""
         added = call.name in ("addmm", "baddbmm")
         a, b, bias = (*call.args[1:3], call.args[0]) if added else (*call.args, None)[:3]
         left, right = self.of(a), self.of(b)[:: -1 if call.name == "linear" else 1]
         self.contract(call.name, left[-1], right[-2:][0])
         if call.name in ("bmm", "baddbmm"):
             self.tie(call.name, left[0], right[0])
-        out = [axis and Axis(axis.atoms) for axis in [*left[:-1], *(right[-1:] if len(right) > 1 else [])]]
+        out = [*left[:-1], *(right[-1:] if len(right) > 1 else [])]
+        silent = [1] * len(out) if bias is None else [int(bool(axis and axis.zero)) for axis in self.of(bias)]
+        silent = [0] * (len(out) - len(silent)) + silent
+        out = [axis and Axis(axis.atoms, min(axis.zero, n)) for axis, n in zip(out, silent, strict=True)]
         for d, axis in enumerate(reversed(self.of(bias)), 1):
             self.tie(f"{call.name}: bias", out[-d], axis)
         return [out]
@@ -170,12 +295,14 @@ class Trace(TorchDispatchMode):
             for axis in self.of(call.given.get(key)):
                 self.tie("batch_norm", x[1], axis)
         self.freeze("batch_norm: statistics", x[0], *x[2:])
-        return [[None, x[1] and Axis(x[1].atoms), *[None] * (len(x) - 2)]]
+        scale = [axis for key in ("weight", "bias") for axis in self.of(call.given.get(key))]
+        silent = all(axis and axis.zero for axis in scale) if scale else x[1] and x[1].zero
+        return [[None, x[1] and Axis(x[1].atoms, int(bool(silent))), *[None] * (len(x) - 2)]]
 
     def pointwise(self, call):
         axes = self.merge(call.name, call.inputs, call.out[0].shape)
         if call.name not in COPIES:
-            axes = [a and Axis(a.atoms, self.zero(call, d)) for d, a in enumerate(axes, -len(axes))]
+            axes = [Axis(a.atoms, self.zero(call, d)) if a else a for d, a in enumerate(axes, -len(axes))]
         return [axes] * len(call.out)
 
     def zero(self, call, d):
@@ -184,6 +311,18 @@ class Trace(TorchDispatchMode):
         weights = [axis for axis in axes if axis and axis.zero]
         if not weights:
             return 0
+        key = [(v.dtype, a.zero if a else 0, v.numel() == 1) if isinstance(v, Tensor) else repr(v)
+               for v, a in zip(call.args, axes, strict=True)]  # fmt: skip
+        key = None if any(t.dim() == 0 for t in call.inputs) else (call.func, *key, repr(call.kwargs.keys()))
+        if key not in self.zeros or key is None:
+            self.zeros[key] = self.try_zeros(call, axes)
+        found, finite = self.zeros[key]
+        if not finite:  # a division by a removed channel, its logarithm, ...
+            self.freeze(f"{call.name}: not finite for a zeroed channel", *weights)
+        return found
+
+    def try_zeros(self, call, axes):
+        """(what `zero` returns, whether the result for zeros is finite)."""
         zeros, signs, certain = list(call.args), list(call.args), call.name != "empty_like"
         for k, (value, axis) in enumerate(zip(call.args, axes, strict=True)):
             if isinstance(value, Tensor) and value.dim():
@@ -192,12 +331,15 @@ class Trace(TorchDispatchMode):
                 zeros[k] = torch.zeros_like(sample) if axis and axis.zero else sample
                 signs[k] = sample.abs() if axis and axis.zero == 2 else sample
                 certain &= bool(axis and axis.zero) or value.numel() == 1
-        value = tensors_in([call.func(*zeros, **call.kwargs)])[0]
-        if not value.isfinite().any():  # a division by a removed channel, its logarithm, ...
-            self.freeze(f"{call.name}: not finite for a zeroed channel", *weights)
-        if not certain or value.any() or torch.Tag.nondeterministic_seeded in call.func.tags:
-            return 0
-        return 2 if (tensors_in([call.func(*signs, **call.kwargs)])[0] >= 0).all() else 1
+        kwargs = {k: v.new_empty(0) if k == "out" else v for k, v in call.kwargs.items()}
+        value = tensors_in([call.func(*zeros, **kwargs)])[0]
+        finite = bool(value.isfinite().any())
+        certain |= call.name == "mul" or call.name == "div" and bool(axes[0] and axes[0].zero)  # 0 y = 0, 0 / y = 0
+        if not certain or not finite or value.any() or torch.Tag.nondeterministic_seeded in call.func.tags:
+            return 0, finite
+        if value.is_complex():
+            return 1, True
+        return (2 if (tensors_in([call.func(*signs, **kwargs)])[0] >= 0).all() else 1), True
 
     def mix(self, call):
         """Reductions, softmax, layer norm, pooling: they mix the entries of some axes, and the other axes pass."""
@@ -207,12 +349,16 @@ class Trace(TorchDispatchMode):
         elif "normalized_shape" in call.given:
             dims = range(-len(call.given["normalized_shape"]), 0)
         dims = {d % len(x) for d in ([dims] if isinstance(dims, int) else dims or range(len(x)))}
-        for d in dims:  # the largest of numbers >= 0 does not notice zeros
-            if x[d] and not (call.name in ("max", "amax") and x[d].zero == 2):
+        order = call.given.get("ord", call.given.get("p", 2))
+        for d in dims:  # the largest of numbers >= 0 does not notice zeros, nor does a sum
+            unseen = call.name in SUMS and (2 if order is None else order) >= 0 or call.name in ("max", "amax")
+            if x[d] and not (unseen and x[d].zero >= (1 if call.name in SUMS else 2)):
                 self.freeze(f"{call.name} over channels", x[d])
-        self.freeze(call.name, *[axis for t in call.inputs[1:] for axis in self.of(t)])
-        keeps_zero = call.name in ("sum", "mean", "max", "amax", "min", "amin")
-        axes = [None if d in dims else a and Axis(a.atoms, a.zero * keeps_zero) for d, a in enumerate(x)]
+        if call.name != "linalg_vector_norm":  # its other tensor is `out`
+            self.freeze(call.name, *[axis for t in call.inputs[1:] for axis in self.of(t)])
+        same_sign = call.name in SUMS | {"sum", "mean", "max", "amax", "min", "amin"} or bool(spatial)
+        keeps = 2 if same_sign and "bicubic" not in call.name else call.name in KEEP_ZERO
+        axes = [None if d in dims else a and Axis(a.atoms, min(a.zero, keeps)) for d, a in enumerate(x)]
         return [[a for d, a in enumerate(axes) if t.dim() == len(x) or d not in dims] for t in call.out]
 
     def cat(self, call):
@@ -235,6 +381,71 @@ class Trace(TorchDispatchMode):
             if axes[-d]:
                 axes[-d] = Axis(nn.functional.pad(axes[-d].atoms, ends, value=FIXED))
         return [axes]
+
+    def places(self, call):
+        """Picks or repeats entries of some axes by a table: index, index_select, unfold, index_put."""
+        x, tables = self.of(call.args[0]), call.given.get("indices")
+        if tables is None:
+            dims = [call.given.get("dim", call.given.get("dimension")) % len(x)]
+        else:
+            dims = [d + k for d, t in enumerate(tables) if t is not None for k in range(t.dim() if is_mask(t) else 1)]
+        rest = [axis for t in call.inputs[1:] for axis in self.of(t)]
+        if call.name == "index_put" and (call.given["values"].numel() > 1 or len(tables) > len(x)):
+            return self.unknown(call)
+        self.freeze(f"{call.name} of channels", *[x[d] for d in dims], *rest)
+        return [[axis and Axis(axis.atoms) for axis in x]] if call.name == "index_put" else self.move(call)
+
+    def gather(self, call):
+        x, dim = call.args[0], call.given["dim"] % max(1, call.args[0].dim())
+        self.freeze("gather of channels", self.of(x)[dim], self.of(call.given["index"])[dim])
+        axes = self.merge("gather", [x, call.given["index"]], call.out[0].shape, skip=dim - x.dim())
+        return [[axis and Axis(axis.atoms, a.zero if (a := self.of(x)[d]) else 0) for d, axis in enumerate(axes)]]
+
+    def sample(self, call):
+        """grid_sample and max_unpool: channels of the first tensor pass, its places are mixed."""
+        x, other = self.of(call.args[0]), self.of(call.args[1])
+        pair = [[x[d], other[d]] for d in (range(2) if "unpool" in call.name else range(1))]
+        for a, b in pair:
+            if a or b:
+                self.tie(call.name, a, b)
+        self.freeze(call.name, *x[2:], *other[len(pair) :])
+        return [[*[a and Axis(a.atoms, min(1, a.zero)) for a in x[:2]], *[None] * (call.out[0].dim() - 2)]]
+
+    def columns(self, call):
+        """F.unfold makes each channel k adjacent ones, a patch; F.fold puts them back."""
+        x, k = self.of(call.args[0]), call.given["kernel_size"][0] * call.given["kernel_size"][1]
+        d = len(x) - (3 if call.name == "im2col" else 2)  # the batch may be missing
+        self.freeze(call.name, *x[d + 1 :])
+        if x[d] and call.name == "im2col":
+            axis = Axis(x[d].atoms.repeat_interleave(k), x[d].zero)
+        elif x[d]:
+            rows = x[d].atoms.view(-1, k).T
+            for row in rows[1:]:
+                self.tie("fold", Axis(rows[0]), Axis(row))
+            axis = Axis(rows[0], min(1, x[d].zero))
+        return [[*x[:d], x[d] and axis, *[None] * (call.out[0].dim() - d - 1)]]
+
+    def glu(self, call):
+        axes = list(self.of(call.args[0]))
+        d = call.given.get("dim", -1) % len(axes)
+        if axes[d]:
+            a, b = (Axis(part, axes[d].zero) for part in axes[d].atoms.chunk(2))
+            self.tie("glu", a, b)
+            axes[d] = a
+        return [[axis and Axis(axis.atoms, min(1, axis.zero)) for axis in axes]]
+
+    def complex(self, call):
+        """Views of complex numbers as pairs, and back: the last axis comes or goes."""
+        axes = self.of(call.args[0])
+        self.freeze(call.name, *axes[call.out[0].dim() :])
+        return [[*axes, None, None][: call.out[0].dim()]]
+
+    def weight_norm(self, call):
+        """g v / |v|: a norm over all axes but one does not notice what is zero, and g silences its own axis."""
+        v, g, dim = self.of(call.args[0]), self.of(call.args[1]), call.given.get("dim", 0)
+        self.tie("weight_norm", v[dim], g[dim])
+        self.freeze("weight_norm", *[a for d, a in enumerate(v) if d != dim and a and not a.zero])
+        return [v, g]
 
     def move(self, call):
         """Views, permutations, slices, splits: carried out on the indices of each labelled axis, to see what moves."""
@@ -262,46 +473,194 @@ class Trace(TorchDispatchMode):
         return axes
 
 
+class Asked:
+    """Stands in for nn.Module.training while a model runs: says False, and remembers that somebody asked."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __get__(self, module, owner):
+        self.asked = True
+        return False
+
+
+@contextlib.contextmanager
+def undisturbed(devices):
+    """Random states stay as they were, and attention takes its path of single operations."""
+    fast, state = torch.backends.mha.get_fastpath_enabled(), random.getstate()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            random.seed(0)
+            yield
+    finally:
+        random.setstate(state)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def call(model, inputs):
+    """model(inputs): a tensor, a tuple, or a dict by keyword. The inputs are copied."""
+    inputs = tree_map(lambda v: v.clone(memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v, inputs)
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*([inputs] if isinstance(inputs, Tensor) else inputs))
+
+
 def run(model, inputs, mode, modes=(False, True)):
     """The outputs in eval mode and in train mode, seen by a dispatch mode, and the modes (False: eval) that were run.
 
-    One run shows both where no module reads `training`. Torch's random state stays as it was.
+    One run shows both where no module reads `training`. Modules keep their classes: a model may look at them.
     """
-    inputs = tree_map(lambda v: v.clone(memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v, inputs)
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    args, outputs, asked = [args] if isinstance(args, Tensor) else args, [], set()
-    classes = {m: type(m) for m in model.train(False).modules() if not isinstance(m, QUIET)}
-    flag = {"training": property(lambda module: bool(asked.add(module)))}  # says False, and keeps who asked
-    watched = {c: type(c.__name__, (c,), flag) for c in set(classes.values())}
-    with torch.no_grad(), torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}):
-        for module, cls in classes.items():
-            module.__class__ = watched[cls]
-        with mode:
-            outputs.append(model(*args, **kwargs))
-        for module, cls in classes.items():
-            module.__class__ = cls
-            module.training = True
-        if asked and True in modes:
+    outputs, watch = [], Asked()
+    live = [m for m in model.train(False).modules() if not isinstance(m, QUIET)]
+    with undisturbed({p.device for p in model.parameters() if p.is_cuda}):
+        for module in live:
+            del vars(module)["training"]  # so that the class's is found
+        nn.Module.training = watch
+        try:
             with mode:
-                outputs.append(model(*args, **kwargs))
+                outputs.append(call(model, inputs))
+        finally:
+            del nn.Module.training
+        for module in live:
+            module.training = True
+        if watch.asked and True in modes:
+            with mode:
+                outputs.append(call(model, inputs))
     return outputs, modes[: len(outputs)]
 
 
-def alike(step, now, stays, widths):
-    """Whether an operation of the narrowed model is that of the dense one, with the shapes that its labels predict.
+class Stop(Exception):
+    """The model takes another path at another width."""
 
-    widths: {id of atoms: how many stay}, filled here.
+
+class Replay(Watch):
+    """Runs a narrowed model beside the log of the dense one. wrong: {step: what is wrong with it}.
+
+    Where a result has not the shape that the labels predict, zeros of that shape take its place, and the run goes on.
     """
-    names = {step[0], now[0]}
-    if len(names) > 1 and not names <= VIEWS or len(step[2]) != len(now[2]):
-        return False
-    for (shape, axes), (found, _) in zip(step[2], now[2], strict=True):
-        for n, m, axis in zip(shape, found, axes, strict=True) if axes else []:
-            if axis and id(axis.atoms) not in widths:
-                widths[id(axis.atoms)] = int(stays[axis.atoms].view(-1, n).all(0).sum())
-            if m != (widths[id(axis.atoms)] if axis else n):
-                return False
-    return True
+
+    def __init__(self, tensors, log, stays):
+        """stays: (atoms,) bool, which are there. tensors: of the model."""
+        super().__init__(tensors)
+        self.log, self.stays, self.step, self.wrong, self.widths = log, stays, 0, {}, {}
+        for tensor in tensors:
+            tensor._axes = ()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, (name, mutable) = kwargs or {}, name_of(func)
+        inputs = tensors_in([*args, *kwargs.values()])
+        numbers = self.numbers(func, args, kwargs, inputs)
+        if mutable:
+            self.keep(inputs)
+        if name == "clone":
+            result = func(*args, **kwargs)
+            result._axes = ()
+            return result
+        k, self.step = self.step, self.step + 1
+        step = self.log[k] if k < len(self.log) else Step("nothing", [], [], [])
+        if name != step.name and not {name, step.name} <= VIEWS:
+            self.wrong[k] = "another path"
+            raise Stop
+        if not same(numbers, step.numbers):
+            self.wrong[k] = "a number that depends on a width"
+        try:
+            result = func(*args, **kwargs)
+        except FAILURES:
+            result = None
+        if step.data is not None:  # masks, indices and numbers that were read: those of the dense model
+            result = given_data(result, step.data)
+        out, shapes = tensors_in([result]), [self.predicted(shape, axes) for shape, axes in step.out]
+        if len(out) != len(shapes) or any(s not in (None, t.shape) for t, s in zip(out, shapes, strict=True)):
+            self.wrong.setdefault(k, LITERAL)
+            if mutable or None in shapes or not shapes:
+                raise Stop
+            like = inputs[0] if inputs else out[0]
+            out = [like.new_zeros(shape) for shape in shapes]
+            result = out[0] if isinstance(result, Tensor) or len(out) == 1 and name not in SPLITS else out
+        for tensor in out:
+            tensor._axes = ()
+        return result
+
+    def predicted(self, shape, axes):
+        """The shape that the labels predict for this width, None if they predict nothing."""
+        if axes is None:
+            return None
+        sizes = list(shape)
+        for d, axis in enumerate(axes):
+            if axis:
+                if id(axis.atoms) not in self.widths:
+                    self.widths[id(axis.atoms)] = int(self.stays[axis.atoms].view(-1, shape[d]).all(0).sum())
+                sizes[d] = self.widths[id(axis.atoms)]
+        return torch.Size(sizes)
+
+
+def replay(model, inputs, log, stays, modes):
+    """{step of the log: what is wrong with it} when a narrowed model runs."""
+    tensors = [t for m in model.modules() for t in (m._parameters | m._buffers).values() if t is not None]
+    narrow = Replay(tensors, log, stays)
+    try:
+        run(model, inputs, narrow, modes)
+    except Stop:
+        return narrow.wrong
+    except FAILURES:  # of the model's code, or of a reshape, which fails before it is an operation
+        k = min(narrow.step, len(log) - 1)
+        views = [j for j, step in enumerate(log) if step.place and step.place == log[k].place]
+        for j in views or [k]:  # the same line asks for the same shape in every block
+            narrow.wrong.setdefault(j, LITERAL if views else "another path")
+        return narrow.wrong
+    if narrow.step < len(log):
+        narrow.wrong.setdefault(narrow.step, "another path")
+    return narrow.wrong
+
+
+def same(a, b):
+    """Whether two lists hold the same numbers; nan is nan."""
+    return a == b or len(a) == len(b) and all(x == y or x != x and y != y for x, y in zip(a, b, strict=True))
+
+
+def whole(x, dim=0, start=None, end=None, step=1):
+    """Whether a slice leaves all as it is."""
+    return not start and (end is None or end >= x.shape[dim]) and step == 1
+
+
+def given_data(result, data):
+    """The result of an operation with whole numbers that are those of the dense model."""
+    if not isinstance(data, list) or result is None:
+        return data if not isinstance(data, list) else result
+    parts = [result] if isinstance(result, Tensor) else list(result)
+    if len(parts) != len(data) or all(known is None for known in data):
+        return result
+    parts = [part if known is None else known.clone() for part, known in zip(parts, data, strict=True)]
+    return parts[0] if isinstance(result, Tensor) else parts
+
+
+def sizes_of(tensor, axes):
+    """(stride, size, axis) of every axis."""
+    return zip(tensor.stride(), tensor.shape, axes, strict=True)
+
+
+def is_mask(table):
+    return table.dtype in (torch.bool, torch.uint8)
+
+
+def caller():
+    """(code, line) of the nearest frame that is not torch's own or this file's."""
+    frame = sys._getframe(2)
+    while frame.f_back and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
+        frame = frame.f_back
+    return frame.f_code, frame.f_lineno
+
+
+def pointer(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def numbers_of(value):
+    """The numbers in an argument, tensors left out."""
+    if isinstance(value, (int, float, complex)):
+        return [value]
+    return [n for item in value for n in numbers_of(item)] if isinstance(value, (list, tuple)) else []
 
 
 def line(grid, first):
@@ -338,8 +697,13 @@ def tensors_in(values):
 
 
 RULES = {"convolution": "convolution", "cat": "cat", "stack": "cat", "constant_pad_nd": "pad"}
-RULES |= dict.fromkeys(("linear", "mm", "addmm", "bmm", "baddbmm", "mv"), "matmul")
+RULES |= dict.fromkeys(("linear", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "vdot"), "matmul")
 RULES |= dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
                         "_batch_norm_with_update", "cudnn_batch_norm", "miopen_batch_norm"), "batch_norm")  # fmt: skip
-RULES |= dict.fromkeys(("_softmax", "_log_softmax", "native_layer_norm", "cumsum", "roll", "sum", "mean", "max",
-                        "amax", "min", "amin", "var", "std", "prod", "argmax"), "mix")  # fmt: skip
+RULES |= dict.fromkeys(("_softmax", "_log_softmax", "native_layer_norm", "sum", "mean", "max", "amax", "min", "amin",
+                        "var", "std", "prod", "argmax", "argmin", "median", *SUMS, *KEEP_ZERO), "mix")  # fmt: skip
+RULES |= dict.fromkeys(("index", "index_select", "unfold", "index_put"), "places")
+RULES |= dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d"), "sample")
+RULES |= dict.fromkeys(("im2col", "col2im"), "columns")
+RULES |= dict.fromkeys(("view_as_real", "view_as_complex", "real", "imag"), "complex")
+RULES |= {"gather": "gather", "glu": "glu", "_weight_norm_interface": "weight_norm"}

@@ -1,6 +1,6 @@
 """Channel pruning that is exact: find the channels of a network that must leave together, and take them out.
 
-    python -m utils.dependency_graph resnet18          # groups of a torchvision model; what is fixed, and why
+    python -m utils.dependency_graph resnet18          # groups of a model; what is fixed, and why
 
     graph = DependencyGraph(model, images)             # runs copies of the model once in eval and once in train mode
     plan = graph.plan(0.5, scores)                     # data: print it, save it, carry it out again later
@@ -11,38 +11,36 @@ Every index of every axis of a parameter or buffer is an *atom*. While the model
 the atoms through its operations. An operation that needs channels to agree, such as an addition, ties their atoms. One
 that would compute something else without a channel freezes it: it can't leave. An unknown operation freezes all it
 touches. Atoms that are tied are a *unit*, kept or removed whole. Units that touch the same tensor axes are a *group*.
-Last, the model runs at half width. An operation whose result then has another shape than predicted depends on a size
-written in the code, and freezes its channels too.
+Last, the model runs at about half width. A step whose result has another shape than predicted depends on a size written
+in the code, and freezes its channels. A step with another number among its arguments, or another step, freezes the
+groups whose width is to blame. docs/PRUNER.md explains all this on a small network.
 
-"Set to zero" means every removed entry of every parameter and buffer, in the layers that produce the channel and in
-those that consume it. Needs torch, and channel_trace.py beside it.
+Needs torch, and channel_trace.py and verify.py beside it.
 """
 
 import argparse
-import contextlib
 import copy
+import importlib.util
 import inspect
 import json
 import math
 import os
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from utils.channel_trace import FIXED, MOVES, Axis, Trace, alike, run
+from utils.channel_trace import FIXED, Axis, Trace, replay, run
+from utils.verify import PruneError, first_line, verify
+
+__all__ = ["DependencyGraph", "Group", "Member", "Plan", "PruneError", "prune", "verify"]
 
 CONVOLUTION = nn.modules.conv._ConvNd
-FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # of code that cannot run at half width
-
-
-class PruneError(ValueError):
-    """A model that cannot be followed, or a plan that does not fit; the message names the cause and the remedy."""
 
 
 class Member(NamedTuple):
@@ -72,6 +70,12 @@ class Group(NamedTuple):
     size: int
     members: list[Member]
     layers: list[str]
+
+    @property
+    def channels(self):
+        """How many channels of the layers that make them a unit is."""
+        makers = [m for m in self.members if m.role == "out"] or self.members
+        return math.gcd(*(len(m.indices) // self.size for m in makers))
 
 
 @dataclass
@@ -104,11 +108,14 @@ class Plan:
 class DependencyGraph:
     """The groups of a model, found by running copies of it on example inputs: a tensor, a tuple, or a dict by keyword.
 
+    eval_only: leave out train mode, for models that need targets there; what only training uses is then frozen.
     groups: list[Group]. Raises PruneError if the model cannot be followed.
     """
 
-    def __init__(self, model, example_inputs):
-        traced, self._spans, self._atoms, count = workbench(model, {}), [], [], 1
+    def __init__(self, model, example_inputs, eval_only=False):
+        refuse(model)
+        self._modes = (False,) if eval_only else (False, True)
+        traced, self._spans, self._atoms, count = workbench(model), [], [], 1
         found = tensors_of(traced)
         self._shapes = {name: [*tensor.shape] for name, (tensor, _, _) in found.items()}
         self._layers = {name: layers for name, (_, _, layers) in found.items()}
@@ -121,9 +128,10 @@ class DependencyGraph:
                     self._spans.append(Span(name, axis, role_of(name, module, axis), count, count + n))
                     self._atoms.append(axes[name][axis])
                     count += n
-        self._starts = torch.tensor([span.start for span in self._spans])
+        self._starts = torch.tensor([span.start for span in self._spans], dtype=torch.int64)
         self._trace = Trace([(found[name][0], axes[name]) for name in found])
-        outputs, self._modes = run(traced, example_inputs, self._trace)
+        bench = Bench(traced, found)
+        outputs, self._modes = self._run(bench, example_inputs)
         for leaf in tree_leaves(outputs):
             if not isinstance(leaf, (Tensor, int, float, str, bool, type(None))):
                 raise PruneError(f"cannot see into an output of type {type(leaf).__name__}: return tensors or dicts")
@@ -132,8 +140,24 @@ class DependencyGraph:
             if id(found[span.tensor][0]) not in self._trace.seen:
                 self._trace.freeze("never used", Axis(atoms))
         self._solve(count)
-        while self._freeze_literal_size(model, example_inputs):
+        while wrong := self._replay(bench, example_inputs, [group.name for group in self.groups]):
+            self._freeze_widths(wrong, bench, example_inputs)
             self._solve(count)
+        del self._trace.log[:]
+
+    def _run(self, bench, inputs):
+        """`run` with errors in one sentence."""
+        try:
+            return run(bench.model, inputs, self._trace, self._modes)
+        except PruneError:
+            raise
+        except Exception as error:  # of the model's own code, which may raise anything
+            text = f"{type(error).__name__}: {first_line(error)}"
+            if vars(bench.model).get("training"):
+                hint = "if its training needs targets, give eval_only=True"
+                raise PruneError(f"the model cannot run in train mode ({text}): {hint}") from error
+            hint = "give as many inputs, of the shape and dtype, as its forward takes"
+            raise PruneError(f"the model cannot run on the example inputs ({text}): {hint}") from error
 
     def _solve(self, count):
         """Tied atoms -> units -> groups. count: number of atoms. An atom's root stands for its unit."""
@@ -188,32 +212,53 @@ class DependencyGraph:
     def _span(self, atoms):
         return torch.bucketize(atoms, self._starts, right=True) - 1
 
-    def _freeze_literal_size(self, model, inputs):
-        """Run a copy of half the width and freeze the first operation that does not follow; False if all do."""
-        half = {g.name: range(min(g.size - 1, max(2, g.size // 2)), g.size) for g in self.groups}
-        sizes = {(name, axis): self._shapes[name][axis] - len(cut) for name, axis, cut in self.make_plan(half).remove}
-        miniature, stays, log, finished = workbench(model, sizes), ~self._gone(half), self._trace.log, False
-        narrow, widths = Trace([(tensor, []) for tensor, *_ in tensors_of(miniature).values()]), {}
-        with contextlib.suppress(*FAILURES):
-            run(miniature, inputs, narrow, self._modes)
-            finished = True
-        wrong = (k for k, pair in enumerate(zip(log, narrow.log, strict=False)) if not alike(*pair, stays, widths))
-        wrong = next(wrong, None)
-        if finished and wrong is None and len(log) == len(narrow.log):
-            return False
-        wrong = min(len(narrow.log), len(log) - 1) if wrong is None else wrong  # that which failed
-        name, labels, outputs = log[wrong]
-        if name in MOVES:  # all of its kind, to save rounds: attention splits its heads in every block
-            labels = [axis for step in log if (step[0], len(step[1])) == (name, len(labels)) for axis in step[1]]
-        labels = [axis for axis in labels if not stays[axis.atoms].all()]
-        if not labels:  # it makes a tensor, as torch.zeros(n, x.shape[1]); x is one that has this size
-            sizes = {n for shape, _ in outputs for n in shape}
-            known = [axis for _, _, out in log[:wrong] for _, axes in out for axis in axes or [] if axis]
-            labels = [axis for axis in known if axis.atoms.shape[-1] in sizes and not stays[axis.atoms].all()]
-        if not labels:
-            raise PruneError(f"cannot follow {name}: it depends on the width of layers that it does not take as input")
-        self._trace.freeze(f"{name}: a size written in the code", *labels)
-        return True
+    def _replay(self, bench, inputs, names):
+        """{step: what goes wrong} when these groups are narrowed to about half, an odd number where it can be."""
+        cut = {g.name: range(narrow_width(g.size), g.size) for g in self.groups if g.name in names}
+        sizes = {(name, axis): self._shapes[name][axis] - len(gone) for name, axis, gone in self.make_plan(cut).remove}
+        return replay(bench.narrowed(sizes), inputs, self._trace.log, ~self._gone(cut), self._modes) if sizes else {}
+
+    def _freeze_widths(self, wrong, bench, inputs):
+        """Freeze what must keep its width, that no step of the log goes wrong."""
+        log, stays = self._trace.log, ~self._gone({g.name: range(1, g.size) for g in self.groups})
+        literal = {}
+        for k, why in wrong.items():  # a literal size: it concerns the channels that the operation takes
+            free = [axis for axis in log[k].labels if not stays[axis.atoms].all()]
+            if "size" in why and free:
+                literal[k] = free
+        for k, free in literal.items():
+            self._trace.freeze(f"{log[k].name}: {wrong[k]}", *free)
+        if literal:
+            return
+        blamed = self._culprits(wrong, lambda names: self._replay(bench, inputs, names))
+        for k, names in blamed.items():
+            for name in names:
+                self._trace.freeze(f"{log[k].name}: {wrong[k]}", Axis(self._units[name]))
+
+    def _culprits(self, wrong, narrowed):
+        """{step: the groups whose width makes it go wrong}, found by narrowing half of the groups at a time.
+
+        Run (bit, value) narrows the groups whose number has this bit. A step that a single group puts wrong is wrong in
+        the runs of its bits and right in the others, so all steps are settled together.
+        """
+        names = [group.name for group in self.groups]
+        left = {k: set(names) for k in wrong}
+        for bit in range((len(names) - 1).bit_length()):
+            for value in (0, 1):
+                part = {name for k, name in enumerate(names) if k >> bit & 1 == value}
+                found = narrowed(part)
+                for k in left.keys() - found.keys():
+                    left[k] -= part
+        unclear = set().union(*(of_step for of_step in left.values() if len(of_step) > 1))
+        alone = {name: narrowed([name]) for name in unclear}
+        left = {k: {n for n in some if k in alone.get(n, (k,))} or some for k, some in left.items()}
+        for k in [k for k, some in left.items() if not some]:  # it takes two, as in `if a.shape == b.shape`
+            low, high = 0, len(names)
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if k in narrowed(names[:middle]) else (middle, high)
+            left[k] = {names[high - 1]}
+        return left
 
     def _gone(self, units):
         """(atoms,) bool: which leave with the given units, {group name: numbers}."""
@@ -221,6 +266,16 @@ class DependencyGraph:
         for name, numbers in units.items():
             gone[self._units[name][torch.tensor([*numbers], dtype=torch.int64)]] = True
         return gone[self._root]
+
+    def _check_scores(self, scores):
+        """Raise PruneError unless there is a number for every unit of every group."""
+        for g in self.groups if scores is not None else ():
+            if g.name not in scores:
+                raise PruneError(f"scores have no entry for group {g.name!r}: give one of {g.size} numbers")
+            if tuple(scores[g.name].shape) != (g.size,):
+                raise PruneError(f"scores of {g.name!r} have shape {[*scores[g.name].shape]}, not [{g.size}]")
+            if scores[g.name].isnan().any():
+                raise PruneError(f"scores of {g.name!r} contain NaN: the lowest of them is not known")
 
     @property
     def frozen(self):
@@ -234,11 +289,23 @@ class DependencyGraph:
                 result.setdefault(self._spans[span][:3], {})[why] = n
         return result
 
-    def __str__(self):
+    def summary(self):
+        """The groups, and for each reason how many axes and indices it fixes."""
+        axes, indices = Counter(), Counter()
+        for reasons in self.frozen.values():
+            axes.update(reasons.keys())
+            indices.update(reasons)
+        rows = [f"{n:>6} indices of {axes[why]:>4} axes: {why}" for why, n in indices.most_common()]
+        return "\n".join([*self._rows(), f"{len(self.frozen)} fixed axes; --all names them", *rows])
+
+    def _rows(self):
         rows = [f"{g.name:<40}{g.size:>6} units, {len(g.members)} axes of {', '.join(g.layers)}" for g in self.groups]
+        return [f"{len(rows)} groups", *rows]
+
+    def __str__(self):
         fixed = [f"{name} axis {axis}: " + ", ".join(f"{why} ({n})" for why, n in reasons.items())
                  for (name, axis, _), reasons in self.frozen.items()]  # fmt: skip
-        return "\n".join([f"{len(rows)} groups", *rows, f"{len(fixed)} fixed axes, and why (indices)", *fixed])
+        return "\n".join([*self._rows(), f"{len(fixed)} fixed axes, and why (indices)", *fixed])
 
     def make_plan(self, units, groups=(), notes=()):
         """The plan by which the given units leave: {group name: unit numbers}."""
@@ -256,12 +323,21 @@ class DependencyGraph:
             scores: {group name: (size,) tensor}, as utils/importance.py makes them. Without them the last units leave.
             ratios: {layer path or group name: ratio}; the longest path decides, instead of `ratio`. A group whose
                 channels are made by layers of different ratios takes the smallest.
-            multiple, floor: units kept are rounded to the nearest multiple, never to none, and are `floor` at least.
+            multiple, floor: the channels that a layer makes of a group are rounded to the nearest multiple, never to
+                none, and are `floor` at least. A unit may be several channels: of a grouped convolution, of a split.
             protect_inputs, protect_outputs: paths of layers whose inputs or outputs keep their width.
 
-        What was not done as asked is in the plan's notes. Raises PruneError for names and ratios that make no sense.
+        What was not done as asked is in the plan's notes. Raises PruneError for names, ratios, multiples and scores
+        that make no sense.
         """
+        protect_inputs, protect_outputs = (
+            [paths] if isinstance(paths, str) else paths for paths in (protect_inputs, protect_outputs)
+        )
         ratios, protected = ratios or {}, {"in": protect_inputs, "out": protect_outputs}
+        for what, value in (("multiple", multiple), ("floor", floor)):
+            if type(value) is not int or value < 1:
+                raise PruneError(f"{what} {value!r}: give a whole number of channels, 1 or more")
+        self._check_scores(scores)
         for name, value in [("", ratio), *ratios.items(), *((path, 0) for path in (*protect_inputs, *protect_outputs))]:
             if (name not in self._paths and name not in self._units) or not 0 <= value <= 1:
                 raise PruneError(f"{name!r}, ratio {value}: name a layer or group of the model, and a ratio of 0 to 1")
@@ -281,10 +357,11 @@ class DependencyGraph:
                 notes.append(f"{g.name}: made by {', '.join(makers)}, so the smallest of their ratios, {asked:.0%}")
             if any(inside(layer, protected[s]) for role, layer in touched for s in protected if role in (s, "both")):
                 asked = 0
-            wanted = g.size * (1 - asked)
-            kept = max(1, math.ceil(wanted / multiple - 0.5)) * multiple
-            kept = min(g.size, max(kept, floor)) if asked else g.size
-            if abs(kept - wanted) > multiple / 2:
+            wanted, channels = g.size * (1 - asked), g.channels
+            step = multiple // math.gcd(multiple, channels)  # units
+            kept = max(1, math.ceil(wanted / step - 0.5)) * step
+            kept = min(g.size, max(kept, -(-floor // channels))) if asked else g.size
+            if abs(kept - wanted) > step / 2 or (kept == g.size and wanted < kept - 0.5):
                 notes.append(f"{g.name}: {kept} of {g.size} units stay instead of {wanted:.1f}")
             if kept < g.size:
                 order = range(g.size)[::-1] if scores is None else scores[g.name].argsort(stable=True).tolist()
@@ -298,22 +375,29 @@ class DependencyGraph:
 
 
 def tensors_of(model):
-    """Every parameter and buffer once, by its first name: {name: (tensor, its module, [paths of its layers])}."""
-    names, found = {}, {}
-    for path, module in model.named_modules():
+    """Every parameter and buffer once, by its first name: {name: (tensor, its layer, [paths of its layers])}.
+
+    The layer of a parametrised weight is the one that uses it.
+    """
+    names, found, layers = {}, {}, dict(model.named_modules())
+    for path, module in layers.items():
+        owner = path.split(".parametrizations.")[0]
         for key, tensor in (module._parameters | module._buffers).items():
             if tensor is not None:
                 name = names.setdefault(id(tensor), f"{path}.{key}" if path else key)
-                found.setdefault(name, (tensor, module, []))[2].append(path.split(".parametrizations.")[0] or key)
+                found.setdefault(name, (tensor, layers[owner], []))[2].append(owner or key)
     return found
 
 
 def role_of(name, module, axis):
     """`Member.role` of a tensor's axis."""
-    conv = isinstance(module, CONVOLUTION)
+    conv, parametrised = isinstance(module, CONVOLUTION), ".parametrizations." in name
     if not (conv or isinstance(module, nn.Linear)) or conv and 1 < module.groups == module.in_channels:
         return "both"
-    return "in" if name.endswith("weight") and axis == (0 if conv and module.transposed else 1) else "out"
+    if parametrised and ".weight.original" not in name:  # as the vectors of spectral_norm
+        return "both"
+    weight = name.endswith("weight") or parametrised
+    return "in" if weight and axis == (0 if conv and module.transposed else 1) else "out"
 
 
 def connected(n, a, b):
@@ -328,21 +412,65 @@ def connected(n, a, b):
     return root
 
 
-def workbench(model, sizes):
-    """A copy to run and to mark. Parameters share the model's memory, unless they are narrowed; buffers do not.
+def narrow_width(n):
+    """Of n units: about half, odd so that other numbers divide it, at least two, because size 1 broadcasts."""
+    return max(1, min(n - 1, max(2, (n // 2 - 1) | 1)))
 
-    sizes: {(name, axis): how many entries to keep}. Memory is laid out so that operations are those that the code
-    names (no as_strided).
+
+def refuse(model):
+    """Raise PruneError for models that cannot be copied, run or cut."""
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise PruneError("the model is scripted or traced: give the module that it was made from")
+    tensors = [t for m in model.modules() for t in (m._parameters | m._buffers).values() if t is not None]
+    kinds = {cls.__module__ for m in model.modules() for cls in type(m).__mro__}
+    for bad, what in [
+        (any(isinstance(t, nn.parameter.UninitializedTensorMixin) for t in tensors), "is lazy: run it once before"),
+        (any(t.is_meta for t in tensors), "has tensors on the meta device: load its weights before"),
+        (any(t.is_quantized for t in tensors) or any(".ao.nn.quantized" in kind for kind in kinds),
+         "is quantised: prune it before"),
+        (not any(True for _ in model.parameters()), "has no parameters: there is nothing to prune"),
+    ]:  # fmt: skip
+        if bad:
+            raise PruneError(f"the model {what}")
+
+
+def workbench(model):
+    """A copy to run and to mark. Parameters share the model's memory; buffers do not.
+
+    Memory is laid out so that operations are those that the code names (no as_strided).
     """
     swaps = {}
-    for name, (old, _, _) in tensors_of(model).items():
-        tensor = old.detach()
-        for axis in range(old.dim()):
-            if (name, axis) in sizes:
-                tensor = tensor.narrow(axis, 0, sizes[name, axis])
-        tensor = tensor if isinstance(old, nn.Parameter) else tensor.clone()
+    for old, _, _ in tensors_of(model).values():
+        tensor = old.detach() if isinstance(old, nn.Parameter) else old.detach().clone()
         swaps[id(old)] = like(old, tensor.contiguous().view(-1).view(tensor.shape))  # strides of size 1 too
     return duplicate(model, swaps)
+
+
+class Bench:
+    """A model that can be narrowed again and again; what its runs leave in its modules goes away before the next."""
+
+    def __init__(self, model, found):
+        self.model, self._found = model, found
+        self._saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+
+    def narrowed(self, sizes):
+        """The model with these sizes: {(tensor, axis): n}."""
+        swaps = {}
+        for name, (old, _, _) in self._found.items():
+            cuts = [(axis, sizes[name, axis]) for axis in range(old.dim()) if (name, axis) in sizes]
+            if cuts:
+                tensor = old.detach()
+                for axis, n in cuts:
+                    tensor = tensor.narrow(axis, 0, n)
+                swaps[id(old)] = like(old, tensor.clone(memory_format=torch.contiguous_format))
+        for module, attributes, parameters, buffers in self._saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._parameters = {key: swaps.get(id(t), t) for key, t in parameters.items()}
+            module._buffers = {key: swaps.get(id(t), t) for key, t in buffers.items()}
+            if any(id(t) in swaps for t in parameters.values()) or any(id(t) in swaps for t in buffers.values()):
+                refit(module)
+        return self.model
 
 
 def like(old, tensor):
@@ -359,6 +487,8 @@ def prune(model, plan):
             raise PruneError(f"the plan is for another model: it expects a tensor {name} of shape {shape}")
     for name, axis, indices in plan.remove:
         n = new[name].shape[axis]
+        if not 0 <= min(indices, default=0) <= max(indices, default=0) < n:
+            raise PruneError(f"the plan does not fit: it removes index {max(indices)} of the {n} of {name} axis {axis}")
         if id(indices) not in keeps:  # a list that many axes share is looked at once
             keep = torch.ones(n, dtype=torch.bool).index_fill_(0, torch.tensor(indices), False)
             keeps[id(indices)] = keep.nonzero().flatten()
@@ -408,29 +538,6 @@ def refit(module):
         module.num_parameters = len(weight)
 
 
-def verify(dense, pruned, plan, inputs, dtype=torch.float64, tolerance=1e-9):
-    """The largest difference in eval mode between the pruned model and the dense one with the removed entries zeroed.
-
-    Copies of both run in `dtype`. Raises PruneError if they differ by more than tolerance * max(1, largest output).
-    """
-    zeroed, pruned = (copy.deepcopy(model).to(dtype) for model in (dense, pruned))
-    found = tensors_of(zeroed)
-    for name, axis, indices in plan.remove:
-        tensor = found[name][0].detach()
-        if tensor.is_floating_point():
-            tensor.index_fill_(axis, torch.tensor(indices, device=tensor.device), 0)
-    inputs = tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, inputs)
-    want, got = (run(model, inputs, contextlib.nullcontext())[0][0] for model in (zeroed, pruned))
-    want, got = ([t for t in tree_leaves(outputs) if isinstance(t, Tensor)] for outputs in (want, got))
-    if [t.shape for t in want] != [t.shape for t in got]:
-        raise PruneError("the pruned model's outputs have other shapes than the dense model's")
-    error = max((float((a - b).abs().max()) for a, b in zip(want, got, strict=True)), default=0.0)
-    largest = max((float(t.abs().max()) for t in want), default=0.0)
-    if not error <= tolerance * max(1, largest):  # nor if it is not a number
-        raise PruneError(f"the pruned model differs from the dense one by {error:g}; the largest output is {largest:g}")
-    return error
-
-
 @torch.no_grad()
 def zero_pad_channels(model: nn.Module, inputs: torch.Tensor, multiple: int = 16) -> nn.Module:
     """A copy of `model` whose groups of channels have their width rounded up to a multiple.
@@ -459,20 +566,53 @@ def zero_pad_channels(model: nn.Module, inputs: torch.Tensor, multiple: int = 16
     return duplicate(model, {id(found[name][0]): like(found[name][0], tensor) for name, tensor in new.items()})
 
 
-def main():
-    from torchvision import models
-
-    parser = argparse.ArgumentParser(description="Print the groups of coupled channels of a torchvision model.")
-    parser.add_argument("model", choices=models.list_models(), metavar="MODEL", help="such as resnet18")
-    parser.add_argument("--size", type=int, default=224, help="height and width of the example image")
-    args = parser.parse_args()
-    takes = inspect.signature(models.get_model_builder(args.model)).parameters
-    model = models.get_model(args.model, **{key: None for key in ("weights", "weights_backbone") if key in takes})
+def find_model(name):
+    """A model without pretrained weights: of torchvision, of timm where it is installed, or "module:function"."""
+    module, _, function = name.partition(":")
     try:
-        print(DependencyGraph(model, torch.randn(1, 3, args.size, args.size)))
+        if function:
+            sys.path.insert(0, "")
+            return getattr(importlib.import_module(module), function)()
+        from torchvision import models
+
+        if name in models.list_models():
+            takes = inspect.signature(models.get_model_builder(name)).parameters
+            return models.get_model(name, **{key: None for key in ("weights", "weights_backbone") if key in takes})
+        if importlib.util.find_spec("timm"):
+            return importlib.import_module("timm").create_model(name)
+    except Exception as error:  # of anybody's factory
+        raise PruneError(f"cannot build {name} ({type(error).__name__}: {first_line(error)})") from error
+    raise PruneError(f"no model {name!r} in torchvision, and timm is not installed: give its name or module:function")
+
+
+def example(text):
+    """A random tensor: "1x3x64x64" is float32, "2x16:int64" whole numbers of 0 and 1."""
+    shape, _, dtype = text.partition(":")
+    values = torch.randn([int(n) for n in shape.split("x")])
+    return values.gt(0).to(getattr(torch, dtype)) if dtype else values
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Print the groups of coupled channels of a model, and what is fixed.")
+    parser.add_argument("model", metavar="MODEL", help="of torchvision or timm, such as resnet18, or module:function")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the example image, default 224")
+    parser.add_argument("--inputs", nargs="+", metavar="SHAPE", help="instead: 1x3x16x64x64, or 1x16:int64")
+    parser.add_argument("--eval-only", action="store_true", help="do not run train mode, which may need targets")
+    parser.add_argument("--all", action="store_true", help="every fixed axis, not only a sum by reason")
+    args = parser.parse_args(argv)
+    try:
+        inputs = tuple(map(example, args.inputs or [f"1x3x{args.size}x{args.size}"]))
+    except (ValueError, AttributeError, TypeError, RuntimeError):
+        parser.error(f"--inputs {' '.join(args.inputs or [])} --size {args.size}: give shapes such as 1x3x64x64")
+    try:
+        model = find_model(args.model)
+        graph = DependencyGraph(model, inputs, eval_only=args.eval_only)
     except PruneError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(graph if args.all else graph.summary())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data import augment
+from data import augment, bands
 from data.lte_nr import standard_channels
 from data.radioml import MODULATIONS, SNRS, Frames, batches
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
@@ -29,7 +29,7 @@ from data.spectrum_sensing import CLASSES, IGNORE, Frame, frame_snr, read_tensor
 from models import segmentation
 from models.rebuild import rebuild
 from models.vgg10 import to_checkpoint
-from utils import bands, checkpoint, metrics, pictures
+from utils import checkpoint, metrics, pictures
 from utils.cost import challenge_score, cost_table, inference_cost
 from utils.metrics import accuracy, count_by_snr, snr_scores, snr_table
 from utils.runs import command, hardware, provenance, rank_and_world, sum_over_processes, write_json
@@ -106,7 +106,7 @@ def recalibrate(network: nn.Module, training: TrainingSet) -> None:
 def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | None, device: torch.device) -> dict:
     """Score a saved network on sets of frames: tables on stdout, result.json and pictures in a folder.
 
-    Each set is scored twice: with standard channels fitted to the network's bands (utils/bands.py), and the network
+    Each set is scored twice: with standard channels fitted to the network's bands (data/bands.py), and the network
     alone. Channels are fitted to frames of the generator's size only. Of OTHER frames the share of the pixels without
     a carrier that are called LTE or NR is told, too: "false_alarms".
 
