@@ -386,6 +386,16 @@ def test_an_option_out_of_range_is_named_and_ends_with_exit_code_2(option, capsy
     assert stop.value.code == 2 and f"argument {option.partition('=')[0]}: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_command_is_one_that_can_be_given_again(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("from utils.runs import command; print(command())")
+    for arguments, expected in (([str(script), "--n", "a b"], "python script.py --n 'a b'"), (["-m", "script"], None)):
+        environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{tmp_path}"}
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=True)
+        assert done.stdout.strip() == (expected or "python -m script")
+
+
 def test_a_config_has_plain_options_facts_and_the_command_and_a_resumed_run_may_change_some():
     args = argparse.Namespace(lr=0.1, out=Path("runs/x"), more_frames=[Path("a"), Path("b")], student=None)
     config = runs.config_of(args, training_frames=7)

@@ -201,8 +201,11 @@ def hardware(device: str | torch.device = "cpu") -> str:
 
 
 def command() -> str:
-    """The command line, without the folder that Python or the script lies in."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line without folders of this machine; a module is named as `python -m` takes it."""
+    main, given = sys.modules["__main__"], Path(sys.argv[0]).name
+    spec = getattr(main, "__spec__", None)
+    module = spec is not None and given == Path(main.__file__).name
+    return shlex.join(["python", *(["-m", spec.name] if module else [given]), *sys.argv[1:]])
 
 
 def provenance(data: dict, device: torch.device) -> dict:
