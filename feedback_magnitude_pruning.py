@@ -146,8 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     last = args.out / "last.pt"
     before = checkpoint.load(last) if args.resume and last.exists() else None
     if before:
-        model, state = Pruned(rebuild(before), before["masks"]), State(**before["state"])
-        state.recovery = Progress(**before["state"]["recovery"])
+        model, state = Pruned(rebuild(before), before["masks"]), checkpoint.restored(State, before["state"], last)
+        state.recovery = checkpoint.restored(Progress, before["state"]["recovery"], last)
         state.feedback = pruning_masks.feedback_of(before["state"]["feedback"])
     else:
         model, state = begin(args, cuts, source, parts["validation"], device)

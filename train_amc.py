@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     before = checkpoint.load(last) if args.resume and last.exists() else None
     if before:
         model, history = Pruned(rebuild(before), before["masks"]), before["history"]
-        progress = Progress(**before["progress"])
+        progress = checkpoint.restored(Progress, before["progress"], last)
     else:
         network, history = new_network(args)
         model, progress = Pruned(network, nonzero_masks(network.weights())), Progress()

@@ -188,6 +188,12 @@ def test_faults_are_one_sentence_and_exit_code_2(radioml_file, options, amc_base
         assert runs.run(lambda whole=whole: fmp.main(whole), *fmp.ERRORS) == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ") and text in error, error
+    (tmp_path / "older").mkdir()
+    data = checkpoint.load(amc_baseline / "best.pt")
+    checkpoint.save(tmp_path / "older" / "last.pt", data | {"masks": {}, "state": {"goal": 0.5, "methods": []}})
+    older = [*options, "--resume", "--out", str(tmp_path / "older")]
+    assert runs.run(lambda: fmp.main(older), *fmp.ERRORS) == 2
+    assert "last.pt: holds the state of another version" in capsys.readouterr().err
     again = [*whole, "--threshold", ".9", "--resume", "--out", str(tmp_path / "run")]
     assert runs.run(lambda: fmp.main(again), *fmp.ERRORS) == 2
     assert "was started with threshold = 1.0, not 0.9" in capsys.readouterr().err

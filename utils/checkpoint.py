@@ -60,6 +60,16 @@ def halve(state_dict: dict) -> dict:
     return {name: tensor.half() if name in wide else tensor for name, tensor in state_dict.items()}
 
 
+def restored(kind: Callable, values: dict, path: str | Path):
+    """kind(**values): a dataclass from the values that `path` holds of it. CheckpointError: it has other fields."""
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{path}: holds the state of another version ({error}); choose another --out"
+        ) from None
+
+
 def load(path: str | Path, device: str | torch.device = "cpu", kind: str | None = None) -> dict:
     """Read a dictionary of tensors and plain values (weights_only=True), checked against FILE.json where that exists.
 
