@@ -30,7 +30,7 @@ from data.sync_search import (
     spectrum_around,
     without_glitches,
 )
-from data.sync_signals import HALF, SIZE, lte_signal, nr_raster, nr_signal
+from data.sync_signals import HALF, LTE_RASTER_HZ, SIZE, lte_signal, nr_raster, nr_signal
 
 NO_CELL = 10.5, 1.1  # location and scale of the highest statistic in searches without a cell
 LEAST_SECONDS = 0.5e-3  # PSS, SSS and what is between them; less can't show a cell
@@ -39,6 +39,7 @@ LTE_PIECE_SECONDS = 0.08  # longer recordings are searched piece by piece, since
 LTE_QUICK_SECONDS = 0.0103  # two half frames of 5 ms, and the symbols that begin at their end
 LTE_REACH, LTE_REACH_HZ = 60e-6, 160e3  # largest frequency error: share of the carrier frequency; at least so many Hz
 LTE_EDGE_HZ = 0.2e6  # so much of the PSS's .47 MHz on each side of its centre must lie in the capture
+SAME_CENTRE_HZ = 5e3  # cells of one carrier: their clocks, Doppler, and the error of the measurement
 LTE_USUAL_HZ = 2e9  # carrier frequency for the clock's error where it is not known
 NR_SECONDS = 0.0404  # two periods of 20 ms, and the block that begins at their end
 NR_REACH, NR_REACH_HZ = 20e-6, 10e3  # as LTE_REACH
@@ -91,6 +92,23 @@ def best_of_each(cells):
     for cell in sorted(cells, key=lambda cell: -cell.statistic):
         best.setdefault(cell.cell_id, cell)
     return list(best.values())
+
+
+def on_the_raster(cells: list[LteCell]) -> list[LteCell]:
+    """Without cells between the possible carriers of a stronger cell, which was found: there are none.
+
+    Carriers lie on a raster of 100 kHz (TS 36.104 clause 5.7.2), and clocks of base stations err by .05 to .25 ppm
+    (clause 6.5.1). So another cell has the same centre, or one that is 100 kHz or more away. A cell's own data, under
+    wrong frequencies and times, resemble other words at times.
+
+    Args: cells sorted by their statistic, the highest first.
+    """
+    kept = []
+    for cell in cells:
+        away = [abs(cell.offset_hz - other.offset_hz) for other in kept if other.statistic > THRESHOLD]
+        if not any(SAME_CENTRE_HZ < hz < LTE_RASTER_HZ - SAME_CENTRE_HZ for hz in away):
+            kept.append(cell)
+    return kept
 
 
 def _aligned(spectrum, signal, timings, centers, threshold):
@@ -171,7 +189,7 @@ def lte_cells(
             hypotheses = make_hypotheses(found or steps, centers, signal, spectrum.seconds)
             hits += search(spectrum, signal, hypotheses, least + more)
         cells += [_lte_cell(hit, start / sample_rate + spectrum.delay) for hit in hits]
-    return best_of_each(cells)
+    return on_the_raster(best_of_each(cells))
 
 
 def lte_cells_aligned(
@@ -193,7 +211,7 @@ def lte_cells_aligned(
         return []
     centers = _lte_centers(np.unique(np.asarray(centers_hz, float)), capture_hz)
     hits = _aligned(spectrum, lte_signal(), timings, centers, least)
-    return best_of_each([_lte_cell(hit, spectrum.delay) for hit in hits])
+    return on_the_raster(best_of_each([_lte_cell(hit, spectrum.delay) for hit in hits]))
 
 
 def _lte_centers(hz, capture_hz):

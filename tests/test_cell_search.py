@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data import cell_search
-from data.cell_search import THRESHOLD, false_alarm_rate, lte_cells, nr_cells
+from data.cell_search import THRESHOLD, LteCell, false_alarm_rate, lte_cells, nr_cells, on_the_raster
 from data.lte_nr import LTE_FFT, LTE_TDD, LteConfig, lte_grid
 from data.sync_signals import lte_centers, nr_raster
 from tests.conftest import lte_carrier, nr_carrier, resampled
@@ -289,3 +289,15 @@ class TestRealCaptures:
             samples = real(name, kind)
             assert lte_cells(samples, rate, 0.0, hz) == []
             assert nr_cells(samples, rate, (-2.5e6, 2.5e6), hz) == []
+
+
+def test_between_the_raster_points_beside_a_found_cell_is_no_other_cell():
+    def cell(cell_id, offset_hz, statistic):
+        return LteCell(cell_id, "FDD", "normal", offset_hz, 0.0, statistic)
+
+    strong, same, ghost, next_carrier = (
+        cell(1, 0.0, 90.0), cell(2, 800.0, 60.0), cell(3, 31e3, 30.0), cell(4, 300.4e3, 25.0)
+    )  # fmt: skip
+    assert on_the_raster([strong, same, ghost, next_carrier]) == [strong, same, next_carrier]
+    alone = [cell(1, 0.0, 15.0), cell(3, 31e3, 14.0)]  # neither is found
+    assert on_the_raster(alone) == alone

@@ -65,9 +65,7 @@ def restored(kind: Callable, values: dict, path: str | Path):
     try:
         return kind(**values)
     except TypeError as error:
-        raise CheckpointError(
-            f"{path}: holds the state of another version ({error}); choose another --out"
-        ) from None
+        raise CheckpointError(f"{path}: holds the state of another version ({error}); choose another --out") from None
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", kind: str | None = None) -> dict:
