@@ -391,3 +391,20 @@ def nr_waveform(config, rng):
     """Waveform of an NrConfig. Its payload is drawn from rng, a numpy Generator."""
     n_fft = nr_fft_size(NR_RB[config.scs][config.bandwidth_hz])
     return _waveform(nr_grid(config, rng), n_fft, config.scs, False, config.window)
+
+
+def describe(technology, config, center, snr_db):
+    """A carrier in words and numbers, as data/frames.py lists them: plain values that can be written as JSON."""
+    about = {
+        "technology": technology,
+        "center_hz": round(float(center), 1),
+        "bandwidth_hz": config.bandwidth_hz,
+        "snr_db": round(float(snr_db), 2),
+        "cell_id": config.cell_id,
+        "load": round(float((config.allocation > 0).mean()), 3),
+    }
+    if technology == "NR":
+        about["scs_hz"] = config.scs
+    elif config.tdd is not None:
+        about["tdd"] = config.tdd
+    return about

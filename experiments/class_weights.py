@@ -13,7 +13,8 @@ import sys
 import numpy as np
 import torch
 
-from data.frames import frame_rng, mathworks_scene
+from data.frames import frame_rng
+from data.mathworks_frames import mathworks_scene
 from data.spectrogram import channel_mask
 from data.spectrum_sensing import CLASSES, LABEL_VALUES, class_weights
 from utils.runs import run

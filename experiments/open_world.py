@@ -21,8 +21,8 @@ import torch
 from tqdm import tqdm
 
 from data import DataError, augment, bands
-from data.frames import other_frame, pixel_power
 from data.lte_nr import standard_channels
+from data.other_frames import other_frame, pixel_power
 from data.others import EVENTS, KINDS, TRAINED
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SAMPLE_RATE, spectrogram_image
 from data.spectrum_sensing import CLASSES

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import DataError
-from data.frames import NR_TDD
+from data.field_frames import NR_TDD
 from data.hdf4 import write_raster
 from data.lte_nr import FRAME_MS, NR_RB
 from data.radio import PROFILES, Band, multipath, snr_amplitude

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from data.cyclic_prefix import ENOUGH, THRESHOLD, band_samples, cyclic_prefix, frame_spectrum
-from data.frames import field_lte, field_nr, random_schedule
+from data.field_frames import field_lte, field_nr, random_schedule
 from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, Waveform, lte_waveform, nr_waveform, random_qam
 from data.radio import PROFILES, multipath, snr_amplitude
 from data.spectrogram import SAMPLE_RATE

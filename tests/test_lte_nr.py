@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.frames import _floor_shape, _narrow_capture, field_nr, mathworks_nr
+from data.field_frames import _floor_shape, _narrow_capture, field_nr
 from data.lte_nr import (
     LTE_RB,
     LTE_TDD,
@@ -21,6 +21,7 @@ from data.lte_nr import (
     prefix_lengths,
     random_qam,
 )
+from data.mathworks_frames import mathworks_nr
 from data.radio import Band, fading, multipath, snr_amplitude
 from data.sequences import gold_sequence, lte_pss, lte_sss, nr_pss, nr_sss
 from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, spectrogram_levels

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import frames
+from data import other_frames
 from data.emission import Emission, active_power
-from data.frames import labelled_frame, other_frame, pixel_power
+from data.frames import labelled_frame
+from data.other_frames import other_frame, pixel_power
 from data.others import EMISSIONS, EVENTS, KINDS, MEASURED_ONLY, TRAINED
 from data.radio import Band
 from data.receiver_events import find_events
@@ -264,14 +265,14 @@ def test_power_while_active_is_that_of_the_bursts():
 def test_contradictions_are_measured_and_never_drawn(monkeypatch):
     assert {"drone", "plateau"} == MEASURED_ONLY and set(TRAINED) | MEASURED_ONLY == set(KINDS)
     asked = []
-    monkeypatch.setattr(frames, "_add_emission", lambda rng, band, kind, carriers: asked.append(kind) or {})
+    monkeypatch.setattr(other_frames, "_add_emission", lambda rng, band, kind, carriers: asked.append(kind) or {})
     monkeypatch.setattr(
-        frames, "EVENTS", {kind: lambda iq, rng, kind=kind: asked.append(kind) or iq for kind in EVENTS}
+        other_frames, "EVENTS", {kind: lambda iq, rng, kind=kind: asked.append(kind) or iq for kind in EVENTS}
     )
-    monkeypatch.setattr(frames, "Band", lambda: SimpleNamespace(spectrum=0))
-    monkeypatch.setattr(frames, "_field_scene", lambda rng, counts: (frames.Band(), []))
-    monkeypatch.setattr(frames, "_field_receiver", lambda rng, bands, carriers: (None, []))
-    monkeypatch.setattr(frames, "_other_mask", lambda carriers, others: None)
+    monkeypatch.setattr(other_frames, "Band", lambda: SimpleNamespace(spectrum=0))
+    monkeypatch.setattr(other_frames, "field_scene", lambda rng, counts: (other_frames.Band(), []))
+    monkeypatch.setattr(other_frames, "field_receiver", lambda rng, bands, carriers: (None, []))
+    monkeypatch.setattr(other_frames, "_other_mask", lambda carriers, others: None)
     for seed in range(150):
         other_frame(np.random.default_rng(seed))
     assert set(asked) == set(TRAINED)
@@ -300,7 +301,7 @@ def test_a_carrier_is_unknown_where_an_emission_within_10_db_covers_it(snr_db, c
     wave[160_000:] = 0  # of which the second half is silent
     band = Band()
     band.add(wave, 8e6, 0.0, np.sqrt(10 ** (snr_db / 10) * 8e6 / SAMPLE_RATE / 2))
-    mask = frames._other_mask(carriers, band)
+    mask = other_frames._other_mask(carriers, band)
     known = channel_mask(carriers[:1], {"NR": 85, "LTE": 170, "unknown": 255})
     inside = np.zeros((256, 256), bool)
     inside[130:, 116:134] = True  # the first half of the frame is below, -3 to 1.5 MHz of 4

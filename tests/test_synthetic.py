@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from data import DataError, synthetic
-from data.frames import frame_rng, labelled_frame, make_frame, mathworks_bandwidths, mathworks_scene
+from data.frames import frame_rng, labelled_frame, make_frame
 from data.hdf4 import read_raster
+from data.mathworks_frames import mathworks_bandwidths, mathworks_scene
 from data.spectrogram import (
     FRAME_SAMPLES,
     PARULA,
