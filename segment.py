@@ -30,7 +30,8 @@ from collections import Counter
 from pathlib import Path
 
 from data import DataError
-from data.recording_formats import annotated_metadata, check_annotatable, metadata_path, open_recording
+from data.recording_formats import open_recording
+from data.sigmf import annotated_metadata, check_annotatable, metadata_path
 from models import ModelError
 from utils.runs import RunError, StopSignal, command, run, write_json
 

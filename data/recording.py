@@ -23,7 +23,7 @@ import torch
 
 from data import DataError
 from data.receiver_events import MENDED, Event, fill_gaps, find_events, mend, notes, within, without_gaps
-from data.recording_formats import FRAME_SECONDS, SIGMF_DATATYPE, WAV_24, Recording, sample_bytes
+from data.recording_formats import FRAME_SECONDS, SIGMF_DATATYPE, Recording, sample_bytes
 from data.spectrogram import (
     FRAME_SAMPLES,
     HZ_PER_PIXEL,
@@ -33,6 +33,7 @@ from data.spectrogram import (
     shown_power,
     spectrogram_levels,
 )
+from data.wav import WAV_24
 
 LEVELS = (0.003, 100)  # samples with a root mean square between these are used as they are; others are scaled to 1
 SHIFT_BINS = round(HZ_PER_PIXEL * FRAME_SECONDS)  # 9600: lines of a 40 ms spectrum, 25 Hz apart, in a column

@@ -2,15 +2,13 @@
 
     recording = open_recording("capture.bin", datatype="ci8", sample_rate=19.2e6, center_frequency=1815.3e6)
     for frame in recording.frames():                                  # data/recording.py reads the samples
-    write_json(metadata_path(recording), annotated_metadata(recording, annotations, generator))
 
 Known are SigMF (a NAME.sigmf-meta beside its samples, or an archive NAME.sigmf; https://sigmf.org), WAV with I and Q as
 its two channels, and bare I/Q samples. Of bare samples the datatype may follow from the ending, and gqrx's names also
-tell rate and frequency. This file needs the standard library only: it refuses a mistyped name before numpy and torch,
-whose import takes seconds, are needed.
+tell rate and frequency. This file, data/sigmf.py and data/wav.py need the standard library only: a mistyped name is
+refused before numpy and torch, whose import takes seconds, are needed.
 """
 
-import json
 import math
 import re
 import struct
@@ -20,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data import DataError
+from data.sigmf import checked_meta, number, read_meta
+from data.wav import WAV_24, wav_header
 
 FRAME_SECONDS = 0.04
 RATES = (1e6, 1e9)  # Hz; no carrier fits in less, and a frame of more takes several GB
@@ -31,10 +31,7 @@ DATATYPES |= {"ci32": "ci32_le", "cs32": "ci32_le", "cf32": "cf32_le", "fc32": "
 DATATYPES |= {"cf64": "cf64_le", "fc64": "cf64_le"}
 DATATYPES |= {name: name for name in ("ci8", "cu8", "ci16_le", "ci16_be", "cf32_le", "cf32_be")}
 SIGMF_DATATYPE = re.compile(r"c(?:([iu])(8|16_le|16_be|32_le|32_be)|(f)(32_le|32_be|64_le|64_be))")
-WAV_24 = "ci24_le"  # of WAV; SigMF has no such datatype
 GQRX_NAME = re.compile(r"gqrx_\d{8}_\d{6}_(?P<center>\d+)_(?P<rate>\d+)_fc")
-NAMED_HZ = re.compile(r"(\d+)([kMG]?)Hz")  # in names by SDR#, HDSDR, SDRuno
-MULTIPLES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 FOREIGN = (  # how other files begin; what they are; what to do
     (b"\x1f\x8b\x08", "is compressed with gzip", "unpack it with gunzip and name what comes out"),
     (b"BZh", "is compressed with bzip2", "unpack it with bunzip2 and name what comes out"),
@@ -132,7 +129,7 @@ def open_recording(
     path = Path(path)
     found = _sigmf(path) or _archive(path) or _wav(path) or _bare(path)
     general, captures = found.meta["global"], found.meta["captures"]
-    told_rate = _number(found.named, general, "core:sample_rate")
+    told_rate = number(found.named, general, "core:sample_rate")
     rate = told_rate if sample_rate is None else sample_rate
     datatype = datatype or general.get("core:datatype")
     missing = [(datatype, "datatype", "--datatype (ci8, cu8, ci16_le or cf32_le)"),
@@ -143,10 +140,10 @@ def open_recording(
     datatype = known_datatype(datatype, found.named)
     if not RATES[0] <= rate <= RATES[1]:
         raise DataError(f"{found.named}: a sample rate of {rate:g} Hz can't be used, 1 MHz to 1 GHz can")
-    channels = _number(found.named, general, "core:num_channels", 1, whole=True)
+    channels = number(found.named, general, "core:num_channels", 1, whole=True)
     if channels < 1 or not 0 <= channel < channels:
         raise DataError(f"{found.named}: has {channels} channel(s), so there is no --channel {channel}")
-    told_centers = {_number(found.named, entry, "core:frequency") for entry in captures} - {None}
+    told_centers = {number(found.named, entry, "core:frequency") for entry in captures} - {None}
     contradictions = []
     for name, asked, told in (
         ("--sample-rate", sample_rate, {told_rate} - {None}),
@@ -195,14 +192,14 @@ def _with_captures(recording, found, center_frequency):
     except OSError as error:
         raise DataError(f"{recording.path}: can't be read ({error.strerror}); check name and rights") from error
     size = size if found.size is None else min(found.size, size)
-    offset = _number(named, general, "core:offset", 0, whole=True)
-    size -= _number(named, general, "core:trailing_bytes", 0, whole=True)
+    offset = number(named, general, "core:offset", 0, whole=True)
+    size -= number(named, general, "core:trailing_bytes", 0, whole=True)
     width = sample_bytes(recording.datatype) * recording.channels
     entries, header = [], 0
     for entry in recording.meta["captures"] or [{"core:sample_start": 0}]:
-        header += _number(named, entry, "core:header_bytes", 0, whole=True)
-        start = _number(named, entry, "core:sample_start", 0, whole=True) - offset
-        center = center_frequency if center_frequency is not None else _number(named, entry, "core:frequency")
+        header += number(named, entry, "core:header_bytes", 0, whole=True)
+        start = number(named, entry, "core:sample_start", 0, whole=True) - offset
+        center = center_frequency if center_frequency is not None else number(named, entry, "core:frequency")
         entries.append((start, header, center))
     total, rest = divmod(max(0, size - header), width)
     notes = [f"the last {rest} byte(s) are no whole sample and were left out"] if rest else []
@@ -273,7 +270,7 @@ def _archive(path):
             metas = [name for name in members if name.endswith(".sigmf-meta")]
             if len(metas) != 1:
                 raise DataError(f"{path}: holds {len(metas)} recordings, not one; unpack it and name one .sigmf-meta")
-            meta = _checked_meta(archive.extractfile(metas[0]).read(), path)
+            meta = checked_meta(archive.extractfile(metas[0]).read(), path)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path}: is no readable SigMF archive ({error}); unpack it, name a .sigmf-meta") from error
     data = members.get(metas[0].removesuffix("meta") + "data")
@@ -283,68 +280,9 @@ def _archive(path):
 
 
 def _wav(path):
-    """I and Q as the two channels of a WAV; None if it is none. Its header in SigMF's words."""
-    if not path.is_file():  # a pipe would be waited for
-        return None
-    try:
-        with path.open("rb") as file:
-            start = file.read(12)
-            if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
-                return None
-            chunks = dict(_wav_chunks(file))
-    except OSError:
-        return None  # told by _bare
-    (form, _), (data, first) = chunks.get(b"fmt ", (b"", 0)), chunks.get(b"data", (0, 0))
-    if len(form) < 16 or not first:
-        raise DataError(f"{path}: is a WAV without a header or without samples; record again")
-    code, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
-    if code == 0xFFFE and len(form) >= 26:  # extensible: the format's own code comes later
-        (code,) = struct.unpack_from("<H", form, 24)
-    if channels != 2:
-        raise DataError(f"{path}: is a WAV of {channels} channel(s); I/Q has two, I on the left and Q on the right")
-    kinds = {(1, 8): "cu8", (1, 16): "ci16_le", (1, 24): WAV_24, (1, 32): "ci32_le", (3, 32): "cf32_le"}
-    if (code, bits) not in kinds:
-        raise DataError(f"{path}: is a WAV of {bits} bits in format {code}; write it as 16-bit PCM or 32-bit float")
-    in_file = path.stat().st_size - first
-    if b"ds64" in chunks and len(chunks[b"ds64"][0]) >= 16:  # RF64 has the size of its samples here
-        (data,) = struct.unpack_from("<Q", chunks[b"ds64"][0], 8)
-    (whole,) = struct.unpack_from("<I", start, 4)
-    open_ended = data == 0xFFFFFFFF or (data == 0 and whole <= first)  # the program that wrote it was killed
-    size = in_file if open_ended else min(data, in_file)
-    named = NAMED_HZ.search(path.stem)
-    center = _auxi_center(chunks[b"auxi"][0]) if b"auxi" in chunks else None
-    if center is None and named:
-        center = int(named[1]) * MULTIPLES[named[2]]
-    general = {"core:datatype": kinds[code, bits], "core:sample_rate": rate}
-    general |= {"core:trailing_bytes": in_file - size} if in_file > size else {}
-    capture = {"core:sample_start": 0, "core:header_bytes": first}
-    capture |= {} if center is None else {"core:frequency": center}
-    return _Found(path, {"global": general, "captures": [capture], "annotations": []})
-
-
-def _wav_chunks(file):
-    """(name, (content, where it begins)) of each chunk; of the samples (size, where they begin)."""
-    while len(head := file.read(8)) == 8:
-        name, size = struct.unpack("<4sI", head)
-        first = file.tell()
-        if name == b"data":
-            yield name, (size, first)
-        elif name in (b"fmt ", b"auxi", b"ds64"):
-            yield name, (file.read(min(size, 1 << 20)), first)
-        file.seek(first + size + size % 2)
-
-
-def _auxi_center(auxi):
-    """Centre in Hz of an auxi chunk; None if it has none.
-
-    HDSDR's 164 bytes, SpectraVue's 68 and SDR#'s: two times of 16 bytes, then the centre as uint32. SDR Console: XML.
-    """
-    text = auxi.replace(b"\0", b"")
-    if text[:1] == b"<" or text[2:3] == b"<":  # in UTF-16 it may begin with a BOM
-        match = re.search(rb'RadioCenterFreq="(\d+)"', text)
-        return float(match[1]) if match else None
-    center = struct.unpack_from("<I", auxi, 32)[0] if len(auxi) >= 36 else 0
-    return float(center) if center else None
+    """I and Q as the two channels of a WAV; None if it is none."""
+    header = wav_header(path)
+    return header and _Found(path, {"global": header[0], "captures": [header[1]], "annotations": []})
 
 
 def _bare(path):
@@ -385,95 +323,3 @@ def _guess_dat(start):
     values = struct.unpack(f"<{len(start) // 4}f", start[: len(start) // 4 * 4])
     usual = sum(value == 0 or 1e-9 < abs(value) < 1e6 for value in values)  # False for nan
     return "cf32_le" if usual > 0.95 * len(values) else "ci16_le"
-
-
-# ---- SigMF metadata -------------------------------------------------------------------------------------------------
-
-
-def read_meta(path: Path) -> dict:
-    """The JSON of a .sigmf-meta with its three parts, global, captures and annotations; DataError if they are not."""
-    try:
-        return _checked_meta(path.read_bytes(), path)
-    except OSError as error:
-        raise DataError(f"{path}: is no readable SigMF metadata ({error}); write it again") from error
-
-
-def _checked_meta(data, path):
-    try:
-        meta = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, numbers of 5,000 digits
-        raise DataError(f"{path}: is no readable SigMF metadata ({error}); write it again") from error
-    parts = {"global": dict, "captures": list, "annotations": list}
-    meta = {part: kind() for part, kind in parts.items()} | meta if isinstance(meta, dict) else None
-    if meta is None or not all(isinstance(meta[part], kind) for part, kind in parts.items()):
-        raise DataError(f"{path}: is no SigMF metadata: global, captures and annotations are expected; write it again")
-    for entry in meta["captures"] + meta["annotations"]:
-        if not isinstance(entry, dict):
-            raise DataError(f"{path}: captures and annotations must hold objects, not {entry!r}; write it again")
-    for entry in meta["captures"]:
-        _number(path, entry, "core:sample_start", 0, whole=True)
-    return meta
-
-
-def _number(path, entry, key, default=None, whole=False):
-    """A number of the metadata; a missing one is `default`. A count may be written as 3.0."""
-    value = entry.get(key, default)
-    if value is default:
-        return default
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18
-    if not good or (whole and (value < 0 or value != int(value))):
-        raise DataError(f"{path}: {key} is {value!r}, not a {'count' if whole else 'number'}; correct it")
-    return int(value) if whole else value
-
-
-def metadata_path(recording: Recording) -> Path:
-    """The recording's .sigmf-meta, there or to be written."""
-    return recording.meta_path or recording.path.with_name(recording.path.name + ".sigmf-meta")
-
-
-def check_annotatable(recording: Recording) -> None:
-    """Whether annotations can be written beside a recording, before it is labelled. DataError: they can't."""
-    path, meta_path = recording.path, metadata_path(recording)
-    if path.suffix == ".sigmf":
-        raise DataError(f"{path}: an archive can't be annotated; unpack it and name its .sigmf-meta")
-    if recording.datatype == WAV_24:
-        raise DataError(f"{path}: SigMF has no 24-bit samples; leave --annotate out, or convert it to 16 or 32 bits")
-    if recording.contradictions:
-        told = "; ".join(recording.contradictions)
-        raise DataError(f"{meta_path}: {told}; correct the metadata, or leave that option or --annotate out")
-    probe = meta_path.with_name(f".{meta_path.name}.probe")
-    try:
-        if meta_path.exists():
-            meta_path.open("r+b").close()
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise DataError(f"{meta_path}: can't be written ({error.strerror}); copy the recording elsewhere") from error
-
-
-def annotated_metadata(recording: Recording, annotations: list[dict], generator: str) -> dict:
-    """The recording's metadata, as on disk now, with annotations in place of those that have the same core:generator.
-
-    What an option told, because the metadata or the file did not, is written into them.
-    """
-    if recording.meta_path:
-        meta = read_meta(recording.meta_path)
-    else:  # SigMF calls bare samples a non-conforming dataset; its metadata name the file
-        meta = recording.meta | {"global": {"core:dataset": recording.path.name} | recording.meta["global"]}
-    known = {"core:version": "1.0.0", "core:datatype": recording.datatype, "core:sample_rate": recording.sample_rate}
-    general = known | meta["global"]
-    extensions = general.get("core:extensions", [])
-    if any("signal:detail" in entry for entry in annotations) and isinstance(extensions, list):
-        if not any(isinstance(one, dict) and one.get("name") == "signal" for one in extensions):
-            signal = {"name": "signal", "version": "1.0.0", "optional": True}
-            general["core:extensions"] = [*extensions, signal]
-    centers = {capture.center_hz for capture in recording.captures}
-    told = {"core:frequency": centers.pop()} if len(centers) == 1 and None not in centers else {}
-    captures = [told | entry for entry in meta["captures"] or [{"core:sample_start": 0}]]
-    kept = [entry for entry in meta["annotations"] if entry.get("core:generator") != generator]
-    return meta | {"global": general, "captures": captures, "annotations": sorted(kept + annotations, key=_start)}
-
-
-def _start(entry):
-    start = entry.get("core:sample_start", 0)
-    return start if isinstance(start, (int, float)) else 0

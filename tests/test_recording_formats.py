@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from data import DataError
-from data.recording_formats import annotated_metadata, check_annotatable, metadata_path, open_recording
+from data.recording_formats import open_recording
+from data.sigmf import annotated_metadata, check_annotatable, metadata_path
 from tests.test_recording import noise, samples, write_sigmf
 
 RATE, CENTER = 2e6, 1815.3e6
