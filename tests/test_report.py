@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import report
+from experiments import report, report_tables
 from utils.carriers import Calibration
 from utils.runs import RunError
 
@@ -24,7 +24,8 @@ def test_a_changed_figure_is_noticed_and_mended(tmp_path, monkeypatch, capsys):
     for folder in ("docs", "weights", "experiments/results"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.pt", "*.png"))
     shutil.copy(ROOT / "README.md", tmp_path)
-    monkeypatch.setattr(report, "ROOT", tmp_path)
+    for module in (report, report_tables):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     file = tmp_path / "weights/amc_baseline.json"
     data = json.loads(file.read_text())
     data["sets"]["test"]["accuracy"] = 0.98765
