@@ -166,21 +166,13 @@ def deeplab(batch: int, captured: bool, device: torch.device) -> Iterator[float]
     torch.manual_seed(0)
     network = speed_up(train_seg.new_network("deeplabv3_mobilenet_v3_large", "default"))
     network = network.to(device, memory_format=torch.channels_last).train()
-    weights = torch.tensor(WEIGHTS, device=device)
-    optimizer, _ = make_optimizer(network, 2e-3, 10, 100)
-    autocast = bf16_autocast(device)
+    weights, autocast = torch.tensor(WEIGHTS, device=device), bf16_autocast(device)
 
-    def update(x, y):
+    def loss_of(x, y):
         with autocast:
-            loss = train_seg.loss_of(network(x), y, weights)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        return loss.detach()
+            return train_seg.loss_of(network(x), y, weights)
 
-    step = CapturedStep(update, optimizer, capture=None if captured else False)
-    yield from endless(step, spectrograms(device), batch, FRAMES, captured)
+    yield from segmentation(network, loss_of, batch, captured, device)
 
 
 def distillation(batch: int, captured: bool, device: torch.device) -> Iterator[float]:
@@ -191,14 +183,25 @@ def distillation(batch: int, captured: bool, device: torch.device) -> Iterator[f
     student = speed_up(student).to(device, memory_format=torch.channels_last).train()
     losses = kd_losses.Losses(distill_seg.freeze(teacher, device), None, 1.0, 1.0, ["pixel"], 1.0)
     losses.weights, losses.autocast = torch.tensor(WEIGHTS, device=device), bf16_autocast(device)
-    optimizer, _ = make_optimizer(student, 2e-3, 10, 100)
+
+    def loss_of(x, y):
+        terms = losses.terms(student, x, y)
+        return terms.kd + terms.ce
+
+    yield from segmentation(student, loss_of, batch, captured, device)
+
+
+def segmentation(
+    network: nn.Module, loss_of: Callable, batch: int, captured: bool, device: torch.device
+) -> Iterator[float]:
+    """The loop of both scripts: loss_of(x, y), gradients clipped, AdamW."""
+    optimizer, _ = make_optimizer(network, 2e-3, 10, 100)
 
     def update(x, y):
-        terms = losses.terms(student, x, y)
-        loss = terms.kd + terms.ce
+        loss = loss_of(x, y)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         return loss.detach()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import wave
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -29,8 +30,18 @@ def chunk(name, content):
     return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 
-def write_wav(path, code=1, bits=16, channels=2, more=b"", data=None, rate=RATE, riff=b"RIFF"):
+class Form(NamedTuple):
+    """What a WAV says of its samples."""
+
+    code: int = 1
+    bits: int = 16
+    channels: int = 2
+    rate: float = RATE
+
+
+def write_wav(path, form=Form(), more=b"", data=None, riff=b"RIFF"):  # noqa: B008, a tuple never changes
     """A WAV of VALUES; `more` are chunks before the samples."""
+    code, bits, channels, rate = form
     if data is None:
         scale = 1 if code == 3 else 2 ** (bits - 1)
         numbers = VALUES * scale
@@ -41,8 +52,8 @@ def write_wav(path, code=1, bits=16, channels=2, more=b"", data=None, rate=RATE,
         else:
             data = numbers.astype(f"<{'f' if code == 3 else 'i'}{bits // 8}").tobytes()
     width = channels * bits // 8
-    form = struct.pack("<HHIIHH", code, channels, int(rate), int(rate) * width, width, bits)
-    content = b"WAVE" + more + chunk(b"fmt ", form) + chunk(b"data", data) + chunk(b"LIST", b"after")
+    header = struct.pack("<HHIIHH", code, channels, int(rate), int(rate) * width, width, bits)
+    content = b"WAVE" + more + chunk(b"fmt ", header) + chunk(b"data", data) + chunk(b"LIST", b"after")
     path.write_bytes(riff + struct.pack("<I", len(content)) + content)
     return path
 
@@ -80,7 +91,7 @@ def test_names_of_gqrx_and_of_uhds_files_tell_what_they_hold(tmp_path):
 
 @pytest.mark.parametrize(("code", "bits"), [(1, 8), (1, 16), (1, 24), (1, 32), (3, 32)])
 def test_a_wav_holds_i_and_q(tmp_path, code, bits):
-    recording = open_recording(write_wav(tmp_path / "iq.wav", code, bits))
+    recording = open_recording(write_wav(tmp_path / "iq.wav", Form(code, bits)))
     assert recording.sample_rate == RATE
     assert np.array_equal(samples(recording), (VALUES @ [1, 1j]).astype(np.complex64))  # of nothing but the samples
 
@@ -212,9 +223,9 @@ def test_real_samples_mono_wavs_folders_and_pipes_are_refused_in_a_sentence(tmp_
 
     (tmp_path / "x.bin").write_bytes(bytes(100))
     assert "has real samples; I/Q is needed" in fault(tmp_path / "x.bin", "rf32_le", RATE)
-    assert "WAV of 1 channel(s); I/Q has two" in fault(write_wav(tmp_path / "mono.wav", channels=1))
-    assert "WAV of 12 bits in format 2" in fault(write_wav(tmp_path / "odd.wav", code=2, bits=12, data=bytes(9)))
-    assert "48000 Hz can't be used" in fault(write_wav(tmp_path / "audio.wav", rate=48e3))
+    assert "WAV of 1 channel(s); I/Q has two" in fault(write_wav(tmp_path / "mono.wav", Form(channels=1)))
+    assert "WAV of 12 bits in format 2" in fault(write_wav(tmp_path / "odd.wav", Form(code=2, bits=12), data=bytes(9)))
+    assert "48000 Hz can't be used" in fault(write_wav(tmp_path / "audio.wav", Form(rate=48e3)))
     assert "holds no sample" in fault(write_wav(tmp_path / "empty.wav", data=b""))
     (tmp_path / "cut.wav").write_bytes((tmp_path / "mono.wav").read_bytes()[:20])
     assert "without a header or without samples" in fault(tmp_path / "cut.wav")
@@ -234,7 +245,7 @@ def test_annotating_is_refused_before_any_work_where_it_would_contradict_or_fail
     check_annotatable(open_recording(meta, None, RATE, CENTER))
     assert "--center-frequency is 1e+09 and the metadata say 1.8153e+09" in fault(None, None, 1e9)
     assert "--sample-rate is 4e+06" in fault(None, 4e6)
-    assert "SigMF has no 24-bit samples" in fault(path=write_wav(tmp_path / "iq.wav", bits=24))
+    assert "SigMF has no 24-bit samples" in fault(path=write_wav(tmp_path / "iq.wav", Form(bits=24)))
     (tmp_path / "bare.cu8.sigmf-meta").mkdir()
     (tmp_path / "bare.cu8").write_bytes(bytes(100))
     assert "can't be written" in fault(None, RATE, path=tmp_path / "bare.cu8")
