@@ -258,9 +258,9 @@ def recover(args, model: Pruned, optimizer, state: State, judge, taught, stop: S
             now.batch += 1
             stopping = stop.requested
             saving = stopping or now.batch % args.save_every == 0
-            for value in losses.add(loss, now=saving or now.batch == batch_count):
-                if not math.isfinite(value):
-                    raise RunError(f"the loss is {value} in epoch {state.epoch + 1}: try a smaller --lr")
+            read = losses.add(loss, now=saving or now.batch == batch_count)
+            for at, value in enumerate(read, now.batch - len(read)):
+                runs.check_loss(value, state.epoch, at, args.out)
                 now.loss_sum += value
             if saving:
                 save_last(args.out, model, optimizer, state)

@@ -17,7 +17,6 @@ config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
 """
 
 import argparse
-import math
 import sys
 import time
 from dataclasses import asdict
@@ -36,7 +35,7 @@ from models.vgg10 import VGG10, from_checkpoint
 from utils import checkpoint, runs
 from utils.evaluation import amc_accuracy, describe_amc, report_amc
 from utils.pruning_masks import Pruned, apply_masks, nonzero_masks
-from utils.runs import RunError, StopSignal, command, config_of, cut_log, decisive, join_processes, log, run, start
+from utils.runs import StopSignal, command, config_of, cut_log, decisive, join_processes, log, run, start
 from utils.training import CapturedStep, LossReader, Progress, amc_defaults, bf16_autocast, epoch_rows, falling_rate
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
@@ -195,9 +194,9 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
                 progress.batch += 1
                 stopping = stop.requested
                 saving = stopping or progress.batch % args.save_every == 0
-                for value in losses.add(loss, now=saving or progress.batch == steps):
-                    if not math.isfinite(value):
-                        raise RunError(f"the loss is {value} in epoch {progress.epochs + 1}: try a smaller --lr")
+                read = losses.add(loss, now=saving or progress.batch == steps)
+                for at, value in enumerate(read, progress.batch - len(read)):
+                    runs.check_loss(value, progress.epochs, at, args.out)
                     progress.loss_sum += value
                 if saving:
                     save_last()

@@ -4,7 +4,8 @@
     python -m experiments.cell_search_trials --draws 20      # a look, seconds
 
 False alarms: random draws of each kind of experiments/cell_search_emissions.py that is no cell, at 3.84 MS/s, 10 ms or,
-one in ten, 40 ms. A Gumbel distribution is fitted to each kind's highest statistics; its tail gives the rate at THRESHOLD.
+one in ten, 40 ms. A Gumbel distribution is fitted to each kind's highest statistics. Its tail gives the rate above
+THRESHOLD.
 Results are written after each round of 50 draws of all kinds. Detection: carriers of 5 MHz (NR at 30 kHz: 10 MHz, one
 block in 20 ms) in noise, payload in half of the resource blocks, multipath of the EPA profile without Doppler, its gain
 set to 1. Recordings begin anywhere, so half of the 10 ms recordings hold no NR block.
