@@ -271,9 +271,12 @@ def class_weights(masks: torch.Tensor) -> torch.Tensor:
     On the archive they are about 0.29, 1.0 and 2.02. A class without pixels has weight 0 and no part in the median.
 
     Args: masks, (N, H, W) of any integer type, of the training part.
+    Raises: DataError, if no pixel has a known label.
     """
     counts = class_counts(masks)
     present = counts > 0
+    if not present.any():
+        raise DataError("the labels of all training frames are unknown, in every pixel; add frames with labels")
     weights = np.zeros(len(CLASSES), np.float32)
     weights[present] = np.median(counts[present]) / counts[present]
     return torch.from_numpy(weights)
