@@ -35,7 +35,7 @@ from PIL import Image
 from torchvision.datasets import VisionDataset
 from tqdm import tqdm
 
-from data import DataError, exit_code
+from data import DataError, exit_code, place
 from data.download import extract, fetch
 from data.hdf4 import read_raster
 
@@ -358,7 +358,7 @@ def download(root, url: str = URL) -> list[Frame]:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["download", "check"])
-    parser.add_argument("directory", metavar="DIR", help="folder of the set")
+    parser.add_argument("directory", type=place, metavar="DIR", help="folder of the set")
     parser.add_argument("--url", default=URL, help="a mirror of the archive (.tar.gz); default: %(default)s")
     args = parser.parse_args(argv)
 

@@ -293,9 +293,9 @@ def misfit(value, form, name: str) -> str | None:
         value: plain, or a tensor.
         form: int is a whole number, 0 or more; float a finite number; bool, str, dict; torch.Tensor one of finite
             numbers; range(a, b) a whole number in it; list[form] and dict[str, form] have such items, [form] * 4 has
-            four; a | b is one of both; a dictionary of forms, or a TypedDict, has these keys, and maybe more, and lacks
-            only those that may be None; a dataclass is a dictionary of just its fields, each of its form or as it is by
-            default; any other class, of this class; a function says what is wrong itself.
+            four; a | b is one of both, (a, b) is both; a dictionary of forms, or a TypedDict, has these keys, and maybe
+            more, and lacks only those that may be None; a dataclass is a dictionary of just its fields, each of its
+            form or as it is by default; any other class, of this class; a function says what is wrong itself.
         name: of the value, for the sentence.
     """
     origin, inner = typing.get_origin(form), typing.get_args(form)
@@ -304,6 +304,8 @@ def misfit(value, form, name: str) -> str | None:
         return faults[-1 if value is None else 0] if all(faults) else None
     if isinstance(form, types.FunctionType):
         return form(value, name)
+    if isinstance(form, tuple):
+        return next((fault for one in form if (fault := misfit(value, one, name))), None)
     if isinstance(form, list):
         if not isinstance(value, list) or len(value) != len(form):
             return f"{name} is no list of {len(form)}"
@@ -339,6 +341,21 @@ def misfit(value, form, name: str) -> str | None:
         fits = type(value) in (int, float) and math.isfinite(value)
         return None if fits else f"{name} is {str(value)[:40]}"
     return None if isinstance(value, form) else f"{name} is no {form.__name__}"
+
+
+def within(least: float, most: float) -> Callable[[object, str], str | None]:
+    """A form for `misfit`: a number from `least` to `most`."""
+    return lambda value, name: (
+        misfit(value, float, name) or (None if least <= value <= most else f"{name} is {value}, not {least} to {most}")
+    )
+
+
+def read_facts(path: str | Path, form, remedy: str) -> dict:
+    """The object of a JSON file that has a form, see `misfit`. RunError names file, fault and remedy."""
+    values = runs.read_json(path, remedy)
+    if fault := misfit(values, form, ""):
+        raise runs.RunError(f"{path}: damaged ({fault}); {remedy}")
+    return values
 
 
 def like(own: dict) -> Callable[[dict, str], str | None]:

@@ -636,6 +636,8 @@ def main(argv=None):
     parser.add_argument("--eval-only", action="store_true", help="do not run train mode, which may need targets")
     parser.add_argument("--all", action="store_true", help="every fixed axis, not only a sum by reason")
     args = parser.parse_args(argv)
+    if not 1 <= args.size <= 8192:
+        parser.error(f"argument --size: {args.size} is not from 1 to 8192")
     try:
         inputs = tuple(map(example, args.inputs or [f"1x3x{args.size}x{args.size}"]))
     except (ValueError, AttributeError, TypeError, RuntimeError):
