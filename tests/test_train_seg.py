@@ -306,7 +306,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, tmp_path, cap
         (["--data-dir", str(tmp_path / "few"), *out], "too few"),
         ([*options, "--out", str(whole)], "--resume"),
         ([*options, "--out", str(whole), "--resume", "--lr", "0.5"], "lr ="),
-        ([*options, *out, "--device", "nothing"], "nothing"),
         ([*options, *out, "--aux-loss"], "auxiliary head"),
         ([*options, *out, "--model", "deeplabv3_resnet50", "--checkpoint", str(whole / "best.pt")], "not a deeplab"),
         ([*further, str(tmp_path / "missing.pt")], "missing.pt"),

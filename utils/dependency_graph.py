@@ -128,6 +128,8 @@ class Plan:
                 return f"it removes what is not an index of the {size} of {name} axis {axis}"
             if len(set(indices)) < len(indices) or len(indices) == size:
                 return f"it removes an index of {name} axis {axis} twice, or all of them"
+        if len({(name, axis) for name, axis, _ in self.remove}) < len(self.remove):
+            return "it removes from the same axis twice"
         if not isinstance(self.groups, list) or not isinstance(self.notes, list):
             return "groups or notes is no list"
         for group in self.groups:
