@@ -58,16 +58,18 @@ def test_there_are_as_many_commands_as_the_documents_name():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_no_option_can_be_is_refused_by_the_parser_which_names_it(command, monkeypatch, capsys):
     parser = parser_of(command, monkeypatch)
-    accepted = []
+    accepted, before = [], []  # arguments that stand before this one, and are all right
     for action in parser._actions:
         name = "/".join(action.option_strings) or action.metavar or action.dest
         if action.nargs == 0 or action.choices is not None or name in UNCHECKED:
+            before += [] if action.option_strings else [action.choices[0] if action.choices else "a"]
             continue
         bad = ("", " ", "\0") if action.type in TEXTS else NO_NUMBERS
         for value in bad if name not in MAY_BE_NEGATIVE else [value for value in bad if value != "-1"]:
-            arguments = [f"{name}={value}"] if action.option_strings else ["--", value]
+            arguments = [f"{name}={value}"] if action.option_strings else ["--", *before, value]
             if not refused(parser, arguments, name, capsys):
                 accepted.append((name, value))
+        before += [] if action.option_strings else ["a"]
     assert not accepted
 
 

@@ -630,16 +630,21 @@ def example(text):
     return values.gt(0).to(getattr(torch, dtype)) if dtype else values
 
 
+def side(text):
+    """A type for argparse: pixels along a side of an image."""
+    if not 1 <= int(text) <= 8192:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 8192")
+    return int(text)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Print the groups of coupled channels of a model, and what is fixed.")
     parser.add_argument("model", metavar="MODEL", help="of torchvision or timm, such as resnet18, or module:function")
-    parser.add_argument("--size", type=int, default=224, help="height and width of the example image, default 224")
+    parser.add_argument("--size", type=side, default=224, help="height and width of the example image, default 224")
     parser.add_argument("--inputs", nargs="+", metavar="SHAPE", help="instead: 1x3x16x64x64, or 1x16:int64")
     parser.add_argument("--eval-only", action="store_true", help="do not run train mode, which may need targets")
     parser.add_argument("--all", action="store_true", help="every fixed axis, not only a sum by reason")
     args = parser.parse_args(argv)
-    if not 1 <= args.size <= 8192:
-        parser.error(f"argument --size: {args.size} is not from 1 to 8192")
     try:
         inputs = tuple(map(example, args.inputs or [f"1x3x{args.size}x{args.size}"]))
     except (ValueError, AttributeError, TypeError, RuntimeError):
