@@ -72,7 +72,9 @@ def one_of_the_ways(value, name: str) -> str | None:
 
 def mean_ious(value, name: str) -> str | None:
     """A form for checkpoint.misfit: of every set the mIoU, from 0 to 1, or None where there is none."""
-    values = ((key, inner.get("mean_iou")) for key, inner in value.items())
+    if bare := [key for key, inner in value.items() if "mean_iou" not in inner]:
+        return f"{name}.{bare[0]} has no mean_iou"
+    values = ((key, inner["mean_iou"]) for key, inner in value.items())
     faults = (checkpoint.within(0, 1)(iou, f"{name}.{key}.mean_iou") for key, iou in values if iou is not None)
     return next(filter(None, faults), None)
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import random
 import shutil
 import sys
@@ -260,7 +261,7 @@ class Script:
         names = {"{file}": "tiny.hdf5", "{frames}": "frames", "{net}": "net.pt"}
         inputs = {key: data_folder() / name for key, name in names.items()}
         given = [str(inputs.get(option, option)) for option in (*self.options, *self.more)]
-        with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        with open(os.devnull, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             return self.module.main([*given, "--out", str(folder), "--resume"])
 
     def make(self, folder: Path) -> None:
@@ -337,7 +338,7 @@ AMC = ("--data-file", "{file}", "--batch-size", "16", "--epoch-frames", "32", "-
 TRAIN_AMC = Script(train_amc, (*AMC, "--filters", "2", "--dense", "4", "--bits", "4"))
 FMP = Script(
     feedback_magnitude_pruning,
-    (*AMC, "--checkpoint", "{net}", "--threshold", "1e-9", "--bits", "4"),
+    (*AMC, "--checkpoint", "{net}", "--threshold", "1e-9", "--bits", "4", "--p", ".9"),
     ("--budget", "2", "--step-epochs", "1"),
     saves=2,
 )
