@@ -16,7 +16,7 @@ from data.from_sigmf import annotations_of
 from data.hdf4 import read_raster, write_raster
 from data.radioml import create_file, fingerprint, from_arrays, open_cache, open_frames
 from data.recording_formats import open_recording
-from data.spectrum_sensing import find_frames, frame_snr, read_frame
+from data.spectrum_sensing import find_frames, read_frame
 from data.unlabelled import find_pictures, read_pictures
 from tests.fuzz import Reader, damaged_value, nasty
 
@@ -166,7 +166,7 @@ def make_table(folder):
 
 
 def read_snrs(folder):
-    return frame_snr(folder, find_frames(folder))
+    return [frame.snr_db for frame in find_frames(folder)]
 
 
 def wrong_snrs(values, valid):
@@ -198,8 +198,8 @@ def other_mat(folder, rng):
     """Parameters of other types and values."""
     from scipy.io import savemat
 
-    value = rng.choice((np.nan, np.inf, -np.inf, 1e308, "40", [], [1.0, np.nan], 3 + 4j, {}, np.float32(7), np.int8(-3), True,
-                        np.zeros((3, 0)), np.array(["a", 3.0], object), 1e30))  # fmt: skip
+    value = rng.choice((np.nan, np.inf, -np.inf, 1e308, "40", [], [1.0, np.nan], 3 + 4j, {}, np.float32(7), np.int8(-3),
+                        np.zeros((3, 0)), True, np.array(["a", 3.0], object), 1e30))  # fmt: skip
     params = rng.choice(({"SNRdB": value}, value, [{"SNRdB": value}] * 2, {"SNRdB": {"SNRdB": value}}, {"x": value}))
     values = {"params": np.array(params, object) if isinstance(params, list) else params}
     try:

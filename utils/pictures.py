@@ -11,6 +11,7 @@ Numpy, torch and Pillow; no plotting library.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -379,9 +380,18 @@ def draw_frames(
 
 
 def save(picture: Image.Image, path: str | Path) -> None:
-    """Write a PNG and make its folder. Light compression: quick, and a tenth larger than it could be."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, format="PNG", compress_level=1)
+    """Write a PNG and make its folder. Light compression: quick, and a tenth larger than it could be.
+
+    The file exists either completely or not at all.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        picture.save(temporary, format="PNG", compress_level=1)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 # ---- charts ---------------------------------------------------------------------------------------------------------
