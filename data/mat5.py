@@ -111,6 +111,12 @@ class _Elements:
             raise DataError("has numbers of an unknown type")
         return struct.unpack(f"{self.order}{len(content) // struct.calcsize(NUMBERS[kind])}{NUMBERS[kind]}", content)
 
+    def integers(self) -> tuple[int, ...]:
+        values = self.numbers()
+        if not all(isinstance(value, int) for value in values):
+            raise DataError("has a size that is no integer")
+        return values
+
 
 def _matrix(data: bytes, order: str, depth: int = 0) -> tuple[str, list | None]:
     """Name and value of an array; an empty element, which MATLAB writes for an empty field, has none."""
@@ -119,11 +125,11 @@ def _matrix(data: bytes, order: str, depth: int = 0) -> tuple[str, list | None]:
     if depth > MOST_DEPTH:
         raise DataError(f"holds structs and cells more than {MOST_DEPTH} deep")
     elements = _Elements(data, order)
-    flags, dimensions = elements.numbers(), elements.numbers()
+    flags, dimensions = elements.integers(), elements.integers()
     name = elements.take()[1].decode("latin-1")
     if len(flags) != 2 or len(dimensions) < 2 or min(dimensions) < 0:
         raise DataError("has an array without flags or dimensions")
-    kind, count = int(flags[0]) & 0xFF, math.prod(map(int, dimensions))
+    kind, count = flags[0] & 0xFF, math.prod(dimensions)
     if kind == STRUCT:
         return name, _struct(elements, count, depth)
     if kind == CELL:
@@ -145,8 +151,8 @@ def _member(elements: _Elements, depth: int) -> list | None:
 
 
 def _struct(elements: _Elements, count: int, depth: int) -> list[dict]:
-    (length,) = elements.numbers() or (0,)
-    names = elements.take()[1]
+    lengths, names = elements.integers(), elements.take()[1]
+    length = lengths[0] if len(lengths) == 1 else 0
     if length < 1 or len(names) % length:
         raise DataError("has a struct with damaged names of fields")
     fields = [names[i : i + length].split(b"\0")[0].decode("latin-1") for i in range(0, len(names), length)]
