@@ -223,9 +223,9 @@ def child(reader: Reader, pristine: Path, seed: int, numbers: list[int], pipe: i
     with silenced():
         valid = reader.read(pristine)
     limit_memory()
-    with tempfile.TemporaryDirectory(prefix="fuzz") as place, os.fdopen(pipe, "w", errors="replace") as out:
+    with os.fdopen(pipe, "w", errors="replace") as out:
         for number in numbers:
-            folder = Path(place) / "mutant"
+            folder = pristine.with_name(f"mutant{number}")
             make_mutant(reader, pristine, folder, seed, number)
             with silenced():
                 outcome, told = judge(reader, folder, valid)
