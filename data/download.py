@@ -194,8 +194,8 @@ def extract(path, directory, most: float | None = None) -> None:
 class _Bounded:
     """Reads of a file, together at most `most` bytes, and never many at once: what tarfile reads at once are names."""
 
-    def __init__(self, file, most: float):
-        self.file, self.most = file, most
+    def __init__(self, file, most: float, path: Path):
+        self.file, self.most, self.path = file, most, path
 
     def tell(self) -> int:
         return self.file.tell()
@@ -206,13 +206,14 @@ class _Bounded:
 
     def read(self, count: int) -> bytes:
         if count > MOST_AT_ONCE:
-            raise tarfile.ReadError(f"a header of {count:,} bytes")
+            raise DataError(f"{self.path} has a header of {count:,} bytes and is removed; {ELSEWHERE}")
         self.check(self.file.tell() + count - tarfile.RECORDSIZE)  # tarfile may ask for more than there is
         return self.file.read(count)
 
     def check(self, position: int) -> None:
         if position > self.most:
-            raise tarfile.ReadError(f"its contents are larger than the {self.most:,.0f} bytes that they may have")
+            most = f"more than the {self.most:,.0f} bytes that it may hold"
+            raise DataError(f"{self.path} unpacks to {most} and is removed; {ELSEWHERE}")
 
 
 def _unpack(path: Path, target: Path, most: float) -> None:
@@ -222,7 +223,7 @@ def _unpack(path: Path, target: Path, most: float) -> None:
     with (
         open(path, "rb") as packed,
         gzip.open(packed) as stream,
-        tarfile.open(fileobj=(unpacked := _Bounded(stream, most)), mode="r:") as archive,
+        tarfile.open(fileobj=(unpacked := _Bounded(stream, most, path)), mode="r:") as archive,
         tqdm(desc="unpacking", total=_size(path), unit="B", unit_scale=True, file=sys.stderr) as bar,
     ):
         for member in archive:

@@ -380,7 +380,8 @@ def _to_floats(pairs):
 def _level(floats):
     """Root mean square of complex samples, given as floats (count, 2) or (2 count,)."""
     flat = floats.reshape(-1)
-    total = float(np.dot(flat, flat))
+    with np.errstate(over="ignore"):  # told by an infinite total
+        total = float(np.dot(flat, flat))
     if not 1e-30 < total < 1e30:  # beyond what float32 can add up
         total = float(np.sum(np.square(flat, dtype=np.float64)))
     return math.sqrt(2 * total / len(flat))
