@@ -6,7 +6,9 @@ samples of one modulation. The frame of 10 ms that LTE and 5G NR are built of is
 
 import argparse
 import math
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,15 +18,29 @@ class DataError(ValueError):
 
 
 def exit_code(work: Callable[[], None]) -> int:
-    """Do the work of a command of this folder: 0, 2 after a known fault (one sentence), 130 after Ctrl-C."""
+    """Do the work of a command of this folder: 0, 2 after a known fault (one sentence), 130 after Ctrl-C or SIGTERM."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if in_main else None
     try:
         work()
-    except (DataError, OSError) as error:
+    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or error
+        print(f"error: {place}{reason}; free some space, or check the folder and its permissions", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -18,7 +18,7 @@ import torch
 
 from data import DataError
 from data.spectrogram import mask_columns
-from data.spectrum_sensing import CLASSES, find_frames, frame_snr, read_tensors
+from data.spectrum_sensing import CLASSES, find_frames, read_tensors
 from models import ModelError, segmentation
 from models.rebuild import build, rebuild
 from utils import checkpoint, metrics, runs
@@ -95,7 +95,7 @@ def main():
         images, labels = read_tensors(members)
         predictions = torch.cat([segmentation.predict(network, part) for part in images.split(8)])  # (N, H, W)
         matrices = torch.stack([metrics.confusion_matrix(p, m) for p, m in zip(predictions, labels, strict=True)])
-        groups = metrics.frame_groups(title, [f.family for f in members], frame_snr(args.data_dir, members))
+        groups = metrics.frame_groups(title, [f.family for f in members], [f.snr_db for f in members])
         scored |= metrics.score_groups(matrices, groups, CLASSES)
         for frame, prediction, label in zip(members, predictions, labels, strict=True):
             for carrier, recall in carrier_recalls(carriers.get(frame.name, []), prediction, label):

@@ -30,6 +30,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Reader:
     oracle: str  # a sentence: what damage must not be accepted, and what nothing can tell
     wrong: Callable[[object, object], str | None] = lambda value, valid: None  # the oracle: value, that of valid input
     meanings: tuple[Callable[[Path, random.Random], None], ...] = ()  # mutations of meaning
-    bytes_of: str = "*"  # glob of the files whose bytes are mutated; files in subfolders as "*/*"
+    bytes_of: str = "*"  # glob of the files whose bytes are mutated, such as "**/*.json"; "" for none
     most: int = sys.maxsize  # mutants at most, where one takes a second
 
 
@@ -155,12 +156,12 @@ def damaged_value(value, rng: random.Random):
 
 def mutate(reader: Reader, folder: Path, rng: random.Random) -> None:
     """Damage a copy of the valid input in place."""
-    files = sorted(path for path in folder.glob(reader.bytes_of) if path.is_file())
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        if reader.meanings and (not files or rng.random() < 0.5):
-            rng.choice(reader.meanings)(folder, rng)
-            continue
-        path = rng.choice(files)
+    steps = rng.choice((1, 1, 1, 2, 3))
+    if reader.meanings and (not reader.bytes_of or rng.random() < 0.5):
+        rng.choice(reader.meanings)(folder, rng)  # first: a mutator of meaning needs valid input
+        steps = steps - 1 if reader.bytes_of else 0
+    files = sorted(path for path in folder.glob(reader.bytes_of) if path.is_file()) if steps else []
+    for path in [rng.choice(files) for _ in range(steps if files else 0)]:
         data = bytearray(path.read_bytes())
         if data:
             rng.choice(BYTES_MUTATIONS)(data, rng)
@@ -202,18 +203,32 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Without progress bars."""
+    kept, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silence)
+
+
 def child(reader: Reader, pristine: Path, seed: int, numbers: list[int], pipe: int) -> None:
     """Judge mutants in this process; a line "number, outcome, what was told" for each goes into the pipe."""
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    valid = reader.read(pristine)
+    os.dup2(silence, 1)  # stderr is silenced while a mutant is read: what else fails is the tool's own fault
+    with silenced():
+        valid = reader.read(pristine)
     limit_memory()
-    with tempfile.TemporaryDirectory(prefix="fuzz") as place, os.fdopen(pipe, "w", errors="replace") as out:
+    with os.fdopen(pipe, "w", errors="replace") as out:
         for number in numbers:
-            folder = Path(place) / "mutant"
+            folder = pristine.with_name(f"mutant{number}")
             make_mutant(reader, pristine, folder, seed, number)
-            outcome, told = judge(reader, folder, valid)
+            with silenced():
+                outcome, told = judge(reader, folder, valid)
             out.write(f"{number}\t{outcome}\t{' '.join(told.split())[:300]}\n")
             out.flush()
             shutil.rmtree(folder)

@@ -388,11 +388,11 @@ READERS = (
         "checkpoint, meaning", make_network, read_network, ERRORS,
         "types, names, shapes, finite numbers: the network computes; other weights or bits under a right checksum, "
         "nothing can tell",
-        wrong_answer, (change_values, lies), "none",
+        wrong_answer, (change_values, lies), "",
     ),
     Reader(
         "segmentation checkpoint", make_student, read_student, ERRORS,
-        "as above, and classes and frame size", wrong_answer, (change_values, change_values, lies), "none", 500,
+        "as above, and classes and frame size", wrong_answer, (change_values, change_values, lies), "", 500,
     ),
     Reader(
         "challenge's checkpoint", make_brevitas, read_network, ERRORS,

@@ -25,7 +25,7 @@ from data import augment, bands
 from data.lte_nr import standard_channels
 from data.radioml import MODULATIONS, SNRS, Frames, batches
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
-from data.spectrum_sensing import CLASSES, IGNORE, Frame, frame_snr, read_tensors
+from data.spectrum_sensing import CLASSES, IGNORE, Frame, read_tensors
 from models import segmentation
 from models.rebuild import rebuild
 from models.vgg10 import to_checkpoint
@@ -133,7 +133,7 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
         shape = list(labels.shape[1:])
         if rank == 0 and size and size != shape:
             print(f"{title}: {shape[0]} x {shape[1]} pixels, shown to a network of {size[0]} x {size[1]}")
-        groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(root, frames))
+        groups = metrics.frame_groups(title, [frame.family for frame in frames], [frame.snr_db for frame in frames])
         own = matrices = _matrices(alone, images, labels)
         predict = alone
         if shape == [SIZE, SIZE] == (size or shape):

@@ -1,22 +1,22 @@
-"""Kill the training scripts again and again: what they end with equals a run that was never interrupted.
+"""Parts of tests/kills.py: the scripts that have a run's folder, killed again and again.
 
-    python -m tests.kill_runs --kills 20 --seed 0                # all five scripts; exit code 1 where one differs
-    python -m tests.kill_runs --script train_amc.py --kills 20
+    python -m tests.kills --part train_amc.py --kills 20 --seed 0
 
 A life of a run ends by SIGKILL after a drawn number of files or steps: while a file is half written, when it is whole
 but not renamed, just after its renaming, or in the middle of a step. The next life goes on with --resume. When a run is
-finished, weights, optimizer, log and scores are compared, and the next one begins, until there were enough kills.
+finished, weights, optimizer, log and scores are compared with a run that was left alone, and the next one begins, until
+there were enough kills. Nothing half written may be left.
 """
 
-import argparse
 import json
 import os
 import random
 import shutil
 import signal
 import sys
-import tempfile
 import traceback
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -106,7 +106,7 @@ def doom(kind: str, count: int) -> None:
 
 
 def live(module, argv: list[str], fate: tuple[str, int] | None, log: Path) -> int:
-    """One life of a run in a child process; the signal that ended it, or 0. RuntimeError: it ended with a fault."""
+    """One life of a run in a child process; the signal that ended it, or 0. AssertionError: it ended with a fault."""
     child = os.fork()
     if not child:
         try:
@@ -125,7 +125,7 @@ def live(module, argv: list[str], fate: tuple[str, int] | None, log: Path) -> in
             os._exit(1)
     status = os.waitpid(child, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise RuntimeError(f"exit code {os.WEXITSTATUS(status)}: {log.read_text(errors='replace')[-2000:]}")
+        raise AssertionError(f"exit code {os.WEXITSTATUS(status)}: {log.read_text(errors='replace')[-2000:]}")
     return os.WTERMSIG(status)
 
 
@@ -153,18 +153,21 @@ def contents(folder: Path) -> dict:
     return found
 
 
-def ordeal(name: str, data: Path, kills: int, rng: random.Random) -> dict[str, int]:
-    """How often a script was killed, by kind. AssertionError: a run ended otherwise than one that was left alone."""
+def ordeal(data: Path, kills: int, rng: random.Random, name: str) -> list[str]:
+    """Kill a script and compare; a line of the table. AssertionError: a run ended otherwise than one left alone."""
+    torch.set_num_threads(1)
+    torch.ones(1, requires_grad=True).sum().backward()  # before any fork: autograd starts its threads later otherwise
+    make_data(data)
     module, options = SCRIPTS[name]
     argv = [option.replace("{data}", str(data)) for option in options] + ["--resume", "--out"]
-    log, tally, lives = data / f"{name}.log", dict.fromkeys(KINDS, 0), 0
+    log, tally, lives = data / f"{name}.log", Counter(), 0
     assert live(module, [*argv, str(data / "whole")], None, log) == 0
     whole = contents(data / "whole")
-    while sum(tally.values()) < kills:
+    while tally.total() < kills:
         folder, deaths = data / f"killed_{lives}", 0
         while True:
             kind = rng.choice(KINDS)
-            fate = (kind, rng.randrange(1, 7)) if sum(tally.values()) < kills and deaths < 40 else None
+            fate = (kind, rng.randrange(1, 7)) if tally.total() < kills and deaths < 40 else None
             if not live(module, [*argv, str(folder)], fate, log):
                 break
             tally[kind] += 1
@@ -174,30 +177,8 @@ def ordeal(name: str, data: Path, kills: int, rng: random.Random) -> dict[str, i
         assert_equal(contents(folder), whole, name)
         shutil.rmtree(folder)
         lives += 1
-    shutil.rmtree(data / "whole")
-    return tally | {"runs": lives}
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.items()))
+    return [f"| {name} | {tally.total()} SIGKILLs in {lives} runs ({kinds}) | equal weights, states, log and scores |"]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=runs.count, default=20, help="of each script, default 20")
-    parser.add_argument("--seed", type=runs.seed, default=0)
-    parser.add_argument("--script", choices=SCRIPTS, action="append", help="only this one; may be repeated")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    torch.ones(1, requires_grad=True).sum().backward()  # before any fork: autograd starts its threads later otherwise
-    faults = 0
-    for name in args.script or SCRIPTS:
-        with tempfile.TemporaryDirectory(prefix="kills") as place:
-            make_data(Path(place))
-            try:
-                tally = ordeal(name, Path(place), args.kills, random.Random(f"{args.seed}/{name}"))
-                print(f"{name}: {tally}; all ended with equal weights, states, log and scores", flush=True)
-            except (AssertionError, RuntimeError) as error:
-                faults += 1
-                print(f"{name}: {str(error)[:2000]}", flush=True)
-    return 1 if faults else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+PARTS = {name: partial(ordeal, name=name) for name in SCRIPTS}
