@@ -36,17 +36,17 @@ VALUES, DEPTH = 1_000_000, 32  # most values of a file, and how deep they may li
 PLAIN = (bool, int, float, str, bytes, type(None))
 BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
          "Bool": 1, "ComplexDouble": 16, "ComplexFloat": 8}  # of a number, by torch's name of the storage  # fmt: skip
-ABOUT = {  # what a file says of its network, if it does
+ABOUT = {  # what a file says of its network, as far as it does
     "kind": str,
-    "classes": list[str] | None,
-    "frame_size": list[range(8, 2049)] | None,
-    "seed": int | None,
-    "command": str | None,
-    "history": list[str] | None,
-    "epoch": int | None,
-    "validation": dict | float | None,
+    "classes": list[str],
+    "frame_size": [range(8, 2049)] * 2,
+    "seed": int,
+    "command": str,
+    "history": list[str],
+    "epoch": int,
+    "validation": dict | float,
     "class_weights_undone": float | None,
-    "chosen_by": str | None,
+    "chosen_by": str,
 }
 NO_CHECKPOINT = "not a checkpoint of this repository, or damaged"
 
@@ -125,7 +125,8 @@ def load(
     if kind and data.get("kind") != kind:
         found = data.get("kind", "other")
         raise CheckpointError(f"{path}: {found} network, not a {kind} network; name another file, or train one")
-    if "kind" in data and (fault := misfit(data, ABOUT, "")):
+    about = {key: wish for key, wish in ABOUT.items() if key in data}
+    if "kind" in data and (fault := misfit(data, about, "")):
         raise CheckpointError(f"{path}: {NO_CHECKPOINT} ({fault})")
     if fault := misfit(data, form or {}, ""):
         raise CheckpointError(f"{path}: not what such a run writes under this name ({fault}); choose another --out")
@@ -518,7 +519,7 @@ def _first_fault(data) -> str | None:
         if isinstance(value, dict):
             todo += [(item, f"{name}[{str(key)[:80]!r}]", depth + 1) for key, item in value.items()]
             todo += [(key, f"a key of {name}", depth + 1) for key in value if type(key) is not str]
-        elif type(value) in (list, tuple):
+        elif type(value) in (list, tuple, torch.Size):
             todo += [(item, f"{name}[{i}]", depth + 1) for i, item in enumerate(value)]
         elif isinstance(value, torch.Tensor):
             fault = _tensor_fault(value)

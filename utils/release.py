@@ -76,6 +76,12 @@ def load_segmentation(path: str | Path) -> dict:
         raise checkpoint.CheckpointError(
             f"{path}: its classes are {', '.join(data['classes'])}, not {', '.join(CLASSES)}; name another file"
         )
+    network, arguments = data.get("factory"), data.get("arguments")
+    known = isinstance(network, str) and network.startswith("torchvision.models.segmentation.")
+    if not known or not isinstance(arguments, dict) or arguments.get("num_classes") != len(CLASSES):
+        raise checkpoint.CheckpointError(
+            f"{path}: {str(network)[:80]} with {str(arguments)[:80]} does not tell noise, NR and LTE; name another file"
+        )
     return data
 
 
