@@ -4,10 +4,13 @@ In this folder a frame is one example of a data set: 40 ms of samples and the sp
 samples of one modulation. The frame of 10 ms that LTE and 5G NR are built of is always called a radio frame.
 """
 
+import argparse
+import math
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 
 class DataError(ValueError):
@@ -39,3 +42,29 @@ def exit_code(work: Callable[[], None]) -> int:
         if in_main:
             signal.signal(signal.SIGTERM, before)
     return 0
+
+
+# ---- what an option may be, as in utils/runs.py ----------------------------------------------------------------------
+
+
+def ranged(kind: type, least: float, most: float) -> Callable[[str], float]:
+    """A type for argparse: int or float, from `least` to `most`."""
+
+    def parse(text: str):
+        value = kind(text)  # argparse says which option has no number
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(f"{text} is not from {least:g} to {most:g}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse
+
+
+SEED, WORKERS = ranged(int, 0, 2**31 - 1), ranged(int, 1, 1024)
+
+
+def place(text: str) -> Path:
+    """A type for argparse: a file or folder. An empty text would name the present folder."""
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} names no file or folder")
+    return Path(text)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import DataError, exit_code
+from data import DataError, exit_code, place, ranged
 from data.hdf4 import read_raster
 from data.recording import Frame
 from data.recording_formats import Recording, open_recording
@@ -119,13 +119,12 @@ def label_values(folder: Path) -> set[int]:
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recordings", type=Path, nargs="+", help=".sigmf-meta, or samples with metadata beside them")
-    parser.add_argument("folder", type=Path, help="for pictures and labels")
-    parser.add_argument("--most", type=int, default=250, metavar="N", help="frames of a recording, evenly spread")
-    args = parser.parse_args(argv)
-    if args.most < 1:
-        parser.error("--most must be 1 or more")
-    return args
+    parser.add_argument("recordings", type=place, nargs="+", help=".sigmf-meta, or samples with metadata beside them")
+    parser.add_argument("folder", type=place, help="for pictures and labels")
+    parser.add_argument(
+        "--most", type=ranged(int, 1, 10**9), default=250, metavar="N", help="frames of a recording, evenly spread"
+    )
+    return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:

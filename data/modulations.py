@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import DataError, exit_code
+from data import SEED, WORKERS, DataError, exit_code, place, ranged
 from data.hdf5 import open_hdf5
 from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, create_file
 from data.workers import as_worker, interrupts_ignored, locked
@@ -454,11 +454,18 @@ def default_file(workers: int | None = None, few: bool = False) -> Path:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path, help="HDF5 file to write")
-    parser.add_argument("--frames-per-cell", type=int, default=100, help="of each class and SNR; the original has 4096")
-    parser.add_argument("--delay-spread", type=float, default=DELAY_SPREAD, help="of Rayleigh taps, samples")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=None, help="processes, default all cores")
+    parser.add_argument("file", type=place, help="HDF5 file to write")
+    parser.add_argument(
+        "--frames-per-cell",
+        type=ranged(int, 1, 10**6),
+        default=100,
+        help="of each class and SNR; the original has 4096",
+    )
+    parser.add_argument(
+        "--delay-spread", type=ranged(float, 0, 1024), default=DELAY_SPREAD, help="of Rayleigh taps, samples"
+    )
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--workers", type=WORKERS, default=None, help="processes, default all cores")
     return parser.parse_args(argv)
 
 

@@ -33,7 +33,7 @@ import torch
 from torchvision.datasets import VisionDataset
 from tqdm import tqdm
 
-from data import DataError, exit_code
+from data import DataError, exit_code, place
 from data.download import extract, fetch
 from data.hdf4 import read_raster
 from data.png import png_size, read_png
@@ -280,9 +280,12 @@ def class_weights(masks: torch.Tensor) -> torch.Tensor:
     On the archive they are about 0.29, 1.0 and 2.02. A class without pixels has weight 0 and no part in the median.
 
     Args: masks, (N, H, W) of any integer type, of the training part.
+    Raises: DataError, if no pixel has a known label.
     """
     counts = class_counts(masks)
     present = counts > 0
+    if not present.any():
+        raise DataError("the labels of all training frames are unknown, in every pixel; add frames with labels")
     weights = np.zeros(len(CLASSES), np.float32)
     weights[present] = np.median(counts[present]) / counts[present]
     return torch.from_numpy(weights)
@@ -325,7 +328,7 @@ def download(root, url: str = URL) -> list[Frame]:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["download", "check"])
-    parser.add_argument("directory", metavar="DIR", help="folder of the set")
+    parser.add_argument("directory", type=place, metavar="DIR", help="folder of the set")
     parser.add_argument("--url", default=URL, help="a mirror of the archive (.tar.gz); default: %(default)s")
     args = parser.parse_args(argv)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data import DataError, exit_code
+from data import SEED, WORKERS, DataError, exit_code, place, ranged
 from data.frames import labelled_frame
 from data.spectrogram import FRAME_SAMPLES, LABELS, SAMPLE_RATE, spectrogram_image
 from data.spectrum_sensing import FOLDERS
@@ -195,14 +195,24 @@ def default_set(workers=None, counts=None):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("directory", help="folder to write the set to")
-    parser.add_argument("--nr", type=int, default=DEFAULT_COUNTS["NR"], help="frames with an NR carrier")
-    parser.add_argument("--lte", type=int, default=DEFAULT_COUNTS["LTE"], help="frames with an LTE carrier")
-    parser.add_argument("--combined", type=int, default=DEFAULT_COUNTS["LTE_NR"], help="frames with both")
-    parser.add_argument("--field", type=int, default=DEFAULT_COUNTS["FIELD"], help="frames as a receiver meets them")
-    parser.add_argument("--other", type=int, default=DEFAULT_COUNTS["OTHER"], help="frames with what is neither")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=None, help="processes, default all cores")
+    parser.add_argument("directory", type=place, help="folder to write the set to")
+    parser.add_argument(
+        "--nr", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["NR"], help="frames with an NR carrier"
+    )
+    parser.add_argument(
+        "--lte", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["LTE"], help="frames with an LTE carrier"
+    )
+    parser.add_argument(
+        "--combined", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["LTE_NR"], help="frames with both"
+    )
+    parser.add_argument(
+        "--field", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["FIELD"], help="frames as a receiver meets them"
+    )
+    parser.add_argument(
+        "--other", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["OTHER"], help="frames with what is neither"
+    )
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--workers", type=WORKERS, default=None, help="processes, default all cores")
     parser.add_argument("--keep-iq", action="store_true", help="also write SigMF recordings, 20 MB a frame")
     return parser.parse_args(argv)
 

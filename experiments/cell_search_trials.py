@@ -43,6 +43,7 @@ from experiments.cell_search_emissions import (
     nr_carrier,
     shift,
 )
+from utils import runs
 from utils.pictures import line_chart
 
 FLOOR = 6.0  # statistics below count as this; nearly every search has some word above
@@ -53,10 +54,10 @@ SEARCHES = ("LTE", "NR", "aligned LTE", "aligned NR")
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--searches", nargs="+", default=list(SEARCHES), choices=list(SEARCHES), metavar="SEARCH")
-    parser.add_argument("--draws", type=int, default=1000, help="searches of each kind, 0: none")
-    parser.add_argument("--detection-draws", type=int, default=25, help="searches at each SNR, 0: none")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/cell_search"))
+    parser.add_argument("--draws", type=runs.whole(0), default=1000, help="searches of each kind, 0: none")
+    parser.add_argument("--detection-draws", type=runs.whole(0), default=25, help="searches at each SNR, 0: none")
+    parser.add_argument("--seed", type=runs.seed, default=1)
+    parser.add_argument("--out", type=runs.path, default=Path("experiments/results/cell_search"))
     return parser.parse_args()
 
 

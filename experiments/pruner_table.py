@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from utils import runs
 from utils.dependency_graph import DependencyGraph, PruneError, prune, verify
 
 try:
@@ -259,9 +260,9 @@ def graph_row(seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS, metavar="MODEL")
-    parser.add_argument("--random", type=int, default=300, help="number of random networks")
-    parser.add_argument("--repeats", type=int, default=1, help="alternating timings of each model")
-    parser.add_argument("--out", type=Path, default=Path("runs/pruner_table"))
+    parser.add_argument("--random", type=runs.whole(0), default=300, help="number of random networks")
+    parser.add_argument("--repeats", type=runs.count, default=1, help="alternating timings of each model")
+    parser.add_argument("--out", type=runs.path, default=Path("runs/pruner_table"))
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)  # torchvision's, about weight initialisation
 

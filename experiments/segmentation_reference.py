@@ -21,16 +21,18 @@ from data.spectrogram import mask_columns
 from data.spectrum_sensing import CLASSES, find_frames, read_tensors
 from models import ModelError, segmentation
 from models.rebuild import build, rebuild
-from utils import checkpoint, metrics
+from utils import checkpoint, metrics, runs
 from utils.runs import command, hardware, run, write_json
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("datasets/spectrum_sensing"))
-    parser.add_argument("--reference", type=Path, required=True, help="state dict, or a checkpoint of this repository")
-    parser.add_argument("--frames", type=int, default=300, help="single-signal, combined and field frames each")
-    parser.add_argument("--out", type=Path, default=Path("runs/segmentation_reference"))
+    parser.add_argument("--data-dir", type=runs.path, default=Path("datasets/spectrum_sensing"))
+    parser.add_argument(
+        "--reference", type=runs.path, required=True, help="state dict, or a checkpoint of this repository"
+    )
+    parser.add_argument("--frames", type=runs.count, default=300, help="single-signal, combined and field frames each")
+    parser.add_argument("--out", type=runs.path, default=Path("runs/segmentation_reference"))
     return parser.parse_args()
 
 

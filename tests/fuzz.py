@@ -180,7 +180,7 @@ def make_mutant(reader: Reader, pristine: Path, folder: Path, seed: int, number:
 
 def judge(reader: Reader, folder: Path, valid) -> tuple[str, str]:
     """Read a mutant: ("refused", the sentence), ("accepted", "") or ("finding", what happened)."""
-    start = time.monotonic()
+    start = time.process_time()  # of this process alone: others may keep the machine busy
     try:
         fault = reader.wrong(reader.read(folder), valid)
         outcome = ("finding", f"accepted, but {fault}") if fault else ("accepted", "")
@@ -191,7 +191,7 @@ def judge(reader: Reader, folder: Path, valid) -> tuple[str, str]:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
         outcome = "finding", f"{type(error).__name__}: {str(error)[:120]} ({where})"
-    if time.monotonic() - start > SECONDS:
+    if time.process_time() - start > SECONDS:
         outcome = "finding", f"more than {SECONDS} s"
     return outcome
 
@@ -239,6 +239,11 @@ def child(reader: Reader, pristine: Path, seed: int, numbers: list[int], pipe: i
 # ---- many mutants ---------------------------------------------------------------------------------------------------
 
 
+def patience() -> float:
+    """Seconds after which a silent process hangs: more where others keep the machine busy."""
+    return 2 * SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def outcomes(reader: Reader, pristine: Path, seed: int, numbers: list[int]) -> Iterator[tuple[int, str, str]]:
     """(number, outcome, what was told) of each mutant. Child processes that hang are killed, and others go on."""
     numbers = list(numbers)
@@ -260,7 +265,7 @@ def outcomes(reader: Reader, pristine: Path, seed: int, numbers: list[int]) -> I
         with os.fdopen(readable, "rb", buffering=0) as lines:
             rest, hangs = b"", False
             while len(numbers) > told:
-                ready, _, _ = select.select([lines], [], [], 2 * SECONDS)  # copying and mutating takes time, too
+                ready, _, _ = select.select([lines], [], [], patience())
                 hangs = not ready
                 some = lines.read(65536) if ready else b""
                 if not some:
@@ -274,7 +279,7 @@ def outcomes(reader: Reader, pristine: Path, seed: int, numbers: list[int]) -> I
             os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         if len(numbers) > told:  # it died or hung in this one
-            how = f"hangs for more than {2 * SECONDS} s" if hangs else f"its process ended with status {status}"
+            how = f"hangs for more than {patience():.0f} s" if hangs else f"its process ended with status {status}"
             yield numbers.pop(0), "finding", how
 
 

@@ -197,7 +197,7 @@ def keep_logits(teacher: nn.Module, training: TrainingSet, folder: str | Path) -
         digest.update(tensor.cpu().contiguous().numpy())
     path = Path(folder) / f"logits_{digest.hexdigest()[:16]}.pt"
     if path.exists():
-        return checkpoint.load(path)["logits"]
+        return checkpoint.load(path, form={"logits": torch.Tensor})["logits"]
     kept, device = [], next(teacher.parameters()).device
     hook = teacher.classifier.register_forward_hook(lambda layer, inputs, output: kept.append(output.cpu()))
     try:
