@@ -142,7 +142,9 @@ def _known(notes: Path, url: str) -> dict:
     except (OSError, ValueError, RecursionError):
         return {}
     kinds = {"url": str, "length": int | None, "version": str | None}
-    if not isinstance(known, dict) or not all(isinstance(known.get(key), kind) for key, kind in kinds.items()):
+    if not isinstance(known, dict) or not kinds.keys() <= known.keys():
+        return {}
+    if not all(isinstance(known[key], kind) for key, kind in kinds.items()):
         return {}
     return known if known["url"] == url else {}
 
