@@ -350,7 +350,7 @@ def _begin(part: Path, journal: Path, settings: dict) -> tuple[int, set[int]]:
     if begun is None:
         with told(part):
             with create_file(part, settings["frames_per_cell"]) as file:
-                file.attrs["generator"] = json.dumps(settings)
+                file.attrs["generator"] = np.bytes_(json.dumps(settings))  # of fixed length, so not in a heap
                 file["X"][-1] = 0  # so that HDF5 decides where X is in the file
             with open(part, "r+b") as file:  # reserve the space now: a memory map cannot report a full disk
                 os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
@@ -434,7 +434,8 @@ def _made_with(path: Path) -> str | None:
     if not h5py.is_hdf5(path):
         return None
     with open_hdf5(path) as file:
-        return file.attrs.get("generator")
+        told = file.attrs.get("generator")
+        return told.decode() if isinstance(told, bytes) else told
 
 
 def default_file(workers: int | None = None, few: bool = False) -> Path:
