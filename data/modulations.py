@@ -416,8 +416,9 @@ def generate(
         offset, done = _begin(part, journal, settings)
         jobs = [(part, offset, frames_per_cell, cell, seed, delay_spread) for cell in range(CELLS) if cell not in done]
         processes = min(workers or os.cpu_count(), len(jobs) or 1)
+        worker = partial(as_worker, os.getpid())
         with interrupts_ignored():
-            pool = multiprocessing.get_context("spawn").Pool(processes, as_worker) if processes > 1 else nullcontext()
+            pool = multiprocessing.get_context("spawn").Pool(processes, worker) if processes > 1 else nullcontext()
         bar = tqdm(desc=str(path), total=CELLS * frames_per_cell, initial=len(done) * frames_per_cell, unit="frame")
         with pool, told(journal), journal.open("a") as file, bar:
             for cell in pool.imap_unordered(_write_cell, jobs) if processes > 1 else map(_write_cell, jobs):
