@@ -43,7 +43,7 @@ from experiments.cell_search_emissions import (
     nr_carrier,
     shift,
 )
-from utils import runs
+from utils import pictures, runs
 from utils.pictures import line_chart
 
 FLOOR = 6.0  # statistics below count as this; nearly every search has some word above
@@ -193,7 +193,7 @@ def draw(shares, folder):
     for technology in ("LTE", "NR"):
         series = {name: points for name, points in shares.items() if name.startswith(technology)}
         picture = line_chart(series, "SNR of a resource element (dB)", "share found", f"{technology} cells found")
-        picture.save(folder / f"detection_{technology.lower()}.png")
+        pictures.save(picture, folder / f"detection_{technology.lower()}.png")
 
 
 def main():
@@ -207,7 +207,8 @@ def main():
     def save(part, values):
         result.update({"threshold": THRESHOLD, "seed": args.seed, part: values})
         result[f"{part}_cpu_minutes"] = round((time.process_time() - start) / 60, 1)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        text = json.dumps(result, indent=1) + "\n"
+        runs.write_whole(path, lambda file: file.write(text.encode()))
 
     shares = {}
     for case in CASES if args.detection_draws else ():

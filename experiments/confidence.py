@@ -190,7 +190,7 @@ def main():
     write_json(args.checkpoint.with_suffix(".calibration.json"), result)
     series = {name: [(confidence, true) for confidence, true, _ in table] for name, table in tables.items()}
     picture = pictures.line_chart(series | {"ideal": [(0.0, 0.0), (1.0, 1.0)]}, "confidence", "share right")
-    picture.save(args.out / f"reliability_{args.checkpoint.stem}.png")
+    pictures.save(picture, args.out / f"reliability_{args.checkpoint.stem}.png")
     return 0
 
 

@@ -215,10 +215,10 @@ def main() -> None:
     curves = {name: accuracy(count).tolist() for name, count in counts.items()}
     curves |= {f"{name}, genuine": (v.mean(0) if v.ndim == 2 else v).tolist() for name, v in known.items()}
     series = {name: list(zip(SNRS, values, strict=True)) for name, values in curves.items()}
-    pictures.line_chart(series, "SNR (dB)", "accuracy").save(args.out / "accuracy_by_snr.png")
+    pictures.save(pictures.line_chart(series, "SNR (dB)", "accuracy"), args.out / "accuracy_by_snr.png")
     for name, count in counts.items():
         picture = pictures.percent_matrix(count[-1], MODULATIONS, f"{name}, generated frames at +30 dB")
-        picture.save(args.out / f"confusion_{name}.png")
+        pictures.save(picture, args.out / f"confusion_{name}.png")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, Waveform, lte_wavefo
 from data.radio import PROFILES, multipath, snr_amplitude
 from data.spectrogram import SAMPLE_RATE
 from experiments.prefix_emissions import EMISSIONS, white
-from utils import runs
+from utils import pictures, runs
 from utils.pictures import line_chart
 from utils.runs import command, hardware, run, write_json
 
@@ -234,7 +234,8 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     for part, prefix in (("lte", "LTE"), ("nr", "NR")):
         chosen = {name: curve for name, curve in curves.items() if name.startswith(prefix)}
-        line_chart(chosen, "SNR a resource element (dB)", "share found, 40 ms").save(args.out / f"detection_{part}.png")
+        chart = line_chart(chosen, "SNR a resource element (dB)", "share found, 40 ms")
+        pictures.save(chart, args.out / f"detection_{part}.png")
 
     for name in tqdm(EMISSIONS, unit="kind", file=sys.stderr):
         facts["false_alarms"][name] = false_alarms(name, args.draws, args.seed)

@@ -11,7 +11,6 @@ is printed as "fails". Weights are random, no normalisation is trivial and no la
 
 import argparse
 import copy
-import json
 import math
 import os
 import platform
@@ -293,8 +292,7 @@ def main():
     if graphs:
         print(f"{len(graphs)} random networks: largest error {max(g['error'] for g in graphs):.0e}, "
               f"mean share of parameters left {statistics.mean(g['left'] for g in graphs):.2f}")  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "result.json").write_text(json.dumps({"models": rows, "random": graphs}, indent=1))
+    runs.write_json(args.out / "result.json", {"models": rows, "random": graphs})
 
 
 if __name__ == "__main__":
