@@ -111,8 +111,9 @@ def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
         else:
             have, length = 0, response.headers.get("Content-Length")
             length = None if length is None else int(length)
-        if space and max(length or 0, have) > space:
-            raise DataError(f"{url} has {length:,} bytes, more than the {space:,.0f} that it may have; {ELSEWHERE}")
+        announced = max(length or 0, have)
+        if space and announced > space:
+            raise DataError(f"{url} has {announced:,} bytes, more than the {space:,.0f} that it may have; {ELSEWHERE}")
         check_space(part, (space or 2 * (length or 0)) - have)
 
         # Write it.

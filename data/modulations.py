@@ -350,7 +350,7 @@ def _begin(part: Path, journal: Path, settings: dict) -> tuple[int, set[int]]:
     if begun is None:
         with told(part):
             with create_file(part, settings["frames_per_cell"]) as file:
-                file.attrs["generator"] = json.dumps(settings)
+                file.attrs["generator"] = np.bytes_(json.dumps(settings))  # of fixed length, so not in a heap
                 file["X"][-1] = 0  # so that HDF5 decides where X is in the file
             with open(part, "r+b") as file:  # reserve the space now: a memory map cannot report a full disk
                 os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
@@ -416,8 +416,9 @@ def generate(
         offset, done = _begin(part, journal, settings)
         jobs = [(part, offset, frames_per_cell, cell, seed, delay_spread) for cell in range(CELLS) if cell not in done]
         processes = min(workers or os.cpu_count(), len(jobs) or 1)
+        worker = partial(as_worker, os.getpid())
         with interrupts_ignored():
-            pool = multiprocessing.get_context("spawn").Pool(processes, as_worker) if processes > 1 else nullcontext()
+            pool = multiprocessing.get_context("spawn").Pool(processes, worker) if processes > 1 else nullcontext()
         bar = tqdm(desc=str(path), total=CELLS * frames_per_cell, initial=len(done) * frames_per_cell, unit="frame")
         with pool, told(journal), journal.open("a") as file, bar:
             for cell in pool.imap_unordered(_write_cell, jobs) if processes > 1 else map(_write_cell, jobs):
@@ -434,7 +435,8 @@ def _made_with(path: Path) -> str | None:
     if not h5py.is_hdf5(path):
         return None
     with open_hdf5(path) as file:
-        return file.attrs.get("generator")
+        told = file.attrs.get("generator")
+        return told.decode() if isinstance(told, bytes) else told
 
 
 def default_file(workers: int | None = None, few: bool = False) -> Path:
