@@ -41,7 +41,7 @@ from models.rebuild import rebuild
 from utils import checkpoint, kd_losses, release, runs
 from utils.dependency_graph import PruneError
 from utils.evaluation import evaluate, keep_logits, labelled_by, recalibrate, report
-from utils.runs import RunError, StopSignal, check_loss, config_of, cut_log, decisive, log, run, single_process, start
+from utils.runs import RunError, StopSignal, config_of, cut_log, decisive, log, path, run, single_process, start
 from utils.training import Batch, CapturedStep, LossReader, TrainingSet, bf16_autocast, epoch_order, make_optimizer
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError, PruneError, kd_losses.DistillationError)
@@ -65,16 +65,16 @@ class Generation(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", type=Path, help=f"pruned network; default {release.OWN_PRUNED}, else cut here")
-    parser.add_argument("--teacher", type=Path, help=f"default {release.OWN_TEACHER}, else weights/seg_teacher.pt")
-    parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--more-frames", type=Path, nargs="+", default=[], metavar="DIR", help="train on these as well")
-    parser.add_argument("--out", type=Path, default=Path("runs/distill"), help="run folder, default runs/distill")
+    parser.add_argument("--student", type=path, help=f"pruned network; default {release.OWN_PRUNED}, else cut here")
+    parser.add_argument("--teacher", type=path, help=f"default {release.OWN_TEACHER}, else weights/seg_teacher.pt")
+    parser.add_argument("--data-dir", type=path, help="frames; default datasets/spectrum_sensing if there, else made")
+    parser.add_argument("--more-frames", type=path, nargs="+", default=[], metavar="DIR", help="train on these as well")
+    parser.add_argument("--out", type=path, default=Path("runs/distill"), help="run folder, default runs/distill")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
     parser.add_argument("--kd", nargs="+", choices=kd_losses.WEIGHT, default=["pixel"], help="added up")
-    parser.add_argument("--alpha", type=runs.real(0), default=1.0, help="of the teacher, default 1")
-    parser.add_argument("--beta", type=runs.real(0), default=1.0, help="of the labels, default 1; 0 reads none")
-    parser.add_argument("--gamma", type=runs.real(0), help=f"of the student's EMA, default {_defaults('gamma')}")
+    parser.add_argument("--alpha", type=runs.weight, default=1.0, help="of the teacher, default 1")
+    parser.add_argument("--beta", type=runs.weight, default=1.0, help="of the labels, default 1; 0 reads none")
+    parser.add_argument("--gamma", type=runs.weight, help=f"of the student's EMA, default {_defaults('gamma')}")
     parser.add_argument("--temperature", type=runs.positive, help=f"of pixel KD, default {_defaults('temperature')}")
     parser.add_argument("--keep-logits", action="store_true", help="ask the teacher once a frame, before augmentation")
     parser.add_argument(
@@ -86,7 +86,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=runs.count, help=f"of a generation, default {_defaults('epochs')}")
     parser.add_argument("--batch-size", type=runs.count, help=f"default {_defaults('batch_size')}")
     parser.add_argument("--lr", type=runs.positive, help=f"highest learning rate, default {_defaults('lr')}")
-    parser.add_argument("--seed", type=runs.whole(0), default=0, help="of order, augmentation, new weights")
+    parser.add_argument("--seed", type=runs.seed, default=0, help="of order, augmentation, new weights")
     parser.add_argument(
         "--save-every", type=runs.count, metavar="N", help="steps between two last.pt, default 200, CUDA 1000"
     )
@@ -94,8 +94,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, half precision, + JSON"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
     on_cuda = args.device.startswith("cuda")
     defaults = PRESETS[args.preset] | {"save_every": 1000 if on_cuda else 200}
@@ -141,12 +141,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.save_weights and not sets:
         raise RunError(f"{args.data_dir} has no labels to score by: leave --save-weights out and take best.pt")
     training, digest = read_training(parts["train"], args.preset, teacher if label_free else None)
+    args.batch_size = max(2, min(args.batch_size, len(training.images)))  # more would be the same frames again
     shown = parts["validation"]
     validation = labelled_by(teacher, read_pictures(shown)) if label_free else Batch(*read_tensors(shown))
     validation = Batch(*on_device(validation[:2], device))
 
     # The run's folder: written only now that everything could be read and built
-    state = checkpoint.load(args.out / "last.pt") if args.resume and (args.out / "last.pt").exists() else None
+    form = release.TRAINING | {"epoch": range(args.epochs * args.generations + 1), "sums": [float] * 4}
+    form |= {"average": dict[str, torch.Tensor]} if args.gamma else {}
+    state = checkpoint.resumed(args.out / "last.pt", args.resume, form, rebuild, "segmentation")
     checksums = {"training_pictures_sha256": digest, "teacher_sha256": checkpoint.sha256(args.teacher)}
     checksums |= {"student_sha256": checkpoint.sha256(args.student) if args.student else None}
     config = config_of(args, training_frames=len(training.images), **checksums)
@@ -169,10 +172,10 @@ def main(argv: list[str] | None = None) -> int:
             return 130
 
     # Report the best epoch, once: as it is, or as it is handed on
-    best = checkpoint.load(args.out / "best.pt")
+    best = checkpoint.load(args.out / "best.pt", kind="segmentation")
     if args.save_weights:
         best = release.released(best, None if label_free else training, device)
-    facts = report(best, sets, args.data_dir, args.out, device)
+    facts = report(best, sets, args.out, device)
     if args.save_weights:
         release.write(args.save_weights, best, facts)
     if not sets:
@@ -244,7 +247,7 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
             stopping, due = stop.requested, (step + 1) % args.save_every == 0
             read = reader.add(values, now=stopping or due or step + 1 == steps)
             for at, values in enumerate(read, step + 1 - len(read)):
-                check_loss(values[0], epoch, at, args.out)
+                runs.check_loss(values[0], epoch, at, args.out)
                 sums = [total + value for total, value in zip(sums, values, strict=True)]
             if stopping or due:
                 save_last(epoch, step + 1, sums)
@@ -325,7 +328,7 @@ def find_parts(folder: Path, more: list[Path], label_free: bool) -> tuple[dict, 
     find = find_pictures if label_free else find_frames
     parts = split(find(folder), more=[frame for other in more for frame in find(other)])
     if not parts["validation"] or not parts["test"]:
-        raise RunError(f"{folder}: too few frames to split, 10 single-signal ones are needed")
+        raise RunError(f"{folder}: too few frames to split, 6 single-signal ones are needed")
     sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
     if label_free:
         labelled = {name: [frame for frame in frames if frame.hdf.exists()] for name, frames in sets.items()}

@@ -184,7 +184,7 @@ def test_two_processes_of_torchrun_give_the_metrics_of_the_whole_set(frames, tmp
     parts = split(find_frames(frames))
     sets = {name: parts[name] for name in ("test", "combined")}
     best = checkpoint.load(tmp_path / "run" / "best.pt")
-    assert evaluation.report(best, sets, frames, None, torch.device("cpu"))["sets"] == together
+    assert evaluation.report(best, sets, None, torch.device("cpu"))["sets"] == together
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert len(state["rng"]) == 2 and not torch.equal(state["rng"][0]["torch"], state["rng"][1]["torch"])
 
@@ -306,7 +306,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, tmp_path, cap
         (["--data-dir", str(tmp_path / "few"), *out], "too few"),
         ([*options, "--out", str(whole)], "--resume"),
         ([*options, "--out", str(whole), "--resume", "--lr", "0.5"], "lr ="),
-        ([*options, *out, "--device", "nothing"], "nothing"),
         ([*options, *out, "--aux-loss"], "auxiliary head"),
         ([*options, *out, "--model", "deeplabv3_resnet50", "--checkpoint", str(whole / "best.pt")], "not a deeplab"),
         ([*further, str(tmp_path / "missing.pt")], "missing.pt"),
@@ -349,3 +348,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(option
     assert "loss is nan in epoch 1, step 4" in capsys.readouterr().err.splitlines()[-1]
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert state["step"] == 3 and all(t.isfinite().all() for t in state["state_dict"].values())
+
+
+def test_a_batch_is_never_larger_than_the_training_part(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_seg, "train", lambda *args: False)
+    for size, expected in (("100000", 16), ("3", 3)):
+        folder = tmp_path / size
+        assert train_seg.main([*options, "--batch-size", size, "--out", str(folder)]) == 130
+        assert json.loads((folder / "config.json").read_text())["batch_size"] == expected

@@ -1,7 +1,7 @@
 """A network on a set of frames: the scores that every script reports, counted in one way.
 
     evaluate(network, images, labels)["mean_iou"]                    # segmentation, as after each epoch
-    facts = report(data, {"test": frames}, root, out, device)        # a saved network: tables, result.json, pictures
+    facts = report(data, {"test": frames}, out, device)              # a saved network: tables, result.json, pictures
     amc_accuracy(network, frames, rows, device)                      # modulations
 
 Models and data meet here: utils/metrics.py counts and divides, this file shows the frames to a network. Several
@@ -25,7 +25,7 @@ from data import augment, bands
 from data.lte_nr import standard_channels
 from data.radioml import MODULATIONS, SNRS, Frames, batches
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
-from data.spectrum_sensing import CLASSES, IGNORE, Frame, frame_snr, read_tensors
+from data.spectrum_sensing import CLASSES, IGNORE, Frame, read_tensors
 from models import segmentation
 from models.rebuild import rebuild
 from models.vgg10 import to_checkpoint
@@ -103,7 +103,7 @@ def recalibrate(network: nn.Module, training: TrainingSet) -> None:
     recalibrate_batch_norm(network, (segmentation.as_input(part, training.palette) for part in parts))
 
 
-def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | None, device: torch.device) -> dict:
+def report(data: dict, sets: dict[str, list[Frame]], out: Path | None, device: torch.device) -> dict:
     """Score a saved network on sets of frames: tables on stdout, result.json and pictures in a folder.
 
     Each set is scored twice: with standard channels fitted to the network's bands (data/bands.py), and the network
@@ -113,7 +113,6 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
     Args:
         data: a checkpoint of a segmentation network.
         sets: {title: frames}.
-        root: the folder of the frames, whose frames.csv knows their SNR.
         out: the folder to write to, if any.
 
     Returns:
@@ -133,7 +132,7 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
         shape = list(labels.shape[1:])
         if rank == 0 and size and size != shape:
             print(f"{title}: {shape[0]} x {shape[1]} pixels, shown to a network of {size[0]} x {size[1]}")
-        groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(root, frames))
+        groups = metrics.frame_groups(title, [frame.family for frame in frames], [frame.snr_db for frame in frames])
         own = matrices = _matrices(alone, images, labels)
         predict = alone
         if shape == [SIZE, SIZE] == (size or shape):
@@ -198,7 +197,7 @@ def keep_logits(teacher: nn.Module, training: TrainingSet, folder: str | Path) -
         digest.update(tensor.cpu().contiguous().numpy())
     path = Path(folder) / f"logits_{digest.hexdigest()[:16]}.pt"
     if path.exists():
-        return checkpoint.load(path)["logits"]
+        return checkpoint.load(path, form={"logits": torch.Tensor})["logits"]
     kept, device = [], next(teacher.parameters()).device
     hook = teacher.classifier.register_forward_hook(lambda layer, inputs, output: kept.append(output.cpu()))
     try:
