@@ -9,7 +9,7 @@ call the same picture noise here and a carrier there:
 
 - "drone": OFDM of 15 kHz with LTE's widths and schedules; nothing but missing synchronisation signals differs.
 - "plateau": noise in a tuner's filter with steep edges, as flat and steady as a fully loaded carrier.
-- "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S": steady and flat as well. A network that was trained on them lost a tenth of
+- "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S": steady and flat as well. A network that learned them lost a tenth of
   the pixels of fully loaded LTE (docs/LOG.md, 2026-11-28).
 """
 
