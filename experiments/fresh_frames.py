@@ -35,7 +35,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+", type=runs.path, metavar="CHECKPOINT", help="the first is compared with")
     parser.add_argument("--data-dir", type=runs.path, default=Path("datasets/fresh"), help="made if it is not there")
-    parser.add_argument("--more", type=runs.path, nargs="+", default=[], metavar="DIR", help="folders of further frames")
+    parser.add_argument("--more", type=runs.path, nargs="+", default=[], metavar="DIR", help="folders of more frames")
     parser.add_argument("--seed", type=runs.seed, default=41, help="of the frames; no training may have it")
     parser.add_argument("--out", type=runs.path, default=Path("experiments/results/fresh_frames"))
     return parser.parse_args()
