@@ -1,7 +1,7 @@
 """What each operation of a network does to channels: a traced forward that says which of them belong together.
 
-    with Trace([(weight, [(1, 65), (65, 68)])]) as trace:      # atoms 1..64 are the weight's rows, 65..67 its columns
-        output = model(images)
+    trace = Trace({"weight": weight}, {"weight": [rows, columns]})     # atoms 1..64 are its rows, 65..67 its columns
+    outputs, *_ = run(model, images, trace, training=False)
     trace.edges, trace.freezes                                 # pairs of atoms that leave together; atoms that stay
 
 Used by utils/dependency_graph.py, which explains the words and turns the result into groups. Every index of every axis
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -32,6 +33,20 @@ VIEWS = {"view", "_unsafe_view", "_reshape_alias"}
 MOVES = VIEWS | {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "repeat", "flip", "select", "slice",
                  "split", "split_with_sizes", "unsafe_split", "unbind", "pixel_shuffle", "pixel_unshuffle"}  # fmt: skip
 QUIET = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # always in eval mode: they tie the same
+DROPS = {"torchvision.ops.stochastic_depth.StochasticDepth", "timm.layers.drop.DropPath",
+         "torch.nn.modules.activation.MultiheadAttention"}  # so are these, themselves  # fmt: skip
+CONVOLUTION, NORM = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase
+SIZES_OF = {"in_channels": CONVOLUTION, "out_channels": CONVOLUTION, "groups": CONVOLUTION, "num_features": NORM,
+            "in_features": nn.Linear, "out_features": nn.Linear, "num_parameters": nn.PReLU}  # fmt: skip
+SLOW = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_native_batch_norm_legit_no_training", "native_layer_norm"}
+PLAIN = set("""
+conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul batch_norm layer_norm relu relu6
+hardtanh hardswish hardsigmoid silu mish gelu elu leaky_relu prelu sigmoid tanh softmax dropout dropout2d clamp add iadd
+radd sub isub mul imul rmul div truediv cat mean sum amax flatten adaptive_avg_pool1d adaptive_avg_pool2d avg_pool2d
+adaptive_max_pool2d max_pool2d boolean_dispatch interpolate pad permute transpose contiguous clone detach float double
+to type_as dim is_floating_point dtype device ndim requires_grad layout is_cuda is_sparse is_nested is_quantized
+is_complex
+""".split())  # functions of torch
 SPATIAL = re.compile(r"_?(?:adaptive_)?(?:avg_pool|max_pool|upsample_[a-z_]+|reflection_pad|replication_pad)([123])d")
 SUMS = {"sum", "linalg_vector_norm", "norm"}  # they do not notice zeros
 FLAT = SUMS | {"max", "amax"}  # they take two labelled axes that were flattened into one
@@ -66,7 +81,8 @@ class Step(NamedTuple):
     name: str
     numbers: list  # the Python numbers and constant tensors among the arguments, but for sizes
     labels: list  # the labelled axes of the inputs
-    out: list  # of each output the shape and the axes (None: not predicted)
+    out: list  # of each output the shape, the axes (None: not predicted) and whether it is contiguous
+    sources: list  # which tensors go in: names of parameters, (step, output) of what was computed
     place: tuple = ()  # of a view: the line of code that asks for it, and the shape
     data: object = None  # what follows the data, not a width: a Python value, or of each output whole numbers or None
 
@@ -74,16 +90,22 @@ class Step(NamedTuple):
 class Watch(TorchDispatchMode):
     """Sees every ATen operation and undoes what the model writes into its own tensors.
 
-    memory: the data pointers of these tensors.
+    tensors: {name: tensor}. memory: their data pointers.
     """
 
     def __init__(self, tensors):
         super().__init__()
-        self.memory, self.overwritten = {pointer(t) for t in tensors}, []
+        self.tensors, self.overwritten, self.listener = tensors, [], Listener()
+        self.memory = {pointer(t) for t in tensors.values()}
 
     @classmethod
     def _should_skip_dynamo(cls):
         return False  # it would double the time of an operation
+
+    def __enter__(self):
+        for name, tensor in self.tensors.items():
+            tensor._from = name
+        return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
@@ -116,21 +138,23 @@ class Trace(Watch):
     edges: pairs of (k,) int64 atoms. freezes: {why: [atoms]}. seen: ids of the tensors used. log: [Step].
     """
 
-    def __init__(self, spans):
-        """spans: [(tensor, [its atoms, or None, for each axis])]; the tensors come out as they went in."""
-        super().__init__([tensor for tensor, _ in spans])
+    def __init__(self, tensors, axes):
+        """tensors: {name: tensor}. axes: {name: its atoms, or None, for each axis}."""
+        super().__init__(tensors)
         self.edges, self.freezes, self.seen, self.log = [], {}, set(), []
         self.blanks = {}  # {data pointer: [(strides, shape, axes)] of the uniform tensors in that memory}
         self.views = {}  # {data pointer: lists of axes in that memory that have zeros}
         self.zeros = {}  # what `zero` found
-        for tensor, axes in spans:
+        for name, tensor in tensors.items():
             number = tensor.is_floating_point() or tensor.is_complex()
-            tensor._axes = [None if a is None else Axis(a, int(number)) for a in axes]
+            tensor._axes = [None if a is None else Axis(a, int(number)) for a in axes[name]]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, (name, mutable) = kwargs or {}, name_of(func)
         inputs = tensors_in([*args, *kwargs.values()])
         self.seen.update(map(id, inputs))
+        if not self.listener.inside:  # code that nobody hears, as a script's
+            self.listener.width = True
         numbers = self.numbers(func, args, kwargs, inputs)
         if mutable:
             self.keep(inputs)
@@ -161,14 +185,19 @@ class Trace(Watch):
                 if axis and axis.zero:
                     self.views.setdefault(pointer(tensor), []).append(tensor._axes)
                     break
-        if name != "clone":  # depends on strides, so it is not a part of what must repeat at another width
-            place = (*caller(), out[0].shape) if name in VIEWS else ()
-            data = result
-            if out:
-                data = [None if t.is_floating_point() or t.is_complex() or any(a or ()) else t.clone()
-                        for t, a in zip(out, axes, strict=True)]  # fmt: skip
-            shapes = [(t.shape, a) for t, a in zip(out, axes, strict=True)]
-            self.log.append(Step(name, numbers, labels, shapes, place, None if mutable else data))
+        if name == "clone":  # depends on strides, so it is not a part of what must repeat at another width
+            out[0]._from = source_of(inputs[0])
+            return result
+        place = (*caller(), out[0].shape) if name in VIEWS else ()
+        data = result
+        if out:
+            data = [None if t.is_floating_point() or t.is_complex() or any(a or ()) else t.clone()
+                    for t, a in zip(out, axes, strict=True)]  # fmt: skip
+        shapes = [(t.shape, a, t.is_contiguous()) for t, a in zip(out, axes, strict=True)]
+        sources = [source_of(t) for t in inputs]
+        for k, tensor in enumerate(out):
+            tensor._from = len(self.log), k
+        self.log.append(Step(name, numbers, labels, shapes, sources, place, None if mutable else data))
         return result
 
     def uniform(self, tensor, inputs):
@@ -297,7 +326,8 @@ class Trace(Watch):
         self.freeze("batch_norm: statistics", x[0], *x[2:])
         scale = [axis for key in ("weight", "bias") for axis in self.of(call.given.get(key))]
         silent = all(axis and axis.zero for axis in scale) if scale else x[1] and x[1].zero
-        return [[None, x[1] and Axis(x[1].atoms, int(bool(silent))), *[None] * (len(x) - 2)]]
+        out = [None, x[1] and Axis(x[1].atoms, int(bool(silent))), *[None] * (len(x) - 2)]
+        return [out, *[[None] for t in call.out[1:] if t.numel() == 0]]  # no statistics come out in eval mode
 
     def pointwise(self, call):
         axes = self.merge(call.name, call.inputs, call.out[0].shape)
@@ -474,14 +504,37 @@ class Trace(Watch):
 
 
 class Asked:
-    """Stands in for nn.Module.training while a model runs: says False, and remembers that somebody asked."""
+    """Stands in for an attribute of modules while a model runs, and remembers that somebody asked for it."""
 
     def __init__(self):
-        self.asked = False
+        self.values, self.asked = {}, False  # values: {id of a module: what it is told}
 
     def __get__(self, module, owner):
-        self.asked = True
-        return False
+        if not sys._getframe(1).f_code.co_filename.endswith("torch/nn/modules/conv.py"):  # which only hands it on
+            self.asked = True
+        return self.values.get(id(module))
+
+
+class Listener(TorchFunctionMode):
+    """Hears every function that a model calls. width: whether its code may know how wide a layer is.
+
+    It may if it reads a size, or calls what is not in PLAIN, whose results are as wide as their labels say.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.inside = False, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func.__name__
+        name = func.__self__.__name__ if name == "__get__" else name.strip("_")
+        if not self.width and name not in PLAIN:
+            self.width = any(any(getattr(t, "_axes", ())) for t in tensors_in([*args, *kwargs.values()]))
+        self.inside += 1
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.inside -= 1
 
 
 @contextlib.contextmanager
@@ -498,6 +551,36 @@ def undisturbed(devices):
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+@contextlib.contextmanager
+def overheard(model, training):
+    """While it lasts, modules are told the mode, and who asks for the mode or for a width is noted: {attribute: Asked}.
+
+    Modules keep their classes, for a model may look at them: their own attribute goes, so that the class's is found.
+    """
+    owners, gone = {"training": nn.Module} | SIZES_OF, []
+    asked = {key: Asked() for key in owners}
+    for module in model.modules():
+        for key, owner in owners.items():
+            if isinstance(module, owner) and key in vars(module) and not (key == "training" and quiet(module)):
+                value = vars(module).pop(key)
+                gone.append((vars(module), key, value))
+                asked[key].values[id(module)] = training if key == "training" else value
+    for key, owner in owners.items():
+        setattr(owner, key, asked[key])
+    try:
+        yield asked
+    finally:
+        for key, owner in owners.items():
+            delattr(owner, key)
+        for attributes, key, value in gone:
+            attributes.setdefault(key, value)
+
+
+def quiet(module):
+    """Whether a module ties the same in both modes, so that it may always be in eval mode."""
+    return isinstance(module, QUIET) or f"{type(module).__module__}.{type(module).__name__}" in DROPS
+
+
 def call(model, inputs):
     """model(inputs): a tensor, a tuple, or a dict by keyword. The inputs are copied."""
     inputs = tree_map(lambda v: v.clone(memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v, inputs)
@@ -506,28 +589,13 @@ def call(model, inputs):
     return model(*([inputs] if isinstance(inputs, Tensor) else inputs))
 
 
-def run(model, inputs, mode, modes=(False, True)):
-    """The outputs in eval mode and in train mode, seen by a dispatch mode, and the modes (False: eval) that were run.
-
-    One run shows both where no module reads `training`. Modules keep their classes: a model may look at them.
-    """
-    outputs, watch = [], Asked()
-    live = [m for m in model.train(False).modules() if not isinstance(m, QUIET)]
-    with undisturbed({p.device for p in model.parameters() if p.is_cuda}):
-        for module in live:
-            del vars(module)["training"]  # so that the class's is found
-        nn.Module.training = watch
-        try:
-            with mode:
-                outputs.append(call(model, inputs))
-        finally:
-            del nn.Module.training
-        for module in live:
-            module.training = True
-        if watch.asked and True in modes:
-            with mode:
-                outputs.append(call(model, inputs))
-    return outputs, modes[: len(outputs)]
+def run(model, inputs, mode, training):
+    """Call a model under a dispatch mode: (outputs, whether it asked for `training`, whether it may know a width)."""
+    with undisturbed({p.device for p in model.parameters() if p.is_cuda}), overheard(model, training) as asked:
+        with mode.listener, mode:
+            outputs = call(model, inputs)
+    width = mode.listener.width or any(answer.asked for key, answer in asked.items() if key != "training")
+    return outputs, asked["training"].asked, width
 
 
 class Stop(Exception):
@@ -537,40 +605,40 @@ class Stop(Exception):
 class Replay(Watch):
     """Runs a narrowed model beside the log of the dense one. wrong: {step: what is wrong with it}.
 
-    Where a result has not the shape that the labels predict, zeros of that shape take its place, and the run goes on.
+    Nobody looks at the values: what takes long is not computed, as its shape is certain. Where a result has not the
+    shape that the labels predict, zeros of that shape take its place, and the run goes on.
     """
 
-    def __init__(self, tensors, log, stays):
-        """stays: (atoms,) bool, which are there. tensors: of the model."""
-        super().__init__(tensors)
+    def __init__(self, found, log, stays=None):
+        """found: {name: (tensor, ...)} of the model. stays: (atoms,) bool, which are there; None: all."""
+        super().__init__({name: tensor for name, (tensor, *_) in found.items()})
         self.log, self.stays, self.step, self.wrong, self.widths = log, stays, 0, {}, {}
-        for tensor in tensors:
-            tensor._axes = ()
+        for tensor in self.tensors.values():
+            tensor._axes = getattr(tensor, "_axes", ())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, (name, mutable) = kwargs or {}, name_of(func)
         inputs = tensors_in([*args, *kwargs.values()])
-        numbers = self.numbers(func, args, kwargs, inputs)
         if mutable:
             self.keep(inputs)
         if name == "clone":
             result = func(*args, **kwargs)
-            result._axes = ()
+            result._axes, result._from = getattr(inputs[0], "_axes", ()), source_of(inputs[0])
             return result
         k, self.step = self.step, self.step + 1
-        step = self.log[k] if k < len(self.log) else Step("nothing", [], [], [])
-        if name != step.name and not {name, step.name} <= VIEWS:
+        step = self.log[k] if k < len(self.log) else Step("nothing", [], [], [], [])
+        if name != step.name and not {name, step.name} <= VIEWS or [*map(source_of, inputs)] != step.sources:
             self.wrong[k] = "another path"
             raise Stop
-        if not same(numbers, step.numbers):
+        if not same(self.numbers(func, args, kwargs, inputs), step.numbers):
             self.wrong[k] = "a number that depends on a width"
-        try:
-            result = func(*args, **kwargs)
-        except FAILURES:
-            result = None
-        if step.data is not None:  # masks, indices and numbers that were read: those of the dense model
-            result = given_data(result, step.data)
-        out, shapes = tensors_in([result]), [self.predicted(shape, axes) for shape, axes in step.out]
+        shapes = [self.predicted(shape, axes) for shape, axes, _ in step.out]
+        if name in SLOW and all(contiguous for _, _, contiguous in step.out) and None not in shapes:
+            out = [inputs[0].new_zeros(shape) for shape in shapes]
+            result = out[0] if len(out) == 1 else tuple(out)
+        else:
+            result = self.compute(func, args, kwargs, step)
+            out = tensors_in([result])
         if len(out) != len(shapes) or any(s not in (None, t.shape) for t, s in zip(out, shapes, strict=True)):
             self.wrong.setdefault(k, LITERAL)
             if mutable or None in shapes or not shapes:
@@ -578,14 +646,22 @@ class Replay(Watch):
             like = inputs[0] if inputs else out[0]
             out = [like.new_zeros(shape) for shape in shapes]
             result = out[0] if isinstance(result, Tensor) or len(out) == 1 and name not in SPLITS else out
-        for tensor in out:
-            tensor._axes = ()
+        for i, tensor in enumerate(out):
+            tensor._axes, tensor._from = step.out[i][1] or (), (k, i)
         return result
+
+    def compute(self, func, args, kwargs, step):
+        """The operation's result, None if it fails; masks, indices and numbers are those of the dense model."""
+        try:
+            result = func(*args, **kwargs)
+        except FAILURES:
+            result = None
+        return result if step.data is None else given_data(result, step.data)
 
     def predicted(self, shape, axes):
         """The shape that the labels predict for this width, None if they predict nothing."""
-        if axes is None:
-            return None
+        if axes is None or self.stays is None:
+            return None if axes is None else shape
         sizes = list(shape)
         for d, axis in enumerate(axes):
             if axis:
@@ -595,23 +671,27 @@ class Replay(Watch):
         return torch.Size(sizes)
 
 
-def replay(model, inputs, log, stays, modes):
-    """{step of the log: what is wrong with it} when a narrowed model runs."""
-    tensors = [t for m in model.modules() for t in (m._parameters | m._buffers).values() if t is not None]
-    narrow = Replay(tensors, log, stays)
+def replay(model, inputs, training, narrow):
+    """Run a model beside the log in `narrow`, a Replay, whose `wrong` is filled: (outputs or None, as `run`)."""
     try:
-        run(model, inputs, narrow, modes)
+        results = run(model, inputs, narrow, training)
+        if narrow.step < len(narrow.log):
+            narrow.wrong.setdefault(narrow.step, "another path")
+        return results
     except Stop:
-        return narrow.wrong
-    except FAILURES:  # of the model's code, or of a reshape, which fails before it is an operation
+        return None
+    except Exception:  # of the model's code, or of a reshape, which fails before it is an operation
+        log = narrow.log
         k = min(narrow.step, len(log) - 1)
         views = [j for j, step in enumerate(log) if step.place and step.place == log[k].place]
         for j in views or [k]:  # the same line asks for the same shape in every block
             narrow.wrong.setdefault(j, LITERAL if views else "another path")
-        return narrow.wrong
-    if narrow.step < len(log):
-        narrow.wrong.setdefault(narrow.step, "another path")
-    return narrow.wrong
+        return None
+
+
+def source_of(tensor):
+    """Where a tensor comes from: a parameter's name, (step, output) of what was computed, None for all else."""
+    return getattr(tensor, "_from", None)
 
 
 def same(a, b):

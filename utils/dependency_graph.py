@@ -35,12 +35,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from utils.channel_trace import FIXED, Axis, Trace, replay, run
+from utils.channel_trace import CONVOLUTION, FIXED, LITERAL, NORM, Axis, Replay, Trace, replay, run
 from utils.verify import PruneError, first_line, verify
 
 __all__ = ["DependencyGraph", "Group", "Member", "Plan", "PruneError", "prune", "verify"]
-
-CONVOLUTION = nn.modules.conv._ConvNd
 
 
 class Member(NamedTuple):
@@ -152,9 +150,8 @@ class DependencyGraph:
 
     def __init__(self, model, example_inputs, eval_only=False):
         refuse(model)
-        self._modes = (False,) if eval_only else (False, True)
-        traced, self._spans, self._atoms, count = workbench(model), [], [], 1
-        found = tensors_of(traced)
+        bench, self._spans, self._atoms, count = Bench(model), [], [], 1
+        found = bench.found
         self._shapes = {name: [*tensor.shape] for name, (tensor, _, _) in found.items()}
         self._layers = {name: layers for name, (_, _, layers) in found.items()}
         self._paths = {path for path, _ in model.named_modules()}
@@ -167,31 +164,52 @@ class DependencyGraph:
                     self._atoms.append(axes[name][axis])
                     count += n
         self._starts = torch.tensor([span.start for span in self._spans], dtype=torch.int64)
-        self._trace = Trace([(found[name][0], axes[name]) for name in found])
-        bench = Bench(traced, found)
-        outputs, self._modes = self._run(bench, example_inputs)
-        for leaf in tree_leaves(outputs):
-            if not isinstance(leaf, (Tensor, int, float, str, bool, type(None))):
-                raise PruneError(f"cannot see into an output of type {type(leaf).__name__}: return tensors or dicts")
-            self._trace.freeze("model output", *(self._trace.of(leaf) if isinstance(leaf, Tensor) else []))
+        self._trace = Trace({name: tensor for name, (tensor, _, _) in found.items()}, axes)
+        width_matters = self._trace_modes(bench, example_inputs, eval_only)
         for span, atoms in zip(self._spans, self._atoms, strict=True):
             if id(found[span.tensor][0]) not in self._trace.seen:
                 self._trace.freeze("never used", Axis(atoms))
         self._solve(count)
-        while wrong := self._replay(bench, example_inputs, [group.name for group in self.groups]):
+        while width_matters and (wrong := self._replay(bench, example_inputs, [group.name for group in self.groups])):
             self._freeze_widths(wrong, bench, example_inputs)
             self._solve(count)
-        del self._trace.log[:]
+        del self._trace.log, self._logs
 
-    def _run(self, bench, inputs):
+    def _trace_modes(self, bench, inputs, eval_only):
+        """Trace eval mode, and train mode where that takes other steps. Whether the code may know how wide a layer is.
+
+        self._logs: [(training, log)] of the modes that differ to the model.
+        """
+        outputs, asked, width = self._traced(bench, inputs, False)
+        self._freeze_outputs(outputs)
+        self._logs = [(False, self._trace.log)]
+        if asked and not eval_only:
+            again = Replay(bench.reset({}), self._trace.log)
+            results = replay(bench.model, inputs, True, again)
+            if again.wrong:
+                self._trace.log = []
+                results = self._traced(bench, inputs, True)
+            self._freeze_outputs(results[0])
+            self._logs.append((True, self._trace.log))
+            width = width or results[2]
+        return width
+
+    def _freeze_outputs(self, outputs):
+        for leaf in tree_leaves(outputs):
+            if not isinstance(leaf, (Tensor, int, float, str, bool, type(None))):
+                raise PruneError(f"cannot see into an output of type {type(leaf).__name__}: return tensors or dicts")
+            self._trace.freeze("model output", *(self._trace.of(leaf) if isinstance(leaf, Tensor) else []))
+
+    def _traced(self, bench, inputs, training):
         """`run` with errors in one sentence."""
+        bench.reset({})
         try:
-            return run(bench.model, inputs, self._trace, self._modes)
+            return run(bench.model, inputs, self._trace, training)
         except PruneError:
             raise
         except Exception as error:  # of the model's own code, which may raise anything
             text = f"{type(error).__name__}: {first_line(error)}"
-            if vars(bench.model).get("training"):
+            if training:
                 hint = "if its training needs targets, give eval_only=True"
                 raise PruneError(f"the model cannot run in train mode ({text}): {hint}") from error
             hint = "give as many inputs, of the shape and dtype, as its forward takes"
@@ -251,27 +269,30 @@ class DependencyGraph:
         return torch.bucketize(atoms, self._starts, right=True) - 1
 
     def _replay(self, bench, inputs, names):
-        """{step: what goes wrong} when these groups are narrowed to about half, an odd number where it can be."""
+        """{(run, step): what goes wrong} when the groups are about half as wide, odd where they can."""
         cut = {g.name: range(narrow_width(g.size), g.size) for g in self.groups if g.name in names}
         sizes = {(name, axis): self._shapes[name][axis] - len(gone) for name, axis, gone in self.make_plan(cut).remove}
-        return replay(bench.narrowed(sizes), inputs, self._trace.log, ~self._gone(cut), self._modes) if sizes else {}
+        wrong, stays = {}, ~self._gone(cut)
+        for number, (training, log) in enumerate(self._logs if sizes else ()):
+            narrow = Replay(bench.reset(sizes), log, stays)
+            replay(bench.model, inputs, training, narrow)
+            wrong |= {(number, k): why for k, why in narrow.wrong.items()}
+        return wrong
 
     def _freeze_widths(self, wrong, bench, inputs):
-        """Freeze what must keep its width, that no step of the log goes wrong."""
-        log, stays = self._trace.log, ~self._gone({g.name: range(1, g.size) for g in self.groups})
-        literal = {}
-        for k, why in wrong.items():  # a literal size: it concerns the channels that the operation takes
-            free = [axis for axis in log[k].labels if not stays[axis.atoms].all()]
-            if "size" in why and free:
-                literal[k] = free
-        for k, free in literal.items():
-            self._trace.freeze(f"{log[k].name}: {wrong[k]}", *free)
+        """Freeze what must keep its width, that no step goes wrong."""
+        stays = ~self._gone({g.name: range(1, g.size) for g in self.groups})
+        steps, literal = {key: self._logs[key[0]][1][key[1]] for key in wrong}, False
+        for key, why in wrong.items():  # a literal size: it concerns the channels that the operation takes
+            free = [axis for axis in steps[key].labels if not stays[axis.atoms].all()]
+            if why == LITERAL and free:
+                self._trace.freeze(f"{steps[key].name}: {why}", *free)
+                literal = True
         if literal:
             return
-        blamed = self._culprits(wrong, lambda names: self._replay(bench, inputs, names))
-        for k, names in blamed.items():
+        for key, names in self._culprits(wrong, lambda names: self._replay(bench, inputs, names)).items():
             for name in names:
-                self._trace.freeze(f"{log[k].name}: {wrong[k]}", Axis(self._units[name]))
+                self._trace.freeze(f"{steps[key].name}: {wrong[key]}", Axis(self._units[name]))
 
     def _culprits(self, wrong, narrowed):
         """{step: the groups whose width makes it go wrong}, found by narrowing half of the groups at a time.
@@ -472,43 +493,40 @@ def refuse(model):
             raise PruneError(f"the model {what}")
 
 
-def workbench(model):
-    """A copy to run and to mark. Parameters share the model's memory; buffers do not.
-
-    Memory is laid out so that operations are those that the code names (no as_strided).
-    """
-    swaps = {}
-    for old, _, _ in tensors_of(model).values():
-        tensor = old.detach() if isinstance(old, nn.Parameter) else old.detach().clone()
-        swaps[id(old)] = like(old, tensor.contiguous().view(-1).view(tensor.shape))  # strides of size 1 too
-    return duplicate(model, swaps)
-
-
 class Bench:
-    """A model that can be narrowed again and again; what its runs leave in its modules goes away before the next."""
+    """A copy of a model to run and to mark, again and again; what a run leaves in its modules goes before the next.
 
-    def __init__(self, model, found):
-        self.model, self._found = model, found
-        self._saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    Parameters share the model's memory; buffers do not. Memory is laid out so that operations are those that the code
+    names (no as_strided). found: as `tensors_of`.
+    """
 
-    def narrowed(self, sizes):
-        """The model with these sizes: {(tensor, axis): n}."""
+    def __init__(self, model):
         swaps = {}
-        for name, (old, _, _) in self._found.items():
-            cuts = [(axis, sizes[name, axis]) for axis in range(old.dim()) if (name, axis) in sizes]
-            if cuts:
-                tensor = old.detach()
-                for axis, n in cuts:
-                    tensor = tensor.narrow(axis, 0, n)
-                swaps[id(old)] = like(old, tensor.clone(memory_format=torch.contiguous_format))
+        for old, _, _ in tensors_of(model).values():
+            tensor = old.detach() if isinstance(old, nn.Parameter) else old.detach().clone()
+            swaps[id(old)] = like(old, tensor.contiguous().view(-1).view(tensor.shape))  # strides of size 1 too
+        self.model = duplicate(model, swaps)
+        self.model.train(False)
+        self.found = tensors_of(self.model)
+        self._saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in self.model.modules()]
+
+    def reset(self, sizes):
+        """Make the model as it was, but with these sizes: {(tensor, axis): n}. Returns the tensors, as `found`."""
+        narrow = {}
+        for (name, axis), n in sizes.items():
+            narrow[name] = narrow.get(name, self.found[name][0].detach()).narrow(axis, 0, n)
+        swaps = {}
+        for name, tensor in narrow.items():
+            old = self.found[name][0]
+            swaps[id(old)] = like(old, tensor.clone(memory_format=torch.contiguous_format))
         for module, attributes, parameters, buffers in self._saved:
             vars(module).clear()
             vars(module).update(attributes)
-            module._parameters = {key: swaps.get(id(t), t) for key, t in parameters.items()}
-            module._buffers = {key: swaps.get(id(t), t) for key, t in buffers.items()}
-            if any(id(t) in swaps for t in parameters.values()) or any(id(t) in swaps for t in buffers.values()):
+            module.__dict__["_parameters"] = {key: swaps.get(id(t), t) for key, t in parameters.items()}
+            module.__dict__["_buffers"] = {key: swaps.get(id(t), t) for key, t in buffers.items()}
+            if swaps and any(id(t) in swaps for t in (*parameters.values(), *buffers.values())):
                 refit(module)
-        return self.model
+        return {name: (swaps.get(id(tensor), tensor), *rest) for name, (tensor, *rest) in self.found.items()}
 
 
 def like(old, tensor):
@@ -543,14 +561,14 @@ def duplicate(model, swaps):
     modules = [module for module in model.modules() if not hasattr(module, "__deepcopy__")]
     memo = swaps | {id(module): module.__new__(type(module)) for module in modules}
     for module in modules:
-        new = vars(memo[id(module)])
-        for key, value in vars(module).items():  # most of it is numbers and empty tables
+        new = memo[id(module)].__dict__
+        for key, value in module.__dict__.items():  # most of it is numbers and empty tables
             kind = type(value)
-            if value is None or kind in (bool, int, str):
+            if value is None or kind in (bool, int, str, float):
                 new[key] = value
-            elif kind in (dict, OrderedDict) and all(id(item) in memo for item in value.values()):
-                new[key] = kind((name, memo[id(item)]) for name, item in value.items())
-            elif kind in (tuple, list, set) and all(type(item) is int for item in value):
+            elif kind in (dict, OrderedDict) and all([id(item) in memo for item in value.values()]):
+                new[key] = kind([(name, memo[id(item)]) for name, item in value.items()])
+            elif kind in (tuple, list, set) and all([type(item) is int for item in value]):
                 new[key] = kind(value)
             else:
                 new[key] = copy.deepcopy(value, memo)
@@ -560,20 +578,21 @@ def duplicate(model, swaps):
 
 def refit(module):
     """Derive the sizes that a layer holds as attributes from its tensors."""
-    weight = getattr(module, "weight", None)
+    sizes, weight = vars(module), module._parameters.get("weight")
     if isinstance(module, CONVOLUTION):
-        multiplier, first, rest = module.out_channels // module.in_channels, *weight.shape[:2]
-        if 1 < module.groups == module.in_channels:  # depthwise
-            module.groups = first if module.transposed else first // multiplier
-        rest *= module.groups
-        module.in_channels, module.out_channels = (first, rest) if module.transposed else (rest, first)
+        weight, multiplier = module.weight, sizes["out_channels"] // sizes["in_channels"]
+        first, rest = weight.shape[:2]
+        if 1 < sizes["groups"] == sizes["in_channels"]:  # depthwise
+            sizes["groups"] = first if sizes["transposed"] else first // multiplier
+        rest *= sizes["groups"]
+        sizes["in_channels"], sizes["out_channels"] = (first, rest) if sizes["transposed"] else (rest, first)
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        sized = [t for t in (weight, module.running_mean) if t is not None]
-        module.num_features = len(sized[0]) if sized else module.num_features
+        sizes["out_features"], sizes["in_features"] = module.weight.shape
+    elif isinstance(module, NORM):
+        sized = [t for t in (weight, sizes["_buffers"].get("running_mean")) if t is not None]
+        sizes["num_features"] = len(sized[0]) if sized else sizes["num_features"]
     elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(weight)
+        sizes["num_parameters"] = len(module.weight)
 
 
 @torch.no_grad()
