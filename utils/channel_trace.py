@@ -15,6 +15,7 @@ import functools
 import random
 import re
 import sys
+from itertools import compress
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ LITERAL = "a size written in the code"
 SPLITS = {"split", "split_with_sizes", "unsafe_split", "unbind"}
 KEEP_ZERO = {"sort", "topk", "cumsum", "roll", "_fft_r2c", "_fft_c2r", "_fft_c2c"}
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # of code that cannot run at half width
-SIZES = {"size", "split_size", "split_sizes", "repeats", "groups"}  # arguments that show in the shapes
+SIZES = {"size", "split_size", "split_sizes", "repeats", "groups", "normalized_shape", "N", "C"}  # show in the shapes
 
 
 class Axis(NamedTuple):
@@ -120,11 +121,11 @@ class Watch(TorchDispatchMode):
 
     def numbers(self, func, args, kwargs, inputs):
         """The numbers among the arguments of an operation, sizes left out, and those of tensors made outside torch."""
-        names, found = argument_names(func), []
+        found = []
         if func is torch.ops.aten.slice.Tensor and whole(*args):
             return found
-        for key, value in [*zip(names, args, strict=False), *kwargs.items()]:
-            if key not in SIZES:
+        for value in [*compress(args, no_sizes(func)), *[kwargs[key] for key in kwargs if key not in SIZES]]:
+            if not isinstance(value, Tensor):
                 found += numbers_of(value)
         for tensor in inputs:
             if not hasattr(tensor, "_axes") and tensor.numel() <= 4096:
@@ -136,15 +137,18 @@ class Trace(Watch):
     """Labels the outputs of every operation, and collects ties and freezes.
 
     edges: pairs of (k,) int64 atoms. freezes: {why: [atoms]}. seen: ids of the tensors used. log: [Step].
+    heads: of the attention layers that are running (path, number of heads); split_heads: {path: an atom of each head}.
+    approximate: let the widths of layer norm and group norm change; inexact: {why: [atoms]} that this concerns.
     """
 
-    def __init__(self, tensors, axes):
+    def __init__(self, tensors, axes, approximate=False):
         """tensors: {name: tensor}. axes: {name: its atoms, or None, for each axis}."""
         super().__init__(tensors)
         self.edges, self.freezes, self.seen, self.log = [], {}, set(), []
         self.blanks = {}  # {data pointer: [(strides, shape, axes)] of the uniform tensors in that memory}
         self.views = {}  # {data pointer: lists of axes in that memory that have zeros}
         self.zeros = {}  # what `zero` found
+        self.heads, self.split_heads, self.approximate, self.inexact = [], {}, approximate, {}
         for name, tensor in tensors.items():
             number = tensor.is_floating_point() or tensor.is_complex()
             tensor._axes = [None if a is None else Axis(a, int(number)) for a in axes[name]]
@@ -251,6 +255,10 @@ class Trace(Watch):
             self.freeze(f"{why}: with a fixed size", a, b)
         elif a.atoms is not b.atoms:
             self.edges.append((a.atoms, b.atoms))
+
+    def tie_rows(self, why, rows):
+        """rows (k, n): the k channels of each column leave together."""
+        self.tie(why, Axis(rows[:1].expand_as(rows).flatten()), Axis(rows.flatten()))
 
     def contract(self, why, x, weight):
         """A sum over an axis that both have: exact if zeroing a unit zeroes one of them, as it does for weights."""
@@ -391,6 +399,33 @@ class Trace(Watch):
         axes = [None if d in dims else a and Axis(a.atoms, min(a.zero, keeps)) for d, a in enumerate(x)]
         return [[a for d, a in enumerate(axes) if t.dim() == len(x) or d not in dims] for t in call.out]
 
+    def normalise(self, call):
+        """Layer norm and group norm. What leaves changes the statistics, so widths stay unless asked otherwise."""
+        x, (w, bias) = self.of(call.args[0]), (self.of(call.given[key]) for key in ("weight", "bias"))
+        if not self.approximate or not w:
+            return self.mix(call) if call.name == "native_layer_norm" else self.unknown(call)
+        d = 1 if call.name == "native_group_norm" else len(x) - 1
+        self.freeze(f"{call.name} over other axes", *(x[d + 1 :] if d == 1 else x[len(x) - len(w) : d]), *w[:-1])
+        for axis in (w[-1], *bias[-1:]):
+            self.tie(call.name, x[d], axis)
+        axis = x[d] and Axis(x[d].atoms, min([1, *(bool(a and a.zero) for a in (w[-1], *bias[-1:]))]))
+        if axis and call.given.get("group", 1) > 1:  # a channel of each group leaves, so that groups stay equal
+            rows = axis.atoms.view(call.given["group"], -1)
+            self.tie_rows("group norm", rows)
+        self.inexact.setdefault(f"{call.name}: other statistics", []).extend([axis.atoms] if axis else [])
+        return [[*x[:d], axis, *[None] * (len(x) - d - 1)]]
+
+    def attention(self, call):
+        """softmax(q k / sqrt(E)) v, q (N, H, L, E), k (N, H, S, E), v (N, H, S, Ev): samples and heads pass, and Ev."""
+        q, k, v = (self.of(tensor) for tensor in call.args[:3])
+        for d in (0, 1):
+            for other in (k, v):
+                if q[d] or other[d]:
+                    self.tie("attention", q[d], other[d])
+        rest = [axis for tensor in call.inputs[3:] for axis in self.of(tensor)]
+        self.freeze("attention: scale or places", q[3], *k[2:], v[2], *rest)
+        return [[q[0], q[1] and Axis(q[1].atoms, min(1, v[1].zero if v[1] else 0)), q[2], v[3]]]
+
     def cat(self, call):
         tensors, n = [t for t in call.inputs if t.shape != (0,)], call.out[0].dim()
         dim = call.given.get("dim", 0) % n
@@ -455,6 +490,12 @@ class Trace(Watch):
             axis = Axis(rows[0], min(1, x[d].zero))
         return [[*x[:d], x[d] and axis, *[None] * (call.out[0].dim() - d - 1)]]
 
+    def embedding(self, call):
+        """Rows of a table: its columns pass."""
+        table, indices = (self.of(tensor) for tensor in call.args[:2])
+        self.freeze("embedding: rows of the table", table[0])
+        return [[*indices, table[1]]]
+
     def glu(self, call):
         axes = list(self.of(call.args[0]))
         d = call.given.get("dim", -1) % len(axes)
@@ -485,13 +526,16 @@ class Trace(Watch):
                 continue
             grid = torch.arange(source.shape[d]).view(-1, *[1] * (source.dim() - d - 1)).expand(source.shape)
             moved = grid.reshape(call.out[0].shape) if call.name in VIEWS else call.func(grid, *call.args[1:])
-            lines = [line(part, first=call.name == "pixel_shuffle") for part in tensors_in([moved])]
+            heads = self.heads[-1][1] if self.heads and call.name in VIEWS else None
+            lines = [line(part, call.name == "pixel_shuffle", heads) for part in tensors_in([moved])]
             if len(torch.cat([rows.flatten() for _, rows in lines]).unique()) < source.shape[d]:
                 self.freeze(f"{call.name}: only a part of the channels", axis)
             for known, (target, rows) in zip(axes, lines, strict=True):
                 rows = axis.atoms[rows]  # equal channels are in one column: they are tied
-                for row in rows[1:]:
-                    self.tie(f"{call.name}: split", Axis(rows[0]), Axis(row))
+                if len(rows) > 1:
+                    self.tie_rows(f"{call.name}: split", rows)
+                if heads == rows.shape[1] < rows.numel():
+                    self.split_heads.setdefault(self.heads[-1][0], rows[0])
                 old = known[target] if target is not None else None
                 if old:  # two labelled axes flattened into one
                     both = torch.cat([old.atoms.view(-1, rows.shape[1]), rows[:1]])
@@ -758,13 +802,16 @@ def numbers_of(value):
     return [n for item in value for n in numbers_of(item)] if isinstance(value, (list, tuple)) else []
 
 
-def line(grid, first):
-    """(an axis along which the grid's values differ, (k, n) values along it); the last such axis unless `first`."""
+def line(grid, first, heads=None):
+    """(an axis along which the grid's values differ, (k, n) values along it).
+
+    It is the last such axis; the first if asked; one of size `heads` before the last, as in (B, N, 3, heads, dim).
+    """
     grid = grid[tuple(slice(None if step else 1) for step in grid.stride())]  # size 1 where all are equal
     varying = [d for d in range(grid.dim()) if (grid != grid.narrow(d, 0, 1)).any()]
     if not varying:
         return None, grid.flatten()[:0][None]
-    target = varying[0 if first else -1]
+    target = next((d for d in varying[-2::-1] if grid.shape[d] == heads), varying[0 if first else -1])
     grid = grid[tuple(slice(None if d in varying else 1) for d in range(grid.dim()))]
     return target, grid.movedim(target, -1).reshape(-1, grid.shape[target])
 
@@ -773,6 +820,12 @@ def line(grid, first):
 def name_of(func):
     """(name, whether it writes into an argument); add_ is add."""
     return func.overloadpacket.__name__.rstrip("_"), func._schema.is_mutable
+
+
+@functools.cache
+def no_sizes(func):
+    """Of each argument whether it is something else than a size."""
+    return [name not in SIZES for name in argument_names(func)]
 
 
 @functools.cache
@@ -795,10 +848,13 @@ RULES = {"convolution": "convolution", "cat": "cat", "stack": "cat", "constant_p
 RULES |= dict.fromkeys(("linear", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "vdot"), "matmul")
 RULES |= dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
                         "_batch_norm_with_update", "cudnn_batch_norm", "miopen_batch_norm"), "batch_norm")  # fmt: skip
-RULES |= dict.fromkeys(("_softmax", "_log_softmax", "native_layer_norm", "sum", "mean", "max", "amax", "min", "amin",
+RULES |= dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "sum", "mean", "max", "amax", "min", "amin",
                         "var", "std", "prod", "argmax", "argmin", "median", *SUMS, *KEEP_ZERO), "mix")  # fmt: skip
 RULES |= dict.fromkeys(("index", "index_select", "unfold", "index_put"), "places")
 RULES |= dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d"), "sample")
 RULES |= dict.fromkeys(("im2col", "col2im"), "columns")
 RULES |= dict.fromkeys(("view_as_real", "view_as_complex", "real", "imag"), "complex")
-RULES |= {"gather": "gather", "glu": "glu", "_weight_norm_interface": "weight_norm"}
+RULES |= dict.fromkeys(("native_layer_norm", "native_group_norm"), "normalise")
+RULES |= dict.fromkeys(("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+                        "_scaled_dot_product_efficient_attention"), "attention")  # fmt: skip
+RULES |= {"gather": "gather", "glu": "glu", "embedding": "embedding", "_weight_norm_interface": "weight_norm"}

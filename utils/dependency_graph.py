@@ -29,7 +29,7 @@ import math
 import os
 import sys
 from collections import Counter, OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ from utils.verify import PruneError, first_line, verify
 __all__ = ["DependencyGraph", "Group", "Member", "Plan", "PruneError", "prune", "verify"]
 
 
+HEAD_COUNTS, HEAD_WIDTHS = ("num_attention_heads", "num_heads", "n_heads"), ("attn_dim", "all_head_size", "inner_dim")
 PLAIN, TABLES = {type(None), bool, int, str, float}, {dict, OrderedDict, set, list, tuple}  # what modules mostly hold
 
 
@@ -89,6 +90,8 @@ class Plan:
     shapes: dict  # of these tensors in the dense model
     groups: list  # of {"name", "size", "asked": ratio, "kept": units}
     notes: list  # where a request could not be met, and why
+    attributes: list = field(default_factory=list)  # of [path of a layer, attribute, value]: fewer heads
+    inexact: list = field(default_factory=list)  # groups that are cut though a norm's statistics change
 
     def __str__(self):
         rows = [f"{g['name']:<44}{g['size']:>6} ->{g['kept']:>6}   (to lose {g['asked']:.0%})" for g in self.groups]
@@ -162,17 +165,20 @@ class DependencyGraph:
     """The groups of a model, found by running copies of it on example inputs: a tensor, a tuple, or a dict by keyword.
 
     eval_only: leave out train mode, for models that need targets there; what only training uses is then frozen.
+    heads: {path of an attention layer: the attribute that holds its number of heads}; without it that of timm's and
+    transformers' layers. Heads leave whole. approximate: the widths of layer norms and group norms may change, which is
+    not exact; `inexact` names the groups, and `inexactness` measures them.
     groups: list[Group]. Raises PruneError if the model cannot be followed.
     """
 
     @without_collection()
-    def __init__(self, model, example_inputs, eval_only=False):
+    def __init__(self, model, example_inputs, eval_only=False, heads=None, approximate=False):
         refuse(model)
         bench, self._spans, self._atoms, count = Bench(model), [], [], 1
         found = bench.found
         self._shapes = {name: [*tensor.shape] for name, (tensor, _, _) in found.items()}
         self._layers = {name: layers for name, (_, _, layers) in found.items()}
-        self._paths = {*walk(model)}
+        self._paths = walk(model)
         axes = {name: [None] * tensor.dim() for name, (tensor, _, _) in found.items()}
         for name, (tensor, module, _) in found.items():
             for axis, n in enumerate(tensor.shape[:2] if isinstance(module, CONVOLUTION) else tensor.shape):
@@ -184,7 +190,11 @@ class DependencyGraph:
         self._axes = {(span.tensor, span.axis): k for k, span in enumerate(self._spans)}
         self._starts = torch.tensor([span.start for span in self._spans], dtype=torch.int64)
         self._lengths = torch.tensor([span.stop - span.start for span in self._spans], dtype=torch.int64)
-        self._trace = Trace({name: tensor for name, (tensor, _, _) in found.items()}, axes)
+        self._trace = Trace({name: tensor for name, (tensor, _, _) in found.items()}, axes, approximate)
+        self._heads = {}  # {path: (attributes that hold the number of heads or a multiple, their values)}
+        for path, attribute in (find_heads(model) if heads is None else heads).items():
+            self._heads[path] = head_counts(self._paths, path, attribute)
+            listen_to_heads(bench, path, self._heads[path][attribute], self._trace)
         width_matters = self._trace_modes(bench, example_inputs, eval_only)
         for span, atoms in zip(self._spans, self._atoms, strict=True):
             if id(found[span.tensor][0]) not in self._trace.seen:
@@ -323,10 +333,11 @@ class DependencyGraph:
     def _replay(self, bench, inputs, names):
         """{(run, step): what goes wrong} when the groups are about half as wide, odd where they can."""
         cut = {g.name: range(narrow_width(g.size), g.size) for g in self.groups if g.name in names}
-        sizes = {(name, axis): self._shapes[name][axis] - len(gone) for name, axis, gone in self.make_plan(cut).remove}
+        plan = self.make_plan(cut)
+        sizes = {(name, axis): self._shapes[name][axis] - len(gone) for name, axis, gone in plan.remove}
         wrong, stays = {}, ~self._gone(cut)[self._position]
         for number, (training, log) in enumerate(self._logs if sizes else ()):
-            narrow = Replay(bench.reset(sizes), log, stays)
+            narrow = Replay(bench.reset(sizes, plan.attributes), log, stays)
             replay(bench.model, inputs, training, narrow)
             wrong |= {(number, k): why for k, why in narrow.wrong.items()}
         return wrong
@@ -429,7 +440,31 @@ class DependencyGraph:
             if indices := gone[begin : begin + size].nonzero().flatten().tolist():
                 cuts |= dict.fromkeys(self._blocks[block], indices)  # one list for all axes of a block
         remove = [[*self._spans[k][:2], cuts[k]] for k in sorted(cuts)]
-        return Plan(remove, {name: self._shapes[name] for name, _, _ in remove}, list(groups), list(notes))
+        attributes = []
+        for path, atoms in self._trace.split_heads.items():
+            left = int((~gone[self._position[atoms]]).sum())
+            if left < len(atoms):
+                attributes += [[path, key, n * left // len(atoms)] for key, n in self._heads[path].items()]
+        shapes = {name: self._shapes[name] for name, _, _ in remove}
+        inexact = [name for name in self.inexact if len(units.get(name, ()))]
+        return Plan(remove, shapes, list(groups), list(notes), attributes, inexact)
+
+    @property
+    def inexact(self):
+        """{group that is exact only approximately: [why]}; empty unless approximate=True."""
+        result = {}
+        for why, atoms in self._trace.inexact.items():
+            hit = torch.zeros(len(self._root), dtype=torch.bool)
+            hit[self._root[self._position[torch.cat([torch.zeros(0, dtype=torch.int64), *atoms])]]] = True
+            for name, roots in self._units.items():
+                if hit[roots].any():
+                    result.setdefault(name, []).append(why)
+        return result
+
+    def inexactness(self, model, inputs):
+        """{inexact group: the largest difference of the outputs of `verify` when half of this group leaves alone}."""
+        plans = {name: self.plan(0, ratios={name: 0.5}) for name in self.inexact}
+        return {name: verify(model, prune(model, plan), plan, inputs) for name, plan in plans.items()}
 
     def plan(self, ratio, scores=None, ratios=None, multiple=1, floor=1, protect_inputs=(), protect_outputs=()):
         """Choose what leaves: of each group the units with the lowest scores.
@@ -568,8 +603,11 @@ class Bench:
         self.found = tensors_of(self.model)
         self._saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in walk(self.model).values()]
 
-    def reset(self, sizes):
-        """Make the model as it was, but with these sizes: {(tensor, axis): n}. Returns the tensors, as `found`."""
+    def reset(self, sizes, attributes=()):
+        """Make the model as it was, but with these sizes: {(tensor, axis): n}. Returns the tensors, as `found`.
+
+        attributes: as Plan's.
+        """
         narrow = {}
         for (name, axis), n in sizes.items():
             narrow[name] = narrow.get(name, self.found[name][0].detach()).narrow(axis, 0, n)
@@ -577,13 +615,14 @@ class Bench:
         for name, tensor in narrow.items():
             old = self.found[name][0]
             swaps[id(old)] = like(old, tensor.clone(memory_format=torch.contiguous_format))
-        for module, attributes, parameters, buffers in self._saved:
+        for module, as_it_was, parameters, buffers in self._saved:
             vars(module).clear()
-            vars(module).update(attributes)
+            vars(module).update(as_it_was)
             module.__dict__["_parameters"] = {key: swaps.get(id(t), t) for key, t in parameters.items()}
             module.__dict__["_buffers"] = {key: swaps.get(id(t), t) for key, t in buffers.items()}
             if swaps and any(id(t) in swaps for t in (*parameters.values(), *buffers.values())):
                 refit(module)
+        set_attributes(self.model, attributes)
         return {name: (swaps.get(id(tensor), tensor), *rest) for name, (tensor, *rest) in self.found.items()}
 
 
@@ -612,7 +651,45 @@ def prune(model, plan):
     for name, tensor in new.items():
         old = found[name][0]
         swaps[id(old)] = like(old, tensor if name in plan.shapes else tensor.clone())
-    return duplicate(model, swaps)
+    pruned = duplicate(model, swaps)
+    set_attributes(pruned, plan.attributes)
+    return pruned
+
+
+def set_attributes(model, attributes):
+    """Set [path of a layer, attribute, value] of each."""
+    modules = walk(model) if attributes else {}
+    for path, key, value in attributes:
+        setattr(modules[path], key, value)
+
+
+def find_heads(model):
+    """{path: attribute with the number of heads} of the attention layers of timm and transformers."""
+    found = {}
+    for path, module in walk(model).items():
+        if type(module).__module__.partition(".")[0] in ("timm", "transformers"):
+            counts = [key for key in HEAD_COUNTS if isinstance(vars(module).get(key), int)]
+            if counts and "attention" in type(module).__name__.lower():
+                found[path] = counts[0]
+    return found
+
+
+def head_counts(modules, path, attribute):
+    """{attribute: value} of an attention layer: its number of heads, and the widths that follow it. PruneError."""
+    module = modules.get(path)
+    if isinstance(module, nn.MultiheadAttention):
+        raise PruneError(f"{path} is nn.MultiheadAttention, which computes its head size itself: its heads can't leave")
+    if module is None or type(getattr(module, attribute, None)) is not int:
+        raise PruneError(f"heads: {path!r} has no whole number {attribute!r}: name a layer and its number of heads")
+    widths = {key: value for key, value in vars(module).items() if key in HEAD_WIDTHS and type(value) is int}
+    return {attribute: getattr(module, attribute)} | widths
+
+
+def listen_to_heads(bench, path, count, trace):
+    """Tell the trace which attention layer is running."""
+    module = walk(bench.model)[path]
+    module.register_forward_pre_hook(lambda *_: trace.heads.append((path, count)))
+    module.register_forward_hook(lambda *_: trace.heads.pop() and None)
 
 
 def duplicate(model, swaps):
@@ -654,6 +731,10 @@ def refit(module):
         sizes["num_features"] = len(sized[0]) if sized else sizes["num_features"]
     elif isinstance(module, nn.PReLU):
         sizes["num_parameters"] = len(module.weight)
+    elif isinstance(module, nn.LayerNorm) and weight is not None:
+        sizes["normalized_shape"] = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        sizes["num_channels"] = len(weight)
 
 
 @torch.no_grad()
