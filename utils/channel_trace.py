@@ -15,6 +15,7 @@ import functools
 import random
 import re
 import sys
+from enum import IntEnum
 from itertools import compress
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -59,11 +60,23 @@ FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # 
 SIZES = {"size", "split_size", "split_sizes", "repeats", "groups", "normalized_shape", "N", "C"}  # show in the shapes
 
 
+class Zero(IntEnum):
+    """What is known of a tensor's entries at a channel whose unit is set to zero in the weights. More is larger."""
+
+    UNKNOWN = 0
+    ZERO = 1  # they are zero
+    POSITIVE = 2  # they are zero, and no entry of the other channels is negative
+
+
 class Axis(NamedTuple):
     """What one axis of a live tensor holds."""
 
     atoms: Tensor  # (n,) int64, one for each index; (k, n) where k labelled axes were flattened into one
-    zero: int = 0  # 1: zeroing a unit makes its entries here zero; 2: besides, no other entry is negative; 0: neither
+    zero: Zero = Zero.UNKNOWN
+
+    def at_most(self, zero):
+        """The same channels, of which no more is known than `zero`."""
+        return Axis(self.atoms, min(self.zero, zero))
 
 
 class Blank:
@@ -151,7 +164,7 @@ class Trace(Watch):
         self.heads, self.split_heads, self.approximate, self.inexact = [], {}, approximate, {}
         for name, tensor in tensors.items():
             number = tensor.is_floating_point() or tensor.is_complex()
-            tensor._axes = [None if a is None else Axis(a, int(number)) for a in axes[name]]
+            tensor._axes = [None if a is None else Axis(a, Zero(number)) for a in axes[name]]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, (name, mutable) = kwargs or {}, name_of(func)
@@ -230,9 +243,9 @@ class Trace(Watch):
     def no_longer_zero(self, out, axes):
         """Axes of weights whose memory was written into keep no more zeros than what was written."""
         for tensor, known in zip(out, axes, strict=True):
-            kept = min([axis.zero for axis in known or [] if axis], default=0)
-            for other in self.views.get(pointer(tensor), ()) if kept < 2 else ():
-                other[:] = [Axis(axis.atoms, min(axis.zero, kept)) if axis else axis for axis in other]
+            kept = min([axis.zero for axis in known or [] if axis], default=Zero.UNKNOWN)
+            for other in self.views.get(pointer(tensor), ()) if kept < Zero.POSITIVE else ():
+                other[:] = [axis.at_most(kept) if axis else axis for axis in other]
 
     def rule(self, func, name, labels):
         simple = name in POINTWISE or torch.Tag.pointwise in func.tags
@@ -292,12 +305,12 @@ class Trace(Watch):
 
     def convolution(self, call):
         x, w, bias = (self.of(call.given[k]) for k in ("input", "weight", "bias"))
-        silent = int(all(axis and axis.zero for axis in bias))  # a channel without weights and bias is zero
+        silent = Zero(all(axis and axis.zero for axis in bias))  # a channel without weights and bias is zero
         channels, groups, transposed = call.given["input"].shape[1], call.given["groups"], call.given["transposed"]
         self.freeze("convolution: kernel or map size", *w[2:], *x[2:])
         if 1 < groups == channels:  # depthwise: channel c makes the outputs c*m .. c*m+m-1
             multiplier = call.out[0].shape[1] // channels
-            out = x[1] and Axis(x[1].atoms.repeat_interleave(multiplier), w[0].zero if w[0] else 0)
+            out = x[1] and Axis(x[1].atoms.repeat_interleave(multiplier), w[0].zero if w[0] else Zero.UNKNOWN)
             self.freeze("convolution: depth multiplier", w[1])
             self.tie("convolution", x[1] if transposed else out, w[0])
         else:  # weight (out, in/groups, ...) or, transposed, (in, out/groups, ...): axis 1 serves every group
@@ -308,7 +321,7 @@ class Trace(Watch):
             out = shared if transposed else w[0]
         for axis in bias:
             self.tie("convolution: bias", out, axis)
-        return [[x[0], out and Axis(out.atoms, min(out.zero, silent)), *[None] * (len(x) - 2)]]
+        return [[x[0], out and out.at_most(silent), *[None] * (len(x) - 2)]]
 
     def matmul(self, call):
         """mm, bmm, mv, dot; with an added bias addmm and baddbmm; linear, whose weight is (out, in)."""
@@ -319,9 +332,9 @@ class Trace(Watch):
         if call.name in ("bmm", "baddbmm"):
             self.tie(call.name, left[0], right[0])
         out = [*left[:-1], *(right[-1:] if len(right) > 1 else [])]
-        silent = [1] * len(out) if bias is None else [int(bool(axis and axis.zero)) for axis in self.of(bias)]
-        silent = [0] * (len(out) - len(silent)) + silent
-        out = [axis and Axis(axis.atoms, min(axis.zero, n)) for axis, n in zip(out, silent, strict=True)]
+        silent = [Zero.ZERO] * len(out) if bias is None else [Zero(bool(a and a.zero)) for a in self.of(bias)]
+        silent = [Zero.UNKNOWN] * (len(out) - len(silent)) + silent
+        out = [axis and axis.at_most(zero) for axis, zero in zip(out, silent, strict=True)]
         for d, axis in enumerate(reversed(self.of(bias)), 1):
             self.tie(f"{call.name}: bias", out[-d], axis)
         return [out]
@@ -334,7 +347,7 @@ class Trace(Watch):
         self.freeze("batch_norm: statistics", x[0], *x[2:])
         scale = [axis for key in ("weight", "bias") for axis in self.of(call.given.get(key))]
         silent = all(axis and axis.zero for axis in scale) if scale else x[1] and x[1].zero
-        out = [None, x[1] and Axis(x[1].atoms, int(bool(silent))), *[None] * (len(x) - 2)]
+        out = [None, x[1] and Axis(x[1].atoms, Zero(bool(silent))), *[None] * (len(x) - 2)]
         return [out, *[[None] for t in call.out[1:] if t.numel() == 0]]  # no statistics come out in eval mode
 
     def pointwise(self, call):
@@ -348,8 +361,8 @@ class Trace(Watch):
         axes = [self.of(v)[d] if isinstance(v, Tensor) and v.dim() >= -d else None for v in call.args]
         weights = [axis for axis in axes if axis and axis.zero]
         if not weights:
-            return 0
-        key = [(v.dtype, a.zero if a else 0, v.numel() == 1) if isinstance(v, Tensor) else repr(v)
+            return Zero.UNKNOWN
+        key = [(v.dtype, a and a.zero, v.numel() == 1) if isinstance(v, Tensor) else repr(v)
                for v, a in zip(call.args, axes, strict=True)]  # fmt: skip
         key = None if any(t.dim() == 0 for t in call.inputs) else (call.func, *key, repr(call.kwargs.keys()))
         if key not in self.zeros or key is None:
@@ -367,17 +380,18 @@ class Trace(Watch):
                 sample = SAMPLES.to(value.device).roll(k)
                 sample = sample > 0 if value.dtype == torch.bool else sample.to(value.dtype)
                 zeros[k] = torch.zeros_like(sample) if axis and axis.zero else sample
-                signs[k] = sample.abs() if axis and axis.zero == 2 else sample
+                signs[k] = sample.abs() if axis and axis.zero == Zero.POSITIVE else sample
                 certain &= bool(axis and axis.zero) or value.numel() == 1
         kwargs = {k: v.new_empty(0) if k == "out" else v for k, v in call.kwargs.items()}
         value = tensors_in([call.func(*zeros, **kwargs)])[0]
         finite = bool(value.isfinite().any())
         certain |= call.name == "mul" or call.name == "div" and bool(axes[0] and axes[0].zero)  # 0 y = 0, 0 / y = 0
         if not certain or not finite or value.any() or torch.Tag.nondeterministic_seeded in call.func.tags:
-            return 0, finite
+            return Zero.UNKNOWN, finite
         if value.is_complex():
-            return 1, True
-        return (2 if (tensors_in([call.func(*signs, **kwargs)])[0] >= 0).all() else 1), True
+            return Zero.ZERO, True
+        positive = (tensors_in([call.func(*signs, **kwargs)])[0] >= 0).all()
+        return Zero.POSITIVE if positive else Zero.ZERO, True
 
     def mix(self, call):
         """Reductions, softmax, layer norm, pooling: they mix the entries of some axes, and the other axes pass."""
@@ -390,13 +404,13 @@ class Trace(Watch):
         order = call.given.get("ord", call.given.get("p", 2))
         for d in dims:  # the largest of numbers >= 0 does not notice zeros, nor does a sum
             unseen = call.name in SUMS and (2 if order is None else order) >= 0 or call.name in ("max", "amax")
-            if x[d] and not (unseen and x[d].zero >= (1 if call.name in SUMS else 2)):
+            if x[d] and not (unseen and x[d].zero >= (Zero.ZERO if call.name in SUMS else Zero.POSITIVE)):
                 self.freeze(f"{call.name} over channels", x[d])
         if call.name != "linalg_vector_norm":  # its other tensor is `out`
             self.freeze(call.name, *[axis for t in call.inputs[1:] for axis in self.of(t)])
         same_sign = call.name in SUMS | {"sum", "mean", "max", "amax", "min", "amin"} or bool(spatial)
-        keeps = 2 if same_sign and "bicubic" not in call.name else call.name in KEEP_ZERO
-        axes = [None if d in dims else a and Axis(a.atoms, min(a.zero, keeps)) for d, a in enumerate(x)]
+        keeps = Zero.POSITIVE if same_sign and "bicubic" not in call.name else Zero(call.name in KEEP_ZERO)
+        axes = [None if d in dims else a and a.at_most(keeps) for d, a in enumerate(x)]
         return [[a for d, a in enumerate(axes) if t.dim() == len(x) or d not in dims] for t in call.out]
 
     def normalise(self, call):
@@ -408,7 +422,7 @@ class Trace(Watch):
         self.freeze(f"{call.name} over other axes", *(x[d + 1 :] if d == 1 else x[len(x) - len(w) : d]), *w[:-1])
         for axis in (w[-1], *bias[-1:]):
             self.tie(call.name, x[d], axis)
-        axis = x[d] and Axis(x[d].atoms, min([1, *(bool(a and a.zero) for a in (w[-1], *bias[-1:]))]))
+        axis = x[d] and Axis(x[d].atoms, Zero(all(a and a.zero for a in (w[-1], *bias[-1:]))))
         if axis and call.given.get("group", 1) > 1:  # a channel of each group leaves, so that groups stay equal
             rows = axis.atoms.view(call.given["group"], -1)
             self.tie_rows("group norm", rows)
@@ -424,7 +438,7 @@ class Trace(Watch):
                     self.tie("attention", q[d], other[d])
         rest = [axis for tensor in call.inputs[3:] for axis in self.of(tensor)]
         self.freeze("attention: scale or places", q[3], *k[2:], v[2], *rest)
-        return [[q[0], q[1] and Axis(q[1].atoms, min(1, v[1].zero if v[1] else 0)), q[2], v[3]]]
+        return [[q[0], v[1] and v[1].at_most(Zero.ZERO), q[2], v[3]]]
 
     def cat(self, call):
         tensors, n = [t for t in call.inputs if t.shape != (0,)], call.out[0].dim()
@@ -464,7 +478,8 @@ class Trace(Watch):
         x, dim = call.args[0], call.given["dim"] % max(1, call.args[0].dim())
         self.freeze("gather of channels", self.of(x)[dim], self.of(call.given["index"])[dim])
         axes = self.merge("gather", [x, call.given["index"]], call.out[0].shape, skip=dim - x.dim())
-        return [[axis and Axis(axis.atoms, a.zero if (a := self.of(x)[d]) else 0) for d, axis in enumerate(axes)]]
+        zeros = [axis.zero if axis else Zero.UNKNOWN for axis in self.of(x)]
+        return [[axis and Axis(axis.atoms, zero) for axis, zero in zip(axes, zeros, strict=True)]]
 
     def sample(self, call):
         """grid_sample and max_unpool: channels of the first tensor pass, its places are mixed."""
@@ -474,7 +489,7 @@ class Trace(Watch):
             if a or b:
                 self.tie(call.name, a, b)
         self.freeze(call.name, *x[2:], *other[len(pair) :])
-        return [[*[a and Axis(a.atoms, min(1, a.zero)) for a in x[:2]], *[None] * (call.out[0].dim() - 2)]]
+        return [[*[a and a.at_most(Zero.ZERO) for a in x[:2]], *[None] * (call.out[0].dim() - 2)]]
 
     def columns(self, call):
         """F.unfold makes each channel k adjacent ones, a patch; F.fold puts them back."""
@@ -487,7 +502,7 @@ class Trace(Watch):
             rows = x[d].atoms.view(-1, k).T
             for row in rows[1:]:
                 self.tie("fold", Axis(rows[0]), Axis(row))
-            axis = Axis(rows[0], min(1, x[d].zero))
+            axis = Axis(rows[0], x[d].zero).at_most(Zero.ZERO)
         return [[*x[:d], x[d] and axis, *[None] * (call.out[0].dim() - d - 1)]]
 
     def embedding(self, call):
@@ -503,7 +518,7 @@ class Trace(Watch):
             a, b = (Axis(part, axes[d].zero) for part in axes[d].atoms.chunk(2))
             self.tie("glu", a, b)
             axes[d] = a
-        return [[axis and Axis(axis.atoms, min(1, axis.zero)) for axis in axes]]
+        return [[axis and axis.at_most(Zero.ZERO) for axis in axes]]
 
     def complex(self, call):
         """Views of complex numbers as pairs, and back: the last axis comes or goes."""
