@@ -2,7 +2,7 @@
 
     python -m utils.dependency_graph resnet18          # groups of a model; what is fixed, and why
 
-    graph = DependencyGraph(model, images)             # runs copies of the model once in eval and once in train mode
+    graph = DependencyGraph(model, images)             # runs a copy of the model, in eval and in train mode
     plan = graph.plan(0.5, scores)                     # data: print it, save it, carry it out again later
     pruned = prune(model, plan)                        # a new model; the dense one is not touched
     error = verify(model, pruned, plan, images)        # equals the dense model with those channels set to zero
@@ -11,9 +11,10 @@ Every index of every axis of a parameter or buffer is an *atom*. While the model
 the atoms through its operations. An operation that needs channels to agree, such as an addition, ties their atoms. One
 that would compute something else without a channel freezes it: it can't leave. An unknown operation freezes all it
 touches. Atoms that are tied are a *unit*, kept or removed whole. Units that touch the same tensor axes are a *group*.
-Last, the model runs at about half width. A step whose result has another shape than predicted depends on a size written
-in the code, and freezes its channels. A step with another number among its arguments, or another step, freezes the
-groups whose width is to blame. docs/PRUNER.md explains all this on a small network.
+Last, where the model's code may know how wide a layer is, the model runs at about half width. A step whose result has
+another shape than predicted depends on a size written in the code, and freezes its channels. A step with another number
+among its arguments, or another step, freezes the groups whose width is to blame. docs/PRUNER.md explains all this on a
+small network.
 
 Needs torch, and channel_trace.py and verify.py beside it.
 """
