@@ -2,6 +2,8 @@
 
     python -m experiments.pruner_table                          # 5 minutes on one core; error < 1e-9 everywhere
     python -m experiments.pruner_table --models resnet18 vit_b_32 --random 10           # seconds
+    python -m experiments.pruner_table --timm           # one architecture of each family of timm; --speed: 22 models;
+                                                        # both beside Torch-Pruning, see experiments/pruner_rivals.py
 
 Half of the channels of each model, chosen at random, are removed; the pruned model is compared in float64 with the
 dense one whose removed entries are zero. Where Torch-Pruning is installed (`pip install torch-pruning`), it prunes the
@@ -195,13 +197,13 @@ def ours(model, images):
 
 
 def theirs(model, images):
-    """(seconds, pruned model) of Torch-Pruning with random importance; (None, None) where it cannot."""
+    """(seconds, pruned model, fault) of Torch-Pruning with random importance; None where it cannot or does not run."""
     model = copy.deepcopy(model)
     classes = (1000, 21)  # of classification and of segmentation: the layers that make the outputs are left alone
     ignored = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", 0)) in classes]
     signal.signal(signal.SIGPROF, stop_waiting)
     signal.setitimer(signal.ITIMER_PROF, LIMIT)
-    start = time.process_time()
+    start, seconds = time.process_time(), None
     try:
         importance = torch_pruning.importance.RandomImportance()
         pruner = torch_pruning.pruner.BasePruner(model, images, importance, pruning_ratio=0.5, ignored_layers=ignored)
@@ -210,11 +212,11 @@ def theirs(model, images):
         with torch.no_grad():
             model(images)
     except Exception as error:  # whatever the other tool raises is its result
-        tqdm.write(f"torch-pruning: {type(error).__name__}: {str(error).splitlines()[0][:90]}", file=sys.stderr)
-        return None, None
+        fault = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:90]}"
+        return seconds, None, fault
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    return seconds, model
+    return seconds, model, None
 
 
 def stop_waiting(number, frame):
@@ -233,8 +235,10 @@ def model_row(name, repeats):
         seconds, plan, pruned = ours(model, images)
         times.append(seconds)
         if torch_pruning is not None:
-            seconds, other = theirs(model, images)
+            seconds, other, fault = theirs(model, images)
             other_times.append(seconds)
+            if fault:
+                tqdm.write(f"torch-pruning: {fault}", file=sys.stderr)
     row |= {"left": parameters(pruned), "seconds": statistics.median(times), "notes": len(plan.notes)}
     try:
         row["error"] = verify(model, pruned, plan, images)
@@ -256,13 +260,24 @@ def graph_row(seed):
     return {"seed": seed, "error": verify(model, pruned, plan, images), "left": parameters(pruned) / parameters(model)}
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS, metavar="MODEL")
     parser.add_argument("--random", type=runs.whole(0), default=300, help="number of random networks")
     parser.add_argument("--repeats", type=runs.count, default=1, help="alternating timings of each model")
+    parser.add_argument("--timm", nargs="*", metavar="MODEL", help="these of timm beside the other, or one a family")
+    parser.add_argument("--speed", nargs="*", metavar="MODEL", help="time of both tools on these, or on 22 models")
+    parser.add_argument("--limit", type=runs.count, default=45, help="seconds of CPU for a row of --timm, default 45")
     parser.add_argument("--out", type=runs.path, default=Path("runs/pruner_table"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.timm is not None or args.speed is not None:
+        from experiments import pruner_rivals  # which uses this file
+
+        if args.timm is not None:
+            pruner_rivals.timm_table(args.timm, args.out, args.limit)
+        if args.speed is not None:
+            pruner_rivals.speed_table(args.speed, args.out, args.limit)
+        return
     warnings.filterwarnings("ignore", category=UserWarning)  # torchvision's, about weight initialisation
 
     print(
@@ -296,4 +311,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(runs.run(main))

@@ -43,6 +43,8 @@ from experiments.report_tables import (
     other_modulations,
     prefix_detection,
     prefix_false_alarms,
+    pruner_speed,
+    pruner_timm,
     read,
     reliability,
     segmentation_reference,
@@ -259,7 +261,7 @@ PARTS = {  # what pages may ask for
         about_distill_seg,
         about_segment,
     )
-    + (about_train_amc, about_pruning, card)
+    + (about_train_amc, about_pruning, card, pruner_timm, pruner_speed)
 }
 
 

@@ -352,3 +352,35 @@ def cell_detection() -> str:
     levels = [level for level, _ in next(iter(data.values()))]
     rows = [[kind, *(share(found, 2) for _, found in points)] for kind, points in data.items()]
     return table(["carrier", *(f"{level:+d} dB" for level in levels)], rows)
+
+
+# ---- the pruner ------------------------------------------------------------------------------------------------------
+
+
+def seconds_of(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def pruner_timm() -> str:
+    """Half of the channels of timm's architectures, ours and Torch-Pruning."""
+    rows, data = [], lines_of(RESULTS / "pruner/timm.jsonl")
+    for row in data:
+        ours, theirs, count = row["ours"], row["theirs"], row["ours"].get("parameters")
+        error = ours.get("error", ours.get("fault"))
+        gone, other = (share(1 - tool["left"] / count, 2) if tool.get("left") else "-" for tool in (ours, theirs))
+        exact = f"{error:.0e}" if isinstance(error, float) else error
+        answer = "runs" if theirs.get("left") else (theirs.get("fault") or "-").partition(":")[0]
+        times = (seconds_of(tool.get("seconds")) for tool in (ours, theirs))
+        rows.append([row["model"].removeprefix("timm:"), exact, gone, answer, other, *times])
+    titles = ["architecture", "error", "removed", "Torch-Pruning", "removed", "s", "s, Torch-Pruning"]
+    return table(titles, rows) + machines(data)
+
+
+def pruner_speed() -> str:
+    """CPU seconds of both tools, and the geometric mean of their ratios."""
+    data = lines_of(RESULTS / "pruner/speed.jsonl")
+    pairs = [(row["model"].removeprefix("timm:"), row["speed"].get("ours"), row["speed"].get("theirs")) for row in data]
+    ratios = [a / b for _, a, b in pairs if a and b]
+    rows = [[name, seconds_of(a), seconds_of(b), f"{a / b:.2f}" if a and b else "-"] for name, a, b in pairs]
+    mean = f"Geometric mean of {len(ratios)}: {statistics.geometric_mean(ratios):.2f}, largest {max(ratios):.2f}."
+    return table(["model", "s", "s, Torch-Pruning", "ratio"], rows) + f"\n\n{mean}" + machines(data)

@@ -507,6 +507,20 @@ CASES = {
         ),
         {},
     ),
+    "attention in one operation": (
+        lambda: Net(
+            lambda m, x: m.o(F.scaled_dot_product_attention(m.q(x)[:, None], m.k(x)[:, None], m.v(x)[:, None])[:, 0]),
+            q=nn.Linear(16, 8),
+            k=nn.Linear(16, 8),
+            v=nn.Linear(16, 8),
+            o=nn.Linear(8, 5),
+        ),
+        {},  # the scale follows the width of q and k, and at another width of v torch takes another path
+    ),
+    "embedding": (
+        lambda: Net(lambda m, x: m.b(m.e((x > 0).long())), e=nn.Embedding(2, 8), b=nn.Linear(8, 4)),
+        {"e": 8},
+    ),
     "L2 norm over channels": (
         lambda: Net(lambda m, x: m.b(F.normalize(m.a(x), dim=1)), a=conv(3, 8), b=conv(8, 4)),
         {"a": 8},

@@ -1,7 +1,7 @@
 """What each operation of a network does to channels: a traced forward that says which of them belong together.
 
-    with Trace([(weight, [(1, 65), (65, 68)])]) as trace:      # atoms 1..64 are the weight's rows, 65..67 its columns
-        output = model(images)
+    trace = Trace({"weight": weight}, {"weight": [rows, columns]})     # atoms 1..64 are its rows, 65..67 its columns
+    outputs, *_ = run(model, images, trace, training=False)
     trace.edges, trace.freezes                                 # pairs of atoms that leave together; atoms that stay
 
 Used by utils/dependency_graph.py, which explains the words and turns the result into groups. Every index of every axis
@@ -15,11 +15,14 @@ import functools
 import random
 import re
 import sys
+from enum import IntEnum
+from itertools import compress
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -32,6 +35,20 @@ VIEWS = {"view", "_unsafe_view", "_reshape_alias"}
 MOVES = VIEWS | {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "repeat", "flip", "select", "slice",
                  "split", "split_with_sizes", "unsafe_split", "unbind", "pixel_shuffle", "pixel_unshuffle"}  # fmt: skip
 QUIET = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # always in eval mode: they tie the same
+DROPS = {"torchvision.ops.stochastic_depth.StochasticDepth", "timm.layers.drop.DropPath",
+         "torch.nn.modules.activation.MultiheadAttention"}  # so are these, themselves  # fmt: skip
+CONVOLUTION, NORM = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase
+SIZES_OF = {"in_channels": CONVOLUTION, "out_channels": CONVOLUTION, "groups": CONVOLUTION, "num_features": NORM,
+            "in_features": nn.Linear, "out_features": nn.Linear, "num_parameters": nn.PReLU}  # fmt: skip
+SLOW = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_native_batch_norm_legit_no_training", "native_layer_norm"}
+PLAIN = set("""
+conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul batch_norm layer_norm relu relu6
+hardtanh hardswish hardsigmoid silu mish gelu elu leaky_relu prelu sigmoid tanh softmax dropout dropout2d clamp add iadd
+radd sub isub mul imul rmul div truediv cat mean sum amax flatten adaptive_avg_pool1d adaptive_avg_pool2d avg_pool2d
+adaptive_max_pool2d max_pool2d boolean_dispatch interpolate pad permute transpose contiguous clone detach float double
+to type_as dim is_floating_point dtype device ndim requires_grad layout is_cuda is_sparse is_nested is_quantized
+is_complex
+""".split())  # functions of torch
 SPATIAL = re.compile(r"_?(?:adaptive_)?(?:avg_pool|max_pool|upsample_[a-z_]+|reflection_pad|replication_pad)([123])d")
 SUMS = {"sum", "linalg_vector_norm", "norm"}  # they do not notice zeros
 FLAT = SUMS | {"max", "amax"}  # they take two labelled axes that were flattened into one
@@ -40,14 +57,26 @@ LITERAL = "a size written in the code"
 SPLITS = {"split", "split_with_sizes", "unsafe_split", "unbind"}
 KEEP_ZERO = {"sort", "topk", "cumsum", "roll", "_fft_r2c", "_fft_c2r", "_fft_c2c"}
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)  # of code that cannot run at half width
-SIZES = {"size", "split_size", "split_sizes", "repeats", "groups"}  # arguments that show in the shapes
+SIZES = {"size", "split_size", "split_sizes", "repeats", "groups", "normalized_shape", "N", "C"}  # show in the shapes
+
+
+class Zero(IntEnum):
+    """What is known of a tensor's entries at a channel whose unit is set to zero in the weights. More is larger."""
+
+    UNKNOWN = 0
+    ZERO = 1  # they are zero
+    POSITIVE = 2  # they are zero, and no entry of the other channels is negative
 
 
 class Axis(NamedTuple):
     """What one axis of a live tensor holds."""
 
     atoms: Tensor  # (n,) int64, one for each index; (k, n) where k labelled axes were flattened into one
-    zero: int = 0  # 1: zeroing a unit makes its entries here zero; 2: besides, no other entry is negative; 0: neither
+    zero: Zero = Zero.UNKNOWN
+
+    def at_most(self, zero):
+        """The same channels, of which no more is known than `zero`."""
+        return Axis(self.atoms, min(self.zero, zero))
 
 
 class Blank:
@@ -66,7 +95,8 @@ class Step(NamedTuple):
     name: str
     numbers: list  # the Python numbers and constant tensors among the arguments, but for sizes
     labels: list  # the labelled axes of the inputs
-    out: list  # of each output the shape and the axes (None: not predicted)
+    out: list  # of each output the shape, the axes (None: not predicted) and whether it is contiguous
+    sources: list  # which tensors go in: names of parameters, (step, output) of what was computed
     place: tuple = ()  # of a view: the line of code that asks for it, and the shape
     data: object = None  # what follows the data, not a width: a Python value, or of each output whole numbers or None
 
@@ -74,16 +104,22 @@ class Step(NamedTuple):
 class Watch(TorchDispatchMode):
     """Sees every ATen operation and undoes what the model writes into its own tensors.
 
-    memory: the data pointers of these tensors.
+    tensors: {name: tensor}. memory: their data pointers.
     """
 
     def __init__(self, tensors):
         super().__init__()
-        self.memory, self.overwritten = {pointer(t) for t in tensors}, []
+        self.tensors, self.overwritten, self.listener = tensors, [], Listener()
+        self.memory = {pointer(t) for t in tensors.values()}
 
     @classmethod
     def _should_skip_dynamo(cls):
         return False  # it would double the time of an operation
+
+    def __enter__(self):
+        for name, tensor in self.tensors.items():
+            tensor._from = name
+        return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
@@ -98,11 +134,11 @@ class Watch(TorchDispatchMode):
 
     def numbers(self, func, args, kwargs, inputs):
         """The numbers among the arguments of an operation, sizes left out, and those of tensors made outside torch."""
-        names, found = argument_names(func), []
+        found = []
         if func is torch.ops.aten.slice.Tensor and whole(*args):
             return found
-        for key, value in [*zip(names, args, strict=False), *kwargs.items()]:
-            if key not in SIZES:
+        for value in [*compress(args, no_sizes(func)), *[kwargs[key] for key in kwargs if key not in SIZES]]:
+            if not isinstance(value, Tensor):
                 found += numbers_of(value)
         for tensor in inputs:
             if not hasattr(tensor, "_axes") and tensor.numel() <= 4096:
@@ -114,23 +150,28 @@ class Trace(Watch):
     """Labels the outputs of every operation, and collects ties and freezes.
 
     edges: pairs of (k,) int64 atoms. freezes: {why: [atoms]}. seen: ids of the tensors used. log: [Step].
+    heads: of the attention layers that are running (path, number of heads); split_heads: {path: an atom of each head}.
+    approximate: let the widths of layer norm and group norm change; inexact: {why: [atoms]} that this concerns.
     """
 
-    def __init__(self, spans):
-        """spans: [(tensor, [its atoms, or None, for each axis])]; the tensors come out as they went in."""
-        super().__init__([tensor for tensor, _ in spans])
+    def __init__(self, tensors, axes, approximate=False):
+        """tensors: {name: tensor}. axes: {name: its atoms, or None, for each axis}."""
+        super().__init__(tensors)
         self.edges, self.freezes, self.seen, self.log = [], {}, set(), []
         self.blanks = {}  # {data pointer: [(strides, shape, axes)] of the uniform tensors in that memory}
         self.views = {}  # {data pointer: lists of axes in that memory that have zeros}
         self.zeros = {}  # what `zero` found
-        for tensor, axes in spans:
+        self.heads, self.split_heads, self.approximate, self.inexact = [], {}, approximate, {}
+        for name, tensor in tensors.items():
             number = tensor.is_floating_point() or tensor.is_complex()
-            tensor._axes = [None if a is None else Axis(a, int(number)) for a in axes]
+            tensor._axes = [None if a is None else Axis(a, Zero(number)) for a in axes[name]]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, (name, mutable) = kwargs or {}, name_of(func)
         inputs = tensors_in([*args, *kwargs.values()])
         self.seen.update(map(id, inputs))
+        if not self.listener.inside:  # code that nobody hears, as a script's
+            self.listener.width = True
         numbers = self.numbers(func, args, kwargs, inputs)
         if mutable:
             self.keep(inputs)
@@ -161,14 +202,19 @@ class Trace(Watch):
                 if axis and axis.zero:
                     self.views.setdefault(pointer(tensor), []).append(tensor._axes)
                     break
-        if name != "clone":  # depends on strides, so it is not a part of what must repeat at another width
-            place = (*caller(), out[0].shape) if name in VIEWS else ()
-            data = result
-            if out:
-                data = [None if t.is_floating_point() or t.is_complex() or any(a or ()) else t.clone()
-                        for t, a in zip(out, axes, strict=True)]  # fmt: skip
-            shapes = [(t.shape, a) for t, a in zip(out, axes, strict=True)]
-            self.log.append(Step(name, numbers, labels, shapes, place, None if mutable else data))
+        if name == "clone":  # depends on strides, so it is not a part of what must repeat at another width
+            out[0]._from = source_of(inputs[0])
+            return result
+        place = (*caller(), out[0].shape) if name in VIEWS else ()
+        data = result
+        if out:
+            data = [None if t.is_floating_point() or t.is_complex() or any(a or ()) else t.clone()
+                    for t, a in zip(out, axes, strict=True)]  # fmt: skip
+        shapes = [(t.shape, a, t.is_contiguous()) for t, a in zip(out, axes, strict=True)]
+        sources = [source_of(t) for t in inputs]
+        for k, tensor in enumerate(out):
+            tensor._from = len(self.log), k
+        self.log.append(Step(name, numbers, labels, shapes, sources, place, None if mutable else data))
         return result
 
     def uniform(self, tensor, inputs):
@@ -197,9 +243,9 @@ class Trace(Watch):
     def no_longer_zero(self, out, axes):
         """Axes of weights whose memory was written into keep no more zeros than what was written."""
         for tensor, known in zip(out, axes, strict=True):
-            kept = min([axis.zero for axis in known or [] if axis], default=0)
-            for other in self.views.get(pointer(tensor), ()) if kept < 2 else ():
-                other[:] = [Axis(axis.atoms, min(axis.zero, kept)) if axis else axis for axis in other]
+            kept = min([axis.zero for axis in known or [] if axis], default=Zero.UNKNOWN)
+            for other in self.views.get(pointer(tensor), ()) if kept < Zero.POSITIVE else ():
+                other[:] = [axis.at_most(kept) if axis else axis for axis in other]
 
     def rule(self, func, name, labels):
         simple = name in POINTWISE or torch.Tag.pointwise in func.tags
@@ -222,6 +268,10 @@ class Trace(Watch):
             self.freeze(f"{why}: with a fixed size", a, b)
         elif a.atoms is not b.atoms:
             self.edges.append((a.atoms, b.atoms))
+
+    def tie_rows(self, why, rows):
+        """rows (k, n): the k channels of each column leave together."""
+        self.tie(why, Axis(rows[:1].expand_as(rows).flatten()), Axis(rows.flatten()))
 
     def contract(self, why, x, weight):
         """A sum over an axis that both have: exact if zeroing a unit zeroes one of them, as it does for weights."""
@@ -255,12 +305,12 @@ class Trace(Watch):
 
     def convolution(self, call):
         x, w, bias = (self.of(call.given[k]) for k in ("input", "weight", "bias"))
-        silent = int(all(axis and axis.zero for axis in bias))  # a channel without weights and bias is zero
+        silent = Zero(all(axis and axis.zero for axis in bias))  # a channel without weights and bias is zero
         channels, groups, transposed = call.given["input"].shape[1], call.given["groups"], call.given["transposed"]
         self.freeze("convolution: kernel or map size", *w[2:], *x[2:])
         if 1 < groups == channels:  # depthwise: channel c makes the outputs c*m .. c*m+m-1
             multiplier = call.out[0].shape[1] // channels
-            out = x[1] and Axis(x[1].atoms.repeat_interleave(multiplier), w[0].zero if w[0] else 0)
+            out = x[1] and Axis(x[1].atoms.repeat_interleave(multiplier), w[0].zero if w[0] else Zero.UNKNOWN)
             self.freeze("convolution: depth multiplier", w[1])
             self.tie("convolution", x[1] if transposed else out, w[0])
         else:  # weight (out, in/groups, ...) or, transposed, (in, out/groups, ...): axis 1 serves every group
@@ -271,7 +321,7 @@ class Trace(Watch):
             out = shared if transposed else w[0]
         for axis in bias:
             self.tie("convolution: bias", out, axis)
-        return [[x[0], out and Axis(out.atoms, min(out.zero, silent)), *[None] * (len(x) - 2)]]
+        return [[x[0], out and out.at_most(silent), *[None] * (len(x) - 2)]]
 
     def matmul(self, call):
         """mm, bmm, mv, dot; with an added bias addmm and baddbmm; linear, whose weight is (out, in)."""
@@ -282,9 +332,9 @@ class Trace(Watch):
         if call.name in ("bmm", "baddbmm"):
             self.tie(call.name, left[0], right[0])
         out = [*left[:-1], *(right[-1:] if len(right) > 1 else [])]
-        silent = [1] * len(out) if bias is None else [int(bool(axis and axis.zero)) for axis in self.of(bias)]
-        silent = [0] * (len(out) - len(silent)) + silent
-        out = [axis and Axis(axis.atoms, min(axis.zero, n)) for axis, n in zip(out, silent, strict=True)]
+        silent = [Zero.ZERO] * len(out) if bias is None else [Zero(bool(a and a.zero)) for a in self.of(bias)]
+        silent = [Zero.UNKNOWN] * (len(out) - len(silent)) + silent
+        out = [axis and axis.at_most(zero) for axis, zero in zip(out, silent, strict=True)]
         for d, axis in enumerate(reversed(self.of(bias)), 1):
             self.tie(f"{call.name}: bias", out[-d], axis)
         return [out]
@@ -297,7 +347,8 @@ class Trace(Watch):
         self.freeze("batch_norm: statistics", x[0], *x[2:])
         scale = [axis for key in ("weight", "bias") for axis in self.of(call.given.get(key))]
         silent = all(axis and axis.zero for axis in scale) if scale else x[1] and x[1].zero
-        return [[None, x[1] and Axis(x[1].atoms, int(bool(silent))), *[None] * (len(x) - 2)]]
+        out = [None, x[1] and Axis(x[1].atoms, Zero(bool(silent))), *[None] * (len(x) - 2)]
+        return [out, *[[None] for t in call.out[1:] if t.numel() == 0]]  # no statistics come out in eval mode
 
     def pointwise(self, call):
         axes = self.merge(call.name, call.inputs, call.out[0].shape)
@@ -310,8 +361,8 @@ class Trace(Watch):
         axes = [self.of(v)[d] if isinstance(v, Tensor) and v.dim() >= -d else None for v in call.args]
         weights = [axis for axis in axes if axis and axis.zero]
         if not weights:
-            return 0
-        key = [(v.dtype, a.zero if a else 0, v.numel() == 1) if isinstance(v, Tensor) else repr(v)
+            return Zero.UNKNOWN
+        key = [(v.dtype, a and a.zero, v.numel() == 1) if isinstance(v, Tensor) else repr(v)
                for v, a in zip(call.args, axes, strict=True)]  # fmt: skip
         key = None if any(t.dim() == 0 for t in call.inputs) else (call.func, *key, repr(call.kwargs.keys()))
         if key not in self.zeros or key is None:
@@ -329,17 +380,18 @@ class Trace(Watch):
                 sample = SAMPLES.to(value.device).roll(k)
                 sample = sample > 0 if value.dtype == torch.bool else sample.to(value.dtype)
                 zeros[k] = torch.zeros_like(sample) if axis and axis.zero else sample
-                signs[k] = sample.abs() if axis and axis.zero == 2 else sample
+                signs[k] = sample.abs() if axis and axis.zero == Zero.POSITIVE else sample
                 certain &= bool(axis and axis.zero) or value.numel() == 1
         kwargs = {k: v.new_empty(0) if k == "out" else v for k, v in call.kwargs.items()}
         value = tensors_in([call.func(*zeros, **kwargs)])[0]
         finite = bool(value.isfinite().any())
         certain |= call.name == "mul" or call.name == "div" and bool(axes[0] and axes[0].zero)  # 0 y = 0, 0 / y = 0
         if not certain or not finite or value.any() or torch.Tag.nondeterministic_seeded in call.func.tags:
-            return 0, finite
+            return Zero.UNKNOWN, finite
         if value.is_complex():
-            return 1, True
-        return (2 if (tensors_in([call.func(*signs, **kwargs)])[0] >= 0).all() else 1), True
+            return Zero.ZERO, True
+        positive = (tensors_in([call.func(*signs, **kwargs)])[0] >= 0).all()
+        return Zero.POSITIVE if positive else Zero.ZERO, True
 
     def mix(self, call):
         """Reductions, softmax, layer norm, pooling: they mix the entries of some axes, and the other axes pass."""
@@ -352,14 +404,41 @@ class Trace(Watch):
         order = call.given.get("ord", call.given.get("p", 2))
         for d in dims:  # the largest of numbers >= 0 does not notice zeros, nor does a sum
             unseen = call.name in SUMS and (2 if order is None else order) >= 0 or call.name in ("max", "amax")
-            if x[d] and not (unseen and x[d].zero >= (1 if call.name in SUMS else 2)):
+            if x[d] and not (unseen and x[d].zero >= (Zero.ZERO if call.name in SUMS else Zero.POSITIVE)):
                 self.freeze(f"{call.name} over channels", x[d])
         if call.name != "linalg_vector_norm":  # its other tensor is `out`
             self.freeze(call.name, *[axis for t in call.inputs[1:] for axis in self.of(t)])
         same_sign = call.name in SUMS | {"sum", "mean", "max", "amax", "min", "amin"} or bool(spatial)
-        keeps = 2 if same_sign and "bicubic" not in call.name else call.name in KEEP_ZERO
-        axes = [None if d in dims else a and Axis(a.atoms, min(a.zero, keeps)) for d, a in enumerate(x)]
+        keeps = Zero.POSITIVE if same_sign and "bicubic" not in call.name else Zero(call.name in KEEP_ZERO)
+        axes = [None if d in dims else a and a.at_most(keeps) for d, a in enumerate(x)]
         return [[a for d, a in enumerate(axes) if t.dim() == len(x) or d not in dims] for t in call.out]
+
+    def normalise(self, call):
+        """Layer norm and group norm. What leaves changes the statistics, so widths stay unless asked otherwise."""
+        x, (w, bias) = self.of(call.args[0]), (self.of(call.given[key]) for key in ("weight", "bias"))
+        if not self.approximate or not w:
+            return self.mix(call) if call.name == "native_layer_norm" else self.unknown(call)
+        d = 1 if call.name == "native_group_norm" else len(x) - 1
+        self.freeze(f"{call.name} over other axes", *(x[d + 1 :] if d == 1 else x[len(x) - len(w) : d]), *w[:-1])
+        for axis in (w[-1], *bias[-1:]):
+            self.tie(call.name, x[d], axis)
+        axis = x[d] and Axis(x[d].atoms, Zero(all(a and a.zero for a in (w[-1], *bias[-1:]))))
+        if axis and call.given.get("group", 1) > 1:  # a channel of each group leaves, so that groups stay equal
+            rows = axis.atoms.view(call.given["group"], -1)
+            self.tie_rows("group norm", rows)
+        self.inexact.setdefault(f"{call.name}: other statistics", []).extend([axis.atoms] if axis else [])
+        return [[*x[:d], axis, *[None] * (len(x) - d - 1)]]
+
+    def attention(self, call):
+        """softmax(q k / sqrt(E)) v, q (N, H, L, E), k (N, H, S, E), v (N, H, S, Ev): samples and heads pass, and Ev."""
+        q, k, v = (self.of(tensor) for tensor in call.args[:3])
+        for d in (0, 1):
+            for other in (k, v):
+                if q[d] or other[d]:
+                    self.tie("attention", q[d], other[d])
+        rest = [axis for tensor in call.inputs[3:] for axis in self.of(tensor)]
+        self.freeze("attention: scale or places", q[3], *k[2:], v[2], *rest)
+        return [[q[0], v[1] and v[1].at_most(Zero.ZERO), q[2], v[3]]]
 
     def cat(self, call):
         tensors, n = [t for t in call.inputs if t.shape != (0,)], call.out[0].dim()
@@ -399,7 +478,8 @@ class Trace(Watch):
         x, dim = call.args[0], call.given["dim"] % max(1, call.args[0].dim())
         self.freeze("gather of channels", self.of(x)[dim], self.of(call.given["index"])[dim])
         axes = self.merge("gather", [x, call.given["index"]], call.out[0].shape, skip=dim - x.dim())
-        return [[axis and Axis(axis.atoms, a.zero if (a := self.of(x)[d]) else 0) for d, axis in enumerate(axes)]]
+        zeros = [axis.zero if axis else Zero.UNKNOWN for axis in self.of(x)]
+        return [[axis and Axis(axis.atoms, zero) for axis, zero in zip(axes, zeros, strict=True)]]
 
     def sample(self, call):
         """grid_sample and max_unpool: channels of the first tensor pass, its places are mixed."""
@@ -409,7 +489,7 @@ class Trace(Watch):
             if a or b:
                 self.tie(call.name, a, b)
         self.freeze(call.name, *x[2:], *other[len(pair) :])
-        return [[*[a and Axis(a.atoms, min(1, a.zero)) for a in x[:2]], *[None] * (call.out[0].dim() - 2)]]
+        return [[*[a and a.at_most(Zero.ZERO) for a in x[:2]], *[None] * (call.out[0].dim() - 2)]]
 
     def columns(self, call):
         """F.unfold makes each channel k adjacent ones, a patch; F.fold puts them back."""
@@ -422,8 +502,14 @@ class Trace(Watch):
             rows = x[d].atoms.view(-1, k).T
             for row in rows[1:]:
                 self.tie("fold", Axis(rows[0]), Axis(row))
-            axis = Axis(rows[0], min(1, x[d].zero))
+            axis = Axis(rows[0], x[d].zero).at_most(Zero.ZERO)
         return [[*x[:d], x[d] and axis, *[None] * (call.out[0].dim() - d - 1)]]
+
+    def embedding(self, call):
+        """Rows of a table: its columns pass."""
+        table, indices = (self.of(tensor) for tensor in call.args[:2])
+        self.freeze("embedding: rows of the table", table[0])
+        return [[*indices, table[1]]]
 
     def glu(self, call):
         axes = list(self.of(call.args[0]))
@@ -432,7 +518,7 @@ class Trace(Watch):
             a, b = (Axis(part, axes[d].zero) for part in axes[d].atoms.chunk(2))
             self.tie("glu", a, b)
             axes[d] = a
-        return [[axis and Axis(axis.atoms, min(1, axis.zero)) for axis in axes]]
+        return [[axis and axis.at_most(Zero.ZERO) for axis in axes]]
 
     def complex(self, call):
         """Views of complex numbers as pairs, and back: the last axis comes or goes."""
@@ -455,13 +541,16 @@ class Trace(Watch):
                 continue
             grid = torch.arange(source.shape[d]).view(-1, *[1] * (source.dim() - d - 1)).expand(source.shape)
             moved = grid.reshape(call.out[0].shape) if call.name in VIEWS else call.func(grid, *call.args[1:])
-            lines = [line(part, first=call.name == "pixel_shuffle") for part in tensors_in([moved])]
+            heads = self.heads[-1][1] if self.heads and call.name in VIEWS else None
+            lines = [line(part, call.name == "pixel_shuffle", heads) for part in tensors_in([moved])]
             if len(torch.cat([rows.flatten() for _, rows in lines]).unique()) < source.shape[d]:
                 self.freeze(f"{call.name}: only a part of the channels", axis)
             for known, (target, rows) in zip(axes, lines, strict=True):
                 rows = axis.atoms[rows]  # equal channels are in one column: they are tied
-                for row in rows[1:]:
-                    self.tie(f"{call.name}: split", Axis(rows[0]), Axis(row))
+                if len(rows) > 1:
+                    self.tie_rows(f"{call.name}: split", rows)
+                if heads == rows.shape[1] < rows.numel():
+                    self.split_heads.setdefault(self.heads[-1][0], rows[0])
                 old = known[target] if target is not None else None
                 if old:  # two labelled axes flattened into one
                     both = torch.cat([old.atoms.view(-1, rows.shape[1]), rows[:1]])
@@ -474,14 +563,37 @@ class Trace(Watch):
 
 
 class Asked:
-    """Stands in for nn.Module.training while a model runs: says False, and remembers that somebody asked."""
+    """Stands in for an attribute of modules while a model runs, and remembers that somebody asked for it."""
 
     def __init__(self):
-        self.asked = False
+        self.values, self.asked = {}, False  # values: {id of a module: what it is told}
 
     def __get__(self, module, owner):
-        self.asked = True
-        return False
+        if not sys._getframe(1).f_code.co_filename.endswith("torch/nn/modules/conv.py"):  # which only hands it on
+            self.asked = True
+        return self.values.get(id(module))
+
+
+class Listener(TorchFunctionMode):
+    """Hears every function that a model calls. width: whether its code may know how wide a layer is.
+
+    It may if it reads a size, or calls what is not in PLAIN, whose results are as wide as their labels say.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.inside = False, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func.__name__
+        name = func.__self__.__name__ if name == "__get__" else name.strip("_")
+        if not self.width and name not in PLAIN:
+            self.width = any(any(getattr(t, "_axes", ())) for t in tensors_in([*args, *kwargs.values()]))
+        self.inside += 1
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.inside -= 1
 
 
 @contextlib.contextmanager
@@ -498,6 +610,37 @@ def undisturbed(devices):
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+@contextlib.contextmanager
+def overheard(modules, training):
+    """While it lasts, modules are told the mode, and who asks for the mode or for a width is noted: {attribute: Asked}.
+
+    Modules keep their classes, for a model may look at them: their own attribute goes, so that the class's is found.
+    """
+    owners, kinds, gone = {"training": nn.Module} | SIZES_OF, {}, []
+    asked = {key: Asked() for key in owners}
+    for module in modules:
+        kind = type(module)
+        if kind not in kinds:
+            kinds[kind] = [key for key, owner in owners.items() if issubclass(kind, owner)]
+            if issubclass(kind, QUIET) or f"{kind.__module__}.{kind.__name__}" in DROPS:
+                kinds[kind].remove("training")
+        attributes = module.__dict__
+        for key in kinds[kind]:
+            if key in attributes:
+                value = attributes.pop(key)
+                gone.append((attributes, key, value))
+                asked[key].values[id(module)] = training if key == "training" else value
+    for key, owner in owners.items():
+        setattr(owner, key, asked[key])
+    try:
+        yield asked
+    finally:
+        for key, owner in owners.items():
+            delattr(owner, key)
+        for attributes, key, value in gone:
+            attributes.setdefault(key, value)
+
+
 def call(model, inputs):
     """model(inputs): a tensor, a tuple, or a dict by keyword. The inputs are copied."""
     inputs = tree_map(lambda v: v.clone(memory_format=torch.contiguous_format) if isinstance(v, Tensor) else v, inputs)
@@ -506,28 +649,14 @@ def call(model, inputs):
     return model(*([inputs] if isinstance(inputs, Tensor) else inputs))
 
 
-def run(model, inputs, mode, modes=(False, True)):
-    """The outputs in eval mode and in train mode, seen by a dispatch mode, and the modes (False: eval) that were run.
-
-    One run shows both where no module reads `training`. Modules keep their classes: a model may look at them.
-    """
-    outputs, watch = [], Asked()
-    live = [m for m in model.train(False).modules() if not isinstance(m, QUIET)]
-    with undisturbed({p.device for p in model.parameters() if p.is_cuda}):
-        for module in live:
-            del vars(module)["training"]  # so that the class's is found
-        nn.Module.training = watch
-        try:
-            with mode:
-                outputs.append(call(model, inputs))
-        finally:
-            del nn.Module.training
-        for module in live:
-            module.training = True
-        if watch.asked and True in modes:
-            with mode:
-                outputs.append(call(model, inputs))
-    return outputs, modes[: len(outputs)]
+def run(model, inputs, mode, training):
+    """Call a model under a dispatch mode: (outputs, whether it asked for `training`, whether it may know a width)."""
+    devices = {tensor.device for tensor in mode.tensors.values() if tensor.is_cuda}
+    with undisturbed(devices), overheard(walk(model).values(), training) as asked:
+        with mode.listener, mode:
+            outputs = call(model, inputs)
+    width = mode.listener.width or any(answer.asked for key, answer in asked.items() if key != "training")
+    return outputs, asked["training"].asked, width
 
 
 class Stop(Exception):
@@ -537,40 +666,40 @@ class Stop(Exception):
 class Replay(Watch):
     """Runs a narrowed model beside the log of the dense one. wrong: {step: what is wrong with it}.
 
-    Where a result has not the shape that the labels predict, zeros of that shape take its place, and the run goes on.
+    Nobody looks at the values: what takes long is not computed, as its shape is certain. Where a result has not the
+    shape that the labels predict, zeros of that shape take its place, and the run goes on.
     """
 
-    def __init__(self, tensors, log, stays):
-        """stays: (atoms,) bool, which are there. tensors: of the model."""
-        super().__init__(tensors)
+    def __init__(self, found, log, stays=None):
+        """found: {name: (tensor, ...)} of the model. stays: (atoms,) bool, which are there; None: all."""
+        super().__init__({name: tensor for name, (tensor, *_) in found.items()})
         self.log, self.stays, self.step, self.wrong, self.widths = log, stays, 0, {}, {}
-        for tensor in tensors:
-            tensor._axes = ()
+        for tensor in self.tensors.values():
+            tensor._axes = getattr(tensor, "_axes", ())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, (name, mutable) = kwargs or {}, name_of(func)
         inputs = tensors_in([*args, *kwargs.values()])
-        numbers = self.numbers(func, args, kwargs, inputs)
         if mutable:
             self.keep(inputs)
         if name == "clone":
             result = func(*args, **kwargs)
-            result._axes = ()
+            result._axes, result._from = getattr(inputs[0], "_axes", ()), source_of(inputs[0])
             return result
         k, self.step = self.step, self.step + 1
-        step = self.log[k] if k < len(self.log) else Step("nothing", [], [], [])
-        if name != step.name and not {name, step.name} <= VIEWS:
+        step = self.log[k] if k < len(self.log) else Step("nothing", [], [], [], [])
+        if name != step.name and not {name, step.name} <= VIEWS or [*map(source_of, inputs)] != step.sources:
             self.wrong[k] = "another path"
             raise Stop
-        if not same(numbers, step.numbers):
+        if not same(self.numbers(func, args, kwargs, inputs), step.numbers):
             self.wrong[k] = "a number that depends on a width"
-        try:
-            result = func(*args, **kwargs)
-        except FAILURES:
-            result = None
-        if step.data is not None:  # masks, indices and numbers that were read: those of the dense model
-            result = given_data(result, step.data)
-        out, shapes = tensors_in([result]), [self.predicted(shape, axes) for shape, axes in step.out]
+        shapes = [self.predicted(shape, axes) for shape, axes, _ in step.out]
+        if name in SLOW and all(contiguous for _, _, contiguous in step.out) and None not in shapes:
+            out = [inputs[0].new_zeros(shape) for shape in shapes]
+            result = out[0] if len(out) == 1 else tuple(out)
+        else:
+            result = self.compute(func, args, kwargs, step)
+            out = tensors_in([result])
         if len(out) != len(shapes) or any(s not in (None, t.shape) for t, s in zip(out, shapes, strict=True)):
             self.wrong.setdefault(k, LITERAL)
             if mutable or None in shapes or not shapes:
@@ -578,14 +707,22 @@ class Replay(Watch):
             like = inputs[0] if inputs else out[0]
             out = [like.new_zeros(shape) for shape in shapes]
             result = out[0] if isinstance(result, Tensor) or len(out) == 1 and name not in SPLITS else out
-        for tensor in out:
-            tensor._axes = ()
+        for i, tensor in enumerate(out):
+            tensor._axes, tensor._from = step.out[i][1] or (), (k, i)
         return result
+
+    def compute(self, func, args, kwargs, step):
+        """The operation's result, None if it fails; masks, indices and numbers are those of the dense model."""
+        try:
+            result = func(*args, **kwargs)
+        except FAILURES:
+            result = None
+        return result if step.data is None else given_data(result, step.data)
 
     def predicted(self, shape, axes):
         """The shape that the labels predict for this width, None if they predict nothing."""
-        if axes is None:
-            return None
+        if axes is None or self.stays is None:
+            return None if axes is None else shape
         sizes = list(shape)
         for d, axis in enumerate(axes):
             if axis:
@@ -595,23 +732,40 @@ class Replay(Watch):
         return torch.Size(sizes)
 
 
-def replay(model, inputs, log, stays, modes):
-    """{step of the log: what is wrong with it} when a narrowed model runs."""
-    tensors = [t for m in model.modules() for t in (m._parameters | m._buffers).values() if t is not None]
-    narrow = Replay(tensors, log, stays)
+def replay(model, inputs, training, narrow):
+    """Run a model beside the log in `narrow`, a Replay, whose `wrong` is filled: (outputs or None, as `run`)."""
     try:
-        run(model, inputs, narrow, modes)
+        results = run(model, inputs, narrow, training)
+        if narrow.step < len(narrow.log):
+            narrow.wrong.setdefault(narrow.step, "another path")
+        return results
     except Stop:
-        return narrow.wrong
-    except FAILURES:  # of the model's code, or of a reshape, which fails before it is an operation
+        return None
+    except Exception:  # of the model's code, or of a reshape, which fails before it is an operation
+        log = narrow.log
         k = min(narrow.step, len(log) - 1)
         views = [j for j, step in enumerate(log) if step.place and step.place == log[k].place]
         for j in views or [k]:  # the same line asks for the same shape in every block
             narrow.wrong.setdefault(j, LITERAL if views else "another path")
-        return narrow.wrong
-    if narrow.step < len(log):
-        narrow.wrong.setdefault(narrow.step, "another path")
-    return narrow.wrong
+        return None
+
+
+def walk(model):
+    """{path: module}, each once, in the order of model.named_modules() and several times as fast."""
+    found, seen, ahead = {}, set(), [("", model)]
+    while ahead:
+        path, module = ahead.pop()
+        if module is not None and id(module) not in seen:
+            seen.add(id(module))
+            found[path] = module
+            inside = [(f"{path}.{key}" if path else key, child) for key, child in module._modules.items()]
+            ahead += inside[::-1]
+    return found
+
+
+def source_of(tensor):
+    """Where a tensor comes from: a parameter's name, (step, output) of what was computed, None for all else."""
+    return getattr(tensor, "_from", None)
 
 
 def same(a, b):
@@ -663,13 +817,16 @@ def numbers_of(value):
     return [n for item in value for n in numbers_of(item)] if isinstance(value, (list, tuple)) else []
 
 
-def line(grid, first):
-    """(an axis along which the grid's values differ, (k, n) values along it); the last such axis unless `first`."""
+def line(grid, first, heads=None):
+    """(an axis along which the grid's values differ, (k, n) values along it).
+
+    It is the last such axis; the first if asked; one of size `heads` before the last, as in (B, N, 3, heads, dim).
+    """
     grid = grid[tuple(slice(None if step else 1) for step in grid.stride())]  # size 1 where all are equal
     varying = [d for d in range(grid.dim()) if (grid != grid.narrow(d, 0, 1)).any()]
     if not varying:
         return None, grid.flatten()[:0][None]
-    target = varying[0 if first else -1]
+    target = next((d for d in varying[-2::-1] if grid.shape[d] == heads), varying[0 if first else -1])
     grid = grid[tuple(slice(None if d in varying else 1) for d in range(grid.dim()))]
     return target, grid.movedim(target, -1).reshape(-1, grid.shape[target])
 
@@ -678,6 +835,12 @@ def line(grid, first):
 def name_of(func):
     """(name, whether it writes into an argument); add_ is add."""
     return func.overloadpacket.__name__.rstrip("_"), func._schema.is_mutable
+
+
+@functools.cache
+def no_sizes(func):
+    """Of each argument whether it is something else than a size."""
+    return [name not in SIZES for name in argument_names(func)]
 
 
 @functools.cache
@@ -700,10 +863,13 @@ RULES = {"convolution": "convolution", "cat": "cat", "stack": "cat", "constant_p
 RULES |= dict.fromkeys(("linear", "mm", "addmm", "bmm", "baddbmm", "mv", "dot", "vdot"), "matmul")
 RULES |= dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
                         "_batch_norm_with_update", "cudnn_batch_norm", "miopen_batch_norm"), "batch_norm")  # fmt: skip
-RULES |= dict.fromkeys(("_softmax", "_log_softmax", "native_layer_norm", "sum", "mean", "max", "amax", "min", "amin",
+RULES |= dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "sum", "mean", "max", "amax", "min", "amin",
                         "var", "std", "prod", "argmax", "argmin", "median", *SUMS, *KEEP_ZERO), "mix")  # fmt: skip
 RULES |= dict.fromkeys(("index", "index_select", "unfold", "index_put"), "places")
 RULES |= dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d"), "sample")
 RULES |= dict.fromkeys(("im2col", "col2im"), "columns")
 RULES |= dict.fromkeys(("view_as_real", "view_as_complex", "real", "imag"), "complex")
-RULES |= {"gather": "gather", "glu": "glu", "_weight_norm_interface": "weight_norm"}
+RULES |= dict.fromkeys(("native_layer_norm", "native_group_norm"), "normalise")
+RULES |= dict.fromkeys(("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+                        "_scaled_dot_product_efficient_attention"), "attention")  # fmt: skip
+RULES |= {"gather": "gather", "glu": "glu", "embedding": "embedding", "_weight_norm_interface": "weight_norm"}

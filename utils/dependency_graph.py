@@ -2,7 +2,7 @@
 
     python -m utils.dependency_graph resnet18          # groups of a model; what is fixed, and why
 
-    graph = DependencyGraph(model, images)             # runs copies of the model once in eval and once in train mode
+    graph = DependencyGraph(model, images)             # runs a copy of the model, in eval and in train mode
     plan = graph.plan(0.5, scores)                     # data: print it, save it, carry it out again later
     pruned = prune(model, plan)                        # a new model; the dense one is not touched
     error = verify(model, pruned, plan, images)        # equals the dense model with those channels set to zero
@@ -11,15 +11,18 @@ Every index of every axis of a parameter or buffer is an *atom*. While the model
 the atoms through its operations. An operation that needs channels to agree, such as an addition, ties their atoms. One
 that would compute something else without a channel freezes it: it can't leave. An unknown operation freezes all it
 touches. Atoms that are tied are a *unit*, kept or removed whole. Units that touch the same tensor axes are a *group*.
-Last, the model runs at about half width. A step whose result has another shape than predicted depends on a size written
-in the code, and freezes its channels. A step with another number among its arguments, or another step, freezes the
-groups whose width is to blame. docs/PRUNER.md explains all this on a small network.
+Last, where the model's code may know how wide a layer is, the model runs at about half width. A step whose result has
+another shape than predicted depends on a size written in the code, and freezes its channels. A step with another number
+among its arguments, or another step, freezes the groups whose width is to blame. docs/PRUNER.md explains all this on a
+small network.
 
 Needs torch, and channel_trace.py and verify.py beside it.
 """
 
 import argparse
+import contextlib
 import copy
+import gc
 import importlib.util
 import inspect
 import json
@@ -27,7 +30,7 @@ import math
 import os
 import sys
 from collections import Counter, OrderedDict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,12 +38,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from utils.channel_trace import FIXED, Axis, Trace, replay, run
+from utils.channel_trace import CONVOLUTION, FIXED, LITERAL, NORM, Axis, Replay, Trace, replay, run, walk
 from utils.verify import PruneError, first_line, verify
 
 __all__ = ["DependencyGraph", "Group", "Member", "Plan", "PruneError", "prune", "verify"]
 
-CONVOLUTION = nn.modules.conv._ConvNd
+
+HEAD_COUNTS, HEAD_WIDTHS = ("num_attention_heads", "num_heads", "n_heads"), ("attn_dim", "all_head_size", "inner_dim")
+PLAIN, TABLES = {type(None), bool, int, str, float}, {dict, OrderedDict, set, list, tuple}  # what modules mostly hold
 
 
 class Member(NamedTuple):
@@ -86,6 +91,8 @@ class Plan:
     shapes: dict  # of these tensors in the dense model
     groups: list  # of {"name", "size", "asked": ratio, "kept": units}
     notes: list  # where a request could not be met, and why
+    attributes: list = field(default_factory=list)  # of [path of a layer, attribute, value]: fewer heads
+    inexact: list = field(default_factory=list)  # groups that are cut though a norm's statistics change
 
     def __str__(self):
         rows = [f"{g['name']:<44}{g['size']:>6} ->{g['kept']:>6}   (to lose {g['asked']:.0%})" for g in self.groups]
@@ -143,21 +150,36 @@ class Plan:
         return None if all(isinstance(note, str) for note in self.notes) else "a note is no text"
 
 
+@contextlib.contextmanager
+def without_collection():
+    """Python does not look for garbage meanwhile, which takes as long as the work itself where much is in memory."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 class DependencyGraph:
     """The groups of a model, found by running copies of it on example inputs: a tensor, a tuple, or a dict by keyword.
 
     eval_only: leave out train mode, for models that need targets there; what only training uses is then frozen.
+    heads: {path of an attention layer: the attribute that holds its number of heads}; without it that of timm's and
+    transformers' layers. Heads leave whole. approximate: the widths of layer norms and group norms may change, which is
+    not exact; `inexact` names the groups, and `inexactness` measures them.
     groups: list[Group]. Raises PruneError if the model cannot be followed.
     """
 
-    def __init__(self, model, example_inputs, eval_only=False):
+    @without_collection()
+    def __init__(self, model, example_inputs, eval_only=False, heads=None, approximate=False):
         refuse(model)
-        self._modes = (False,) if eval_only else (False, True)
-        traced, self._spans, self._atoms, count = workbench(model), [], [], 1
-        found = tensors_of(traced)
+        bench, self._spans, self._atoms, count = Bench(model), [], [], 1
+        found = bench.found
         self._shapes = {name: [*tensor.shape] for name, (tensor, _, _) in found.items()}
         self._layers = {name: layers for name, (_, _, layers) in found.items()}
-        self._paths = {path for path, _ in model.named_modules()}
+        self._paths = walk(model)
         axes = {name: [None] * tensor.dim() for name, (tensor, _, _) in found.items()}
         for name, (tensor, module, _) in found.items():
             for axis, n in enumerate(tensor.shape[:2] if isinstance(module, CONVOLUTION) else tensor.shape):
@@ -166,112 +188,177 @@ class DependencyGraph:
                     self._spans.append(Span(name, axis, role_of(name, module, axis), count, count + n))
                     self._atoms.append(axes[name][axis])
                     count += n
+        self._axes = {(span.tensor, span.axis): k for k, span in enumerate(self._spans)}
         self._starts = torch.tensor([span.start for span in self._spans], dtype=torch.int64)
-        self._trace = Trace([(found[name][0], axes[name]) for name in found])
-        bench = Bench(traced, found)
-        outputs, self._modes = self._run(bench, example_inputs)
+        self._lengths = torch.tensor([span.stop - span.start for span in self._spans], dtype=torch.int64)
+        self._trace = Trace({name: tensor for name, (tensor, _, _) in found.items()}, axes, approximate)
+        self._heads = {}  # {path: (attributes that hold the number of heads or a multiple, their values)}
+        for path, attribute in (find_heads(model) if heads is None else heads).items():
+            self._heads[path] = head_counts(self._paths, path, attribute)
+            listen_to_heads(bench, path, self._heads[path][attribute], self._trace)
+        width_matters = self._trace_modes(bench, example_inputs, eval_only)
+        for span, atoms in zip(self._spans, self._atoms, strict=True):
+            if id(found[span.tensor][0]) not in self._trace.seen:
+                self._trace.freeze("never used", Axis(atoms))
+        self._solve()
+        while width_matters and (wrong := self._replay(bench, example_inputs, [group.name for group in self.groups])):
+            self._freeze_widths(wrong, bench, example_inputs)
+            self._solve()
+        del self._trace.log, self._logs
+
+    def _trace_modes(self, bench, inputs, eval_only):
+        """Trace eval mode, and train mode where that takes other steps. Whether the code may know how wide a layer is.
+
+        self._logs: [(training, log)] of the modes that differ to the model.
+        """
+        outputs, asked, width = self._traced(bench, inputs, False)
+        self._freeze_outputs(outputs)
+        self._logs = [(False, self._trace.log)]
+        if asked and not eval_only:
+            again = Replay(bench.reset({}), self._trace.log)
+            results = replay(bench.model, inputs, True, again)
+            if again.wrong:
+                self._trace.log = []
+                results = self._traced(bench, inputs, True)
+            self._freeze_outputs(results[0])
+            self._logs.append((True, self._trace.log))
+            width = width or results[2]
+        return width
+
+    def _freeze_outputs(self, outputs):
         for leaf in tree_leaves(outputs):
             if not isinstance(leaf, (Tensor, int, float, str, bool, type(None))):
                 raise PruneError(f"cannot see into an output of type {type(leaf).__name__}: return tensors or dicts")
             self._trace.freeze("model output", *(self._trace.of(leaf) if isinstance(leaf, Tensor) else []))
-        for span, atoms in zip(self._spans, self._atoms, strict=True):
-            if id(found[span.tensor][0]) not in self._trace.seen:
-                self._trace.freeze("never used", Axis(atoms))
-        self._solve(count)
-        while wrong := self._replay(bench, example_inputs, [group.name for group in self.groups]):
-            self._freeze_widths(wrong, bench, example_inputs)
-            self._solve(count)
-        del self._trace.log[:]
 
-    def _run(self, bench, inputs):
+    def _traced(self, bench, inputs, training):
         """`run` with errors in one sentence."""
+        bench.reset({})
         try:
-            return run(bench.model, inputs, self._trace, self._modes)
+            return run(bench.model, inputs, self._trace, training)
         except PruneError:
             raise
         except Exception as error:  # of the model's own code, which may raise anything
             text = f"{type(error).__name__}: {first_line(error)}"
-            if vars(bench.model).get("training"):
+            if training:
                 hint = "if its training needs targets, give eval_only=True"
                 raise PruneError(f"the model cannot run in train mode ({text}): {hint}") from error
             hint = "give as many inputs, of the shape and dtype, as its forward takes"
             raise PruneError(f"the model cannot run on the example inputs ({text}): {hint}") from error
 
-    def _solve(self, count):
-        """Tied atoms -> units -> groups. count: number of atoms. An atom's root stands for its unit."""
-        whole = {id(atoms): k for k, atoms in enumerate(self._atoms)}  # axes tied as a whole are found as a whole
-        kinds = [(whole.get(id(a)), whole.get(id(b))) for a, b in self._trace.edges]
-        block = connected(len(whole), *torch.tensor([(0, 0), *(k for k in kinds if None not in k)]).T)
-        self._block = block.tolist()  # of an axis: the first one that it is tied to
-        same = torch.arange(count)
-        lengths = torch.tensor([span.stop - span.start for span in self._spans], dtype=torch.int64)
-        same[1:] += (self._starts[block] - self._starts).repeat_interleave(lengths)
-        edges = [pair for pair, k in zip(self._trace.edges, kinds, strict=True) if None in k]
-        a, b = same[torch.cat([torch.stack(pair) for pair in edges] or [torch.ones(2, 1, dtype=torch.int64)], 1)]
-        fixed = (a == FIXED) | (b == FIXED)
-        self._trace.freezes["tied to a channel that is no parameter's"] = [a[fixed], b[fixed]]
-        root = self._root = connected(count, a[~fixed], b[~fixed])[same]
-        free = torch.ones(count, dtype=torch.bool)
-        free[root[torch.cat([root[:1], *(atoms for each in self._trace.freezes.values() for atoms in each)])]] = False
-        free = free[root]
-        atoms = (free & (same == torch.arange(count))).nonzero().flatten()  # one for all axes of a block
-        places, order = (root[atoms] * len(self._spans) + self._span(atoms)).sort(stable=True)
-        pairs = places.unique_consecutive()  # which unit is on which axis
-        codes = torch.randint(2**62, self._starts.shape, generator=torch.Generator().manual_seed(0))
-        kind = torch.zeros(count, dtype=torch.int64)  # of a root: units on the same set of axes have the same sum
-        kind.index_add_(0, pairs // len(self._spans), codes[pairs % len(self._spans)])
-        units = root[free].unique()
-        kinds, kind[units], sizes = kind[units].unique(return_inverse=True, return_counts=True)
-        units = units[kind[units].argsort(stable=True)].split(sizes.tolist())
-        number = torch.zeros(count, dtype=torch.int64)  # of a root within its group
-        for of_group in units:
-            number[of_group] = torch.arange(len(of_group))
-        places, order = (kind[root[atoms]] * len(self._spans) + self._span(atoms)).sort(stable=True)
-        atoms, (places, counts) = atoms[order], places.unique_consecutive(return_counts=True)
-        indices = (atoms - self._starts[self._span(atoms)]).split(counts.tolist())
-        numbers = number[root[atoms]].split(counts.tolist())
-        members, axes = [[] for _ in units], {}
-        for span, first in enumerate(self._block):
-            axes.setdefault(first, []).append(span)
-        for place, *parts in zip(places.tolist(), indices, numbers, strict=True):
-            k, first = divmod(place, len(self._spans))
-            for span in axes[first]:
-                members[k].append((self._spans[span].role != "out", span, Member(*self._spans[span][:3], *parts)))
+    def _solve(self):
+        """Tied atoms -> blocks -> units -> groups.
+
+        An example, b(a(x)) with a = Linear(1, 2) and b = Linear(2, 1); axes of size 1 have no atoms:
+
+            a.weight axis 0     atoms 1 2
+            a.bias axis 0       atoms 3 4     tied to 1 2 where the bias is added
+            b.weight axis 1     atoms 5 6     tied to 1 2 where b reads what a makes
+
+        Blocks: the three axes are tied as wholes, index by index. They are one block, in which atoms 1, 3 and 5 have
+        position 1, and 2, 4 and 6 position 2. Position 0 is that of FIXED.
+        Units: no other atoms are tied, so each position is a unit of its own. Nothing is frozen, so both are free.
+        Groups: both units lie in the same blocks, so they are one group of size 2.
+        Members: each axis of the block is one. Its index 0 is of unit 0, its index 1 of unit 1.
+        """
+        free = self._join_units(self._join_axes())
+        units = self._root[free]
+        pairs = (units * len(self._leaders) + self._place[free]).unique()  # which unit lies in which block
+        of_group, group, number = self._alike(pairs // len(self._leaders), pairs % len(self._leaders))
+        place, order = (group[units] * len(self._leaders) + self._place[free]).sort(stable=True)
+        place, counts = place.unique_consecutive(return_counts=True)
+        positions = free[order].split(counts.tolist())
+        members = [[] for _ in of_group]
+        for at, here in zip(place.tolist(), positions, strict=True):
+            k, block = divmod(at, len(self._leaders))
+            indices, numbers = here - self._begin[block], number[self._root[here]]
+            for span in self._blocks[block]:
+                name, axis, role, *_ = self._spans[span]
+                members[k].append((role != "out", span, Member(name, axis, role, indices, numbers)))
         self.groups, self._units = [], {}  # units: {group name: the root of each}
-        for entries, of_group in sorted(zip(members, units, strict=True), key=lambda pair: min(pair[0])[:2]):
+        for entries, roots in sorted(zip(members, of_group, strict=True), key=lambda pair: min(pair[0])[:2]):
             name = self._layers[min(entries)[2].tensor][0]
             while name in self._units:
                 name += "'"
-            of_name = [member for _, _, member in sorted(entries, key=lambda entry: entry[1])]
-            layers = dict.fromkeys(layer for member in of_name for layer in self._layers[member.tensor])
-            self.groups.append(Group(name, len(of_group), of_name, list(layers)))
-            self._units[name] = of_group
+            found = [member for _, _, member in sorted(entries, key=lambda entry: entry[1])]
+            layers = dict.fromkeys(layer for member in found for layer in self._layers[member.tensor])
+            self.groups.append(Group(name, len(roots), found, list(layers)))
+            self._units[name] = roots
 
-    def _span(self, atoms):
-        return torch.bucketize(atoms, self._starts, right=True) - 1
+    def _join_axes(self):
+        """Blocks of axes that are tied as wholes, and the positions of atoms. Returns the other ties, atoms (2, n)."""
+        axis_of = {id(atoms): k for k, atoms in enumerate(self._atoms)}
+        ends = [(axis_of.get(id(a)), axis_of.get(id(b))) for a, b in self._trace.edges]
+        wholes = torch.tensor([pair for pair in ends if None not in pair], dtype=torch.int64).view(-1, 2)
+        leader = connected(len(self._spans), *wholes.T)  # of an axis: the first one of its block
+        self._leaders, block = leader.unique(return_inverse=True)
+        self._blocks = [[] for _ in self._leaders]  # the axes of each
+        for span, k in enumerate(block.tolist()):
+            self._blocks[k].append(span)
+        sizes, lengths = self._lengths[self._leaders], self._lengths
+        self._begin = 1 + sizes.cumsum(0) - sizes  # the first position of each block
+        shift = (self._begin[block] - self._starts).repeat_interleave(lengths)
+        self._position = torch.arange(len(shift) + 1)
+        self._position[1:] += shift
+        self._place = torch.cat([torch.tensor([-1]), torch.arange(len(sizes)).repeat_interleave(sizes)])
+        rest = [torch.stack(pair) for pair, known in zip(self._trace.edges, ends, strict=True) if None in known]
+        return torch.cat([torch.zeros(2, 0, dtype=torch.int64), *rest], 1)
+
+    def _join_units(self, ties):
+        """Of each position its unit, which is the smallest position tied to it. Returns the positions that are free."""
+        a, b = self._position[ties]
+        fixed = (a == FIXED) | (b == FIXED)
+        self._trace.freezes["tied to a channel that is no parameter's"] = [ties[:, fixed].flatten()]
+        self._root = connected(len(self._place), a[~fixed], b[~fixed])
+        stays = torch.zeros(len(self._place), dtype=torch.bool)
+        stays[FIXED] = True
+        for atoms in self._trace.freezes.values():
+            stays[self._root[self._position[torch.cat(atoms)]]] = True
+        return (~stays[self._root]).nonzero().flatten()
+
+    def _alike(self, units, places):
+        """Units that lie in the same blocks: ([units of each group], group of each unit, number within its group).
+
+        units, places: (n,) int64, each pair once, sorted by unit.
+        """
+        codes = torch.randint(2**62, (len(self._leaders),), generator=torch.Generator().manual_seed(0))
+        sums = torch.zeros(len(self._place), dtype=torch.int64).index_add_(0, units, codes[places])
+        units = units.unique_consecutive()
+        _, group, sizes = sums[units].unique(return_inverse=True, return_counts=True)
+        of_group = units[group.argsort(stable=True)].split(sizes.tolist())
+        number = torch.zeros(len(self._place), dtype=torch.int64)
+        for roots in of_group:
+            number[roots] = torch.arange(len(roots))
+        return of_group, torch.zeros_like(number).index_copy_(0, units, group), number
 
     def _replay(self, bench, inputs, names):
-        """{step: what goes wrong} when these groups are narrowed to about half, an odd number where it can be."""
+        """{(run, step): what goes wrong} when the groups are about half as wide, odd where they can."""
         cut = {g.name: range(narrow_width(g.size), g.size) for g in self.groups if g.name in names}
-        sizes = {(name, axis): self._shapes[name][axis] - len(gone) for name, axis, gone in self.make_plan(cut).remove}
-        return replay(bench.narrowed(sizes), inputs, self._trace.log, ~self._gone(cut), self._modes) if sizes else {}
+        plan = self.make_plan(cut)
+        sizes = {(name, axis): self._shapes[name][axis] - len(gone) for name, axis, gone in plan.remove}
+        wrong, stays = {}, ~self._gone(cut)[self._position]
+        for number, (training, log) in enumerate(self._logs if sizes else ()):
+            narrow = Replay(bench.reset(sizes, plan.attributes), log, stays)
+            replay(bench.model, inputs, training, narrow)
+            wrong |= {(number, k): why for k, why in narrow.wrong.items()}
+        return wrong
 
     def _freeze_widths(self, wrong, bench, inputs):
-        """Freeze what must keep its width, that no step of the log goes wrong."""
-        log, stays = self._trace.log, ~self._gone({g.name: range(1, g.size) for g in self.groups})
-        literal = {}
-        for k, why in wrong.items():  # a literal size: it concerns the channels that the operation takes
-            free = [axis for axis in log[k].labels if not stays[axis.atoms].all()]
-            if "size" in why and free:
-                literal[k] = free
-        for k, free in literal.items():
-            self._trace.freeze(f"{log[k].name}: {wrong[k]}", *free)
+        """Freeze what must keep its width, that no step goes wrong."""
+        stays = ~self._gone({g.name: range(1, g.size) for g in self.groups})[self._position]
+        steps, literal = {key: self._logs[key[0]][1][key[1]] for key in wrong}, False
+        for key, why in wrong.items():  # a literal size: it concerns the channels that the operation takes
+            free = [axis for axis in steps[key].labels if not stays[axis.atoms].all()]
+            if why == LITERAL and free:
+                self._trace.freeze(f"{steps[key].name}: {why}", *free)
+                literal = True
         if literal:
             return
-        blamed = self._culprits(wrong, lambda names: self._replay(bench, inputs, names))
-        for k, names in blamed.items():
+        for key, names in self._culprits(wrong, lambda names: self._replay(bench, inputs, names)).items():
             for name in names:
-                self._trace.freeze(f"{log[k].name}: {wrong[k]}", Axis(self._units[name]))
+                member = next(g for g in self.groups if g.name == name).members[0]
+                atoms = self._atoms[self._axes[member.tensor, member.axis]][member.indices]
+                self._trace.freeze(f"{steps[key].name}: {wrong[key]}", Axis(atoms))
 
     def _culprits(self, wrong, narrowed):
         """{step: the groups whose width makes it go wrong}, found by narrowing half of the groups at a time.
@@ -299,7 +386,7 @@ class DependencyGraph:
         return left
 
     def _gone(self, units):
-        """(atoms,) bool: which leave with the given units, {group name: numbers}."""
+        """(positions,) bool: which leave with the given units, {group name: numbers}."""
         gone = torch.zeros(len(self._root), dtype=torch.bool)
         for name, numbers in units.items():
             gone[self._units[name][torch.tensor([*numbers], dtype=torch.int64)]] = True
@@ -321,10 +408,11 @@ class DependencyGraph:
         result = {}
         for why, atoms in self._trace.freezes.items():
             hit = torch.zeros(len(self._root), dtype=torch.bool)
-            hit[self._root[torch.cat(atoms)]] = True
-            spans, counts = self._span(hit[self._root][1:].nonzero().flatten() + 1).unique(return_counts=True)
-            for span, n in zip(spans.tolist(), counts.tolist(), strict=True):
-                result.setdefault(self._spans[span][:3], {})[why] = n
+            hit[self._root[self._position[torch.cat(atoms)]]] = True
+            blocks, counts = self._place[hit[self._root].nonzero().flatten()].unique(return_counts=True)
+            for block, n in zip(blocks.tolist(), counts.tolist(), strict=True):
+                for span in self._blocks[block] if block >= 0 else ():
+                    result.setdefault(self._spans[span][:3], {})[why] = n
         return result
 
     def summary(self):
@@ -347,11 +435,37 @@ class DependencyGraph:
 
     def make_plan(self, units, groups=(), notes=()):
         """The plan by which the given units leave: {group name: unit numbers}."""
-        gone, indices = self._gone(units), {}
-        for k in set(self._block):
-            indices[k] = gone[self._atoms[k]].nonzero().flatten().tolist()
-        cuts = [[s.tensor, s.axis, indices[k]] for s, k in zip(self._spans, self._block, strict=True) if indices[k]]
-        return Plan(cuts, {name: self._shapes[name] for name, _, _ in cuts}, list(groups), list(notes))
+        gone, cuts = self._gone(units), {}
+        for block, begin in enumerate(self._begin.tolist()):
+            size = int(self._lengths[self._leaders[block]])
+            if indices := gone[begin : begin + size].nonzero().flatten().tolist():
+                cuts |= dict.fromkeys(self._blocks[block], indices)  # one list for all axes of a block
+        remove = [[*self._spans[k][:2], cuts[k]] for k in sorted(cuts)]
+        attributes = []
+        for path, atoms in self._trace.split_heads.items():
+            left = int((~gone[self._position[atoms]]).sum())
+            if left < len(atoms):
+                attributes += [[path, key, n * left // len(atoms)] for key, n in self._heads[path].items()]
+        shapes = {name: self._shapes[name] for name, _, _ in remove}
+        inexact = [name for name in self.inexact if len(units.get(name, ()))]
+        return Plan(remove, shapes, list(groups), list(notes), attributes, inexact)
+
+    @property
+    def inexact(self):
+        """{group that is exact only approximately: [why]}; empty unless approximate=True."""
+        result = {}
+        for why, atoms in self._trace.inexact.items():
+            hit = torch.zeros(len(self._root), dtype=torch.bool)
+            hit[self._root[self._position[torch.cat([torch.zeros(0, dtype=torch.int64), *atoms])]]] = True
+            for name, roots in self._units.items():
+                if hit[roots].any():
+                    result.setdefault(name, []).append(why)
+        return result
+
+    def inexactness(self, model, inputs):
+        """{inexact group: the largest difference of the outputs of `verify` when half of this group leaves alone}."""
+        plans = {name: self.plan(0, ratios={name: 0.5}) for name in self.inexact}
+        return {name: verify(model, prune(model, plan), plan, inputs) for name, plan in plans.items()}
 
     def plan(self, ratio, scores=None, ratios=None, multiple=1, floor=1, protect_inputs=(), protect_outputs=()):
         """Choose what leaves: of each group the units with the lowest scores.
@@ -417,7 +531,7 @@ def tensors_of(model):
 
     The layer of a parametrised weight is the one that uses it.
     """
-    names, found, layers = {}, {}, dict(model.named_modules())
+    names, found, layers = {}, {}, walk(model)
     for path, module in layers.items():
         owner = path.split(".parametrizations.")[0]
         for key, tensor in (module._parameters | module._buffers).items():
@@ -457,58 +571,60 @@ def narrow_width(n):
 
 def refuse(model):
     """Raise PruneError for models that cannot be copied, run or cut."""
-    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+    modules = [*model.modules()]
+    if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
         raise PruneError("the model is scripted or traced: give the module that it was made from")
-    tensors = [t for m in model.modules() for t in (m._parameters | m._buffers).values() if t is not None]
-    kinds = {cls.__module__ for m in model.modules() for cls in type(m).__mro__}
+    tensors = [t for m in modules for t in (m._parameters | m._buffers).values() if t is not None]
+    kinds = {cls.__module__ for kind in {type(m) for m in modules} for cls in kind.__mro__}
     for bad, what in [
         (any(isinstance(t, nn.parameter.UninitializedTensorMixin) for t in tensors), "is lazy: run it once before"),
         (any(t.is_meta for t in tensors), "has tensors on the meta device: load its weights before"),
         (any(t.is_quantized for t in tensors) or any(".ao.nn.quantized" in kind for kind in kinds),
          "is quantised: prune it before"),
-        (not any(True for _ in model.parameters()), "has no parameters: there is nothing to prune"),
+        (not any(isinstance(t, nn.Parameter) for t in tensors), "has no parameters: there is nothing to prune"),
     ]:  # fmt: skip
         if bad:
             raise PruneError(f"the model {what}")
 
 
-def workbench(model):
-    """A copy to run and to mark. Parameters share the model's memory; buffers do not.
-
-    Memory is laid out so that operations are those that the code names (no as_strided).
-    """
-    swaps = {}
-    for old, _, _ in tensors_of(model).values():
-        tensor = old.detach() if isinstance(old, nn.Parameter) else old.detach().clone()
-        swaps[id(old)] = like(old, tensor.contiguous().view(-1).view(tensor.shape))  # strides of size 1 too
-    return duplicate(model, swaps)
-
-
 class Bench:
-    """A model that can be narrowed again and again; what its runs leave in its modules goes away before the next."""
+    """A copy of a model to run and to mark, again and again; what a run leaves in its modules goes before the next.
 
-    def __init__(self, model, found):
-        self.model, self._found = model, found
-        self._saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    Parameters share the model's memory; buffers do not. Memory is laid out so that operations are those that the code
+    names (no as_strided). found: as `tensors_of`.
+    """
 
-    def narrowed(self, sizes):
-        """The model with these sizes: {(tensor, axis): n}."""
+    def __init__(self, model):
         swaps = {}
-        for name, (old, _, _) in self._found.items():
-            cuts = [(axis, sizes[name, axis]) for axis in range(old.dim()) if (name, axis) in sizes]
-            if cuts:
-                tensor = old.detach()
-                for axis, n in cuts:
-                    tensor = tensor.narrow(axis, 0, n)
-                swaps[id(old)] = like(old, tensor.clone(memory_format=torch.contiguous_format))
-        for module, attributes, parameters, buffers in self._saved:
+        for old, _, _ in tensors_of(model).values():
+            tensor = old.detach() if isinstance(old, nn.Parameter) else old.detach().clone()
+            swaps[id(old)] = like(old, tensor.contiguous().view(-1).view(tensor.shape))  # strides of size 1 too
+        self.model = duplicate(model, swaps)
+        self.model.train(False)
+        self.found = tensors_of(self.model)
+        self._saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in walk(self.model).values()]
+
+    def reset(self, sizes, attributes=()):
+        """Make the model as it was, but with these sizes: {(tensor, axis): n}. Returns the tensors, as `found`.
+
+        attributes: as Plan's.
+        """
+        narrow = {}
+        for (name, axis), n in sizes.items():
+            narrow[name] = narrow.get(name, self.found[name][0].detach()).narrow(axis, 0, n)
+        swaps = {}
+        for name, tensor in narrow.items():
+            old = self.found[name][0]
+            swaps[id(old)] = like(old, tensor.clone(memory_format=torch.contiguous_format))
+        for module, as_it_was, parameters, buffers in self._saved:
             vars(module).clear()
-            vars(module).update(attributes)
-            module._parameters = {key: swaps.get(id(t), t) for key, t in parameters.items()}
-            module._buffers = {key: swaps.get(id(t), t) for key, t in buffers.items()}
-            if any(id(t) in swaps for t in parameters.values()) or any(id(t) in swaps for t in buffers.values()):
+            vars(module).update(as_it_was)
+            module.__dict__["_parameters"] = {key: swaps.get(id(t), t) for key, t in parameters.items()}
+            module.__dict__["_buffers"] = {key: swaps.get(id(t), t) for key, t in buffers.items()}
+            if swaps and any(id(t) in swaps for t in (*parameters.values(), *buffers.values())):
                 refit(module)
-        return self.model
+        set_attributes(self.model, attributes)
+        return {name: (swaps.get(id(tensor), tensor), *rest) for name, (tensor, *rest) in self.found.items()}
 
 
 def like(old, tensor):
@@ -516,6 +632,7 @@ def like(old, tensor):
     return nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
 
 
+@without_collection()
 def prune(model, plan):
     """A copy of the model without what the plan removes. Raises PruneError if the plan does not fit."""
     found = tensors_of(model)
@@ -535,22 +652,62 @@ def prune(model, plan):
     for name, tensor in new.items():
         old = found[name][0]
         swaps[id(old)] = like(old, tensor if name in plan.shapes else tensor.clone())
-    return duplicate(model, swaps)
+    pruned = duplicate(model, swaps)
+    set_attributes(pruned, plan.attributes)
+    return pruned
+
+
+def set_attributes(model, attributes):
+    """Set [path of a layer, attribute, value] of each."""
+    modules = walk(model) if attributes else {}
+    for path, key, value in attributes:
+        setattr(modules[path], key, value)
+
+
+def find_heads(model):
+    """{path: attribute with the number of heads} of the attention layers of timm and transformers."""
+    found = {}
+    for path, module in walk(model).items():
+        if type(module).__module__.partition(".")[0] in ("timm", "transformers"):
+            counts = [key for key in HEAD_COUNTS if isinstance(vars(module).get(key), int)]
+            if counts and "attention" in type(module).__name__.lower():
+                found[path] = counts[0]
+    return found
+
+
+def head_counts(modules, path, attribute):
+    """{attribute: value} of an attention layer: its number of heads, and the widths that follow it. PruneError."""
+    module = modules.get(path)
+    if isinstance(module, nn.MultiheadAttention):
+        raise PruneError(f"{path} is nn.MultiheadAttention, which computes its head size itself: its heads can't leave")
+    if module is None or type(getattr(module, attribute, None)) is not int:
+        raise PruneError(f"heads: {path!r} has no whole number {attribute!r}: name a layer and its number of heads")
+    widths = {key: value for key, value in vars(module).items() if key in HEAD_WIDTHS and type(value) is int}
+    return {attribute: getattr(module, attribute)} | widths
+
+
+def listen_to_heads(bench, path, count, trace):
+    """Tell the trace which attention layer is running."""
+    module = walk(bench.model)[path]
+    module.register_forward_pre_hook(lambda *_: trace.heads.append((path, count)))
+    module.register_forward_hook(lambda *_: trace.heads.pop() and None)
 
 
 def duplicate(model, swaps):
     """copy.deepcopy with {id of a tensor: what takes its place}, several times faster; layers fit their tensors."""
-    modules = [module for module in model.modules() if not hasattr(module, "__deepcopy__")]
+    modules = [module for module in walk(model).values() if not hasattr(module, "__deepcopy__")]
     memo = swaps | {id(module): module.__new__(type(module)) for module in modules}
     for module in modules:
-        new = vars(memo[id(module)])
-        for key, value in vars(module).items():  # most of it is numbers and empty tables
+        new = memo[id(module)].__dict__
+        for key, value in module.__dict__.items():  # most of it is numbers and empty tables
             kind = type(value)
-            if value is None or kind in (bool, int, str):
+            if kind in PLAIN:
                 new[key] = value
-            elif kind in (dict, OrderedDict) and all(id(item) in memo for item in value.values()):
-                new[key] = kind((name, memo[id(item)]) for name, item in value.items())
-            elif kind in (tuple, list, set) and all(type(item) is int for item in value):
+            elif kind in TABLES and not value:
+                new[key] = kind()
+            elif kind in (dict, OrderedDict) and all([id(item) in memo for item in value.values()]):
+                new[key] = kind([(name, memo[id(item)]) for name, item in value.items()])
+            elif kind in (tuple, list, set) and all([type(item) is int for item in value]):
                 new[key] = kind(value)
             else:
                 new[key] = copy.deepcopy(value, memo)
@@ -560,20 +717,25 @@ def duplicate(model, swaps):
 
 def refit(module):
     """Derive the sizes that a layer holds as attributes from its tensors."""
-    weight = getattr(module, "weight", None)
+    sizes, weight = vars(module), module._parameters.get("weight")
     if isinstance(module, CONVOLUTION):
-        multiplier, first, rest = module.out_channels // module.in_channels, *weight.shape[:2]
-        if 1 < module.groups == module.in_channels:  # depthwise
-            module.groups = first if module.transposed else first // multiplier
-        rest *= module.groups
-        module.in_channels, module.out_channels = (first, rest) if module.transposed else (rest, first)
+        weight, multiplier = module.weight, sizes["out_channels"] // sizes["in_channels"]
+        first, rest = weight.shape[:2]
+        if 1 < sizes["groups"] == sizes["in_channels"]:  # depthwise
+            sizes["groups"] = first if sizes["transposed"] else first // multiplier
+        rest *= sizes["groups"]
+        sizes["in_channels"], sizes["out_channels"] = (first, rest) if sizes["transposed"] else (rest, first)
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        sized = [t for t in (weight, module.running_mean) if t is not None]
-        module.num_features = len(sized[0]) if sized else module.num_features
+        sizes["out_features"], sizes["in_features"] = module.weight.shape
+    elif isinstance(module, NORM):
+        sized = [t for t in (weight, sizes["_buffers"].get("running_mean")) if t is not None]
+        sizes["num_features"] = len(sized[0]) if sized else sizes["num_features"]
     elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(weight)
+        sizes["num_parameters"] = len(module.weight)
+    elif isinstance(module, nn.LayerNorm) and weight is not None:
+        sizes["normalized_shape"] = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        sizes["num_channels"] = len(weight)
 
 
 @torch.no_grad()
