@@ -204,22 +204,17 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
     steps = max(1, len(images) // (args.batch_size * world))  # of an epoch
     augmented = args.preset == "default"
     student, losses = learner(args, generation, training, device)
-    ema = losses.ema
 
     # Optimizer; a resumed run goes on with its state
     optimizer, scheduler = make_optimizer(student, args.lr, args.epochs, steps, args.preset == "published")
+    moving = {"optimizer": optimizer, "scheduler": scheduler, "average": losses.ema}
     first_epoch, first_step, sums, best = number * args.epochs, 0, [0.0] * 4, -1.0
     torch.manual_seed(args.seed + 1000 * number + rank)  # augmentation differs between processes
     if state:
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
         first_epoch, first_step, sums, best = (state[key] for key in ("epoch", "step", "sums", "best"))
-        if ema:
-            ema.load_state_dict(state["average"])
-        checkpoint.set_rng_state(state["rng"][rank])
+        restore(state, moving, rank)
     model = distributed(student)
-    if rank == 0:
-        runs.cut_log(args.out, first_epoch)
+    first_process(lambda: runs.cut_log(args.out, first_epoch))
 
     def update(decay, x, y, wanted=None):  # all that a step changes on the device
         terms = losses.terms(model, x, y, wanted)
@@ -229,23 +224,21 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
         if augmented:
             nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        if ema:
-            kd_losses.update_ema(ema, student, decay)
+        if losses.ema:
+            kd_losses.update_ema(losses.ema, student, decay)
         return torch.stack((loss, *terms)).detach()
 
-    capture, every = (None, None) if world == 1 else (False, 1)  # several processes agree on every step
-    train_step, reader = CapturedStep(update, optimizer, capture=capture), LossReader(device, every)
+    train_step, reader = CapturedStep(update, optimizer), LossReader(device)
 
     def save(name: str, **more) -> None:
-        data = release.saved(student, origin["factory"], origin["arguments"], args.seed, labels.shape[1:])
-        checkpoint.save(args.out / name, data | more)
+        if rank == 0:
+            data = release.saved(student, origin["factory"], origin["arguments"], args.seed, labels.shape[1:])
+            checkpoint.save(args.out / name, data | more)
 
     def save_last(epoch: int, step: int, sums: list[float]) -> None:
-        inner = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        inner |= {"average": ema.state_dict()} if ema else {}
+        inner = {name: part.state_dict() for name, part in moving.items() if part}
         rng = gather(checkpoint.rng_state())
-        if rank == 0:
-            save("last.pt", epoch=epoch, step=step, sums=sums, best=best, rng=rng, **inner)
+        save("last.pt", epoch=epoch, step=step, sums=sums, best=best, rng=rng, **inner)
 
     last_epoch = (number + 1) * args.epochs
     for epoch in range(first_epoch, last_epoch):
@@ -254,10 +247,10 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
         rows = labels.shape[1] // 2 if half else labels.shape[1]
         student.train()
         began = time.perf_counter()
-        name = f"epoch {epoch + 1}/{args.generations * args.epochs}"
         todo = range(first_step, steps)
         chosen = (order[step * world + rank :: steps * world] for step in todo)  # each step and process takes its own
-        bar = tqdm(todo, name, unit="step", disable=rank > 0, file=sys.stderr)
+        title = f"epoch {epoch + 1}/{args.generations * args.epochs}"
+        bar = tqdm(todo, title, unit="step", disable=rank > 0, file=sys.stderr)
         for step, batch in zip(bar, gathered(taught, chosen, device), strict=True):
             x, y, wanted = prepare(Batch(*batch), training.palette, augmented, rows, args.mirror)
             decay = kd_losses.ema_decay(scheduler.last_epoch + 1) if augmented else 0.999  # steps with this one
@@ -281,20 +274,25 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
         result = evaluate(student, validation.images, validation.labels)
         if result["mean_iou"] > best:
             best = result["mean_iou"]
-            if rank == 0:
-                save("best.pt", epoch=epoch + 1, validation=result, chosen_by="masks" if args.beta else "teacher")
+            save("best.pt", epoch=epoch + 1, validation=result, chosen_by="masks" if args.beta else "teacher")
         means = dict(zip(("loss", "kd", "ce", "self"), (total / steps for total in sums), strict=True))
         judged = "validation_miou" if args.beta else "validation_agreement"
         line = {"epoch": epoch + 1, **means, "lr": scheduler.get_last_lr()[0], judged: result["mean_iou"]}
         line |= {"images_per_second": round(trained, 2)}
-        if rank == 0:
-            runs.log(args.out, **line)
-            print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
+        runs.tell(args.out, line)
         first_step, sums = 0, [0.0] * 4
         if rank == 0 and epoch + 1 == last_epoch < args.generations * args.epochs:
             checkpoint.save(args.out / f"generation_{number + 1}.pt", checkpoint.load(args.out / "best.pt"))
         save_last(epoch + 1, 0, sums)
     return True
+
+
+def restore(state: dict, parts: dict, rank: int) -> None:
+    """Put back what last.pt holds of optimizer, scheduler and EMA, and this process's random state."""
+    for name, part in parts.items():
+        if part:
+            part.load_state_dict(state[name])
+    checkpoint.set_rng_state(state["rng"][rank])
 
 
 def learner(args, generation: Generation, training: TrainingSet, device) -> tuple[nn.Module, kd_losses.Losses]:

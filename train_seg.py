@@ -195,8 +195,7 @@ def train(args, network, state: dict | None, training: TrainingSet, validation: 
         optimizer.step()
         return loss.detach()
 
-    capture, every = (None, None) if world == 1 else (False, 1)  # several processes agree on every step
-    train_step, losses = CapturedStep(update, optimizer, capture=capture), LossReader(device, every)
+    train_step, losses = CapturedStep(update, optimizer), LossReader(device)
 
     def save(name_of_file: str, **more) -> None:
         data = release.saved(network, name, arguments, args.seed, labels.shape[1:])

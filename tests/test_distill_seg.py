@@ -146,7 +146,7 @@ def test_a_run_killed_in_both_generations_ends_like_one_that_was_not(options, tm
     assert distill_seg.main([*argv, "--out", str(tmp_path / "whole")]) == 0
     argv += ["--out", str(tmp_path / "run")]
     # with epoch 1 validated but not logged; and in the second step of the second generation
-    for place, reached in (((distill_seg, "log", 1), (0, 2)), ((nn.utils, "clip_grad_norm_", 2), (1, 1))):
+    for place, reached in (((distill_seg.runs, "log", 1), (0, 2)), ((nn.utils, "clip_grad_norm_", 2), (1, 1))):
         assert kill_inside(*place, distill_seg.main, argv) == signal.SIGKILL
         state = checkpoint.load(tmp_path / "run/last.pt")
         assert (state["epoch"], state["step"]) == reached

@@ -156,6 +156,13 @@ def log(folder: str | Path, **values) -> None:
         file.write(json.dumps(values) + "\n")
 
 
+def tell(folder: str | Path, line: dict, **more) -> None:
+    """An epoch's line: printed, and with `more` in log.jsonl. Of several processes only the first one does it."""
+    if rank_and_world()[0] == 0:
+        log(folder, **line, **more)
+        print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
+
+
 def cut_log(folder: str | Path, epochs: int) -> None:
     """Drop lines of epochs that a resumed run will do again, and a last line that a kill left unfinished."""
     path = Path(folder) / "log.jsonl"

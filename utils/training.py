@@ -192,8 +192,8 @@ class CapturedStep:
             ask the GPU for a number (.item(), int(), if), and what it changes must stay where it is in memory.
         optimizer: fused; its parameters tell the device.
         ready: whether a step may be captured; asked before each one. Until then steps run as they are.
-        capture: (function, inputs) -> (launch, losses that each launch overwrites); None: cuda_graph on CUDA, else no
-            capture. False keeps every step as it is, as DistributedDataParallel needs it.
+        capture: (function, inputs) -> (launch, losses that each launch overwrites); None: cuda_graph on CUDA in a
+            single process, else no capture. False keeps every step as it is.
     """
 
     def __init__(
@@ -205,7 +205,8 @@ class CapturedStep:
     ):
         self.function, self.optimizer, self.ready = function, optimizer, ready
         self.device = optimizer.param_groups[0]["params"][0].device
-        if capture is None and self.device.type == "cuda" and not FAILED_GRAPHS:
+        alone = rank_and_world()[1] == 1  # DistributedDataParallel's collectives are not captured
+        if capture is None and self.device.type == "cuda" and alone and not FAILED_GRAPHS:
             capture = cuda_graph
         self.capture = capture or None
         self.stream = torch.cuda.Stream(self.device) if self.capture and self.device.type == "cuda" else None
@@ -296,11 +297,14 @@ def cuda_graph(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[C
 class LossReader:
     """Losses of the steps as numbers. Reading makes Python wait for the GPU, so on CUDA 50 are read at a time.
 
-    every: another number than that of READ_EVERY; 1 where processes must agree on each step.
+    Several processes read each step, because they must agree on it.
+
+    every: another number than that.
     """
 
     def __init__(self, device: torch.device, every: int | None = None):
-        self.every, self.waiting = every or READ_EVERY.get(device.type, 1), []
+        alone = rank_and_world()[1] == 1
+        self.every, self.waiting = every or (READ_EVERY.get(device.type, 1) if alone else 1), []
 
     def add(self, losses: Tensor, now: bool = False) -> list:
         """Note a step's losses, without gradient. The numbers of all steps that weren't read yet, or an empty list.
