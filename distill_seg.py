@@ -41,7 +41,17 @@ from models.rebuild import rebuild
 from utils import checkpoint, kd_losses, release, runs
 from utils.dependency_graph import PruneError
 from utils.evaluation import evaluate, keep_logits, labelled_by, read_training, recalibrate, report
-from utils.runs import RunError, StopSignal, check_loss, first_process, gather, join_processes, mean_over_processes, run
+from utils.runs import (
+    RunError,
+    StopSignal,
+    check_loss,
+    first_process,
+    gather,
+    in_turn,
+    join_processes,
+    mean_over_processes,
+    run,
+)
 from utils.training import (
     Batch,
     CapturedStep,
@@ -133,7 +143,7 @@ def _defaults(name: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     processes = join_processes(args.device)
-    rank, world, device = processes
+    _, world, device = processes
 
     # Networks
     args.teacher = args.teacher or release.default_teacher()
@@ -146,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     teacher = freeze(rebuild(of_teacher), device)
 
     # Data: with --beta 0 labels are read of those frames only that are scored at the end
-    args.data_dir = args.data_dir or first_process(lambda: default_set(args.workers), DataError)
+    args.data_dir = args.data_dir or in_turn(lambda: default_set(args.workers), DataError)
     label_free = args.beta == 0
     parts, sets = find_parts(args.data_dir, args.more_frames, label_free)
     if args.save_weights and not sets:
@@ -157,8 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     validation = Batch(*on_device(validation[:2], device))
 
     # The run's folder: written only now that everything could be read and built
-    last = args.out / "last.pt"
-    state = checkpoint.load(last) if args.resume and last.exists() else None
+    state = checkpoint.load_last(args.out, args.resume)
     checksums = {"training_pictures_sha256": digest, "teacher_sha256": checkpoint.sha256(args.teacher)}
     checksums |= {"student_sha256": checkpoint.sha256(args.student) if args.student else None}
     config = runs.config_of(args, processes=world, training_frames=len(training.images), **checksums)
@@ -169,9 +178,8 @@ def main(argv: list[str] | None = None) -> int:
     done = state["epoch"] // args.epochs if state else 0
     for number in range(done, args.generations):
         if number:
-            teacher = freeze(rebuild(checkpoint.load(args.out / f"generation_{number}.pt")), device)
-            if rank == 0:
-                print(f"generation {number + 1}: taught by the best student of generation {number}", flush=True)
+            teacher = freeze(rebuild(checkpoint.load_shared(args.out / f"generation_{number}.pt")), device)
+            runs.say(f"generation {number + 1}: taught by the best student of generation {number}")
         begun = state and number == done and state["epoch"] + state["step"] > done * args.epochs
         student = rebuild(state) if begun else new_student(of_student, args.from_scratch, args.seed)
         kept = keep_logits(teacher, training, args.out.parent) if args.alpha and args.keep_logits else None
@@ -179,19 +187,18 @@ def main(argv: list[str] | None = None) -> int:
         with StopSignal() as stop:
             finished = train(args, generation, training, validation, processes, stop)
         if not finished:
-            if rank == 0:
-                print(f"stopped; {last} holds everything, go on with --resume", file=sys.stderr)
+            runs.say(f"stopped; {args.out}/last.pt holds everything, go on with --resume", sys.stderr)
             return 130
 
     # Report the best epoch, once: as it is, or as it is handed on
-    best = checkpoint.load(args.out / "best.pt")
+    best = checkpoint.load_shared(args.out / "best.pt")
     if args.save_weights:
         best = release.released(best, None if label_free else training, device)
     facts = report(best, sets, args.data_dir, args.out, device)
     if args.save_weights:
         release.write(args.save_weights, best, facts)
-    if not sets and rank == 0:
-        print("no labels, so nothing was scored: log.jsonl has the agreement with the teacher")
+    if not sets:
+        runs.say("no labels, so nothing was scored: log.jsonl has the agreement with the teacher")
     return 0
 
 
@@ -214,7 +221,7 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
         first_epoch, first_step, sums, best = (state[key] for key in ("epoch", "step", "sums", "best"))
         restore(state, moving, rank)
     model = distributed(student)
-    first_process(lambda: runs.cut_log(args.out, first_epoch))
+    runs.cut_log(args.out, first_epoch)
 
     def update(decay, x, y, wanted=None):  # all that a step changes on the device
         terms = losses.terms(model, x, y, wanted)
@@ -231,9 +238,8 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
     train_step, reader = CapturedStep(update, optimizer), LossReader(device)
 
     def save(name: str, **more) -> None:
-        if rank == 0:
-            data = release.saved(student, origin["factory"], origin["arguments"], args.seed, labels.shape[1:])
-            checkpoint.save(args.out / name, data | more)
+        data = release.saved(student, origin["factory"], origin["arguments"], args.seed, labels.shape[1:])
+        checkpoint.save(args.out / name, data | more)
 
     def save_last(epoch: int, step: int, sums: list[float]) -> None:
         inner = {name: part.state_dict() for name, part in moving.items() if part}
@@ -281,8 +287,8 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
         line |= {"images_per_second": round(trained, 2)}
         runs.tell(args.out, line)
         first_step, sums = 0, [0.0] * 4
-        if rank == 0 and epoch + 1 == last_epoch < args.generations * args.epochs:
-            checkpoint.save(args.out / f"generation_{number + 1}.pt", checkpoint.load(args.out / "best.pt"))
+        if epoch + 1 == last_epoch < args.generations * args.epochs:
+            checkpoint.save(args.out / f"generation_{number + 1}.pt", checkpoint.load_shared(args.out / "best.pt"))
         save_last(epoch + 1, 0, sums)
     return True
 

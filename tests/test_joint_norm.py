@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from models.fake_quant import QuantReLU
 from models.joint_norm import JointBatchNorm, join_batch_norm
+from models.vgg10 import VGG10
 from tests.conftest import two_processes
 from utils.runs import join_processes
 from utils.training import distributed, joint_cross_entropy, recalibrate_batch_norm
@@ -82,3 +84,42 @@ def test_one_process_keeps_its_layers_and_its_loss(network, batch):
     logits = network(batch[0])
     ours = joint_cross_entropy(logits, batch[1], WEIGHTS, ignore_index=255)
     assert torch.equal(ours, nn.functional.cross_entropy(logits, batch[1], WEIGHTS, ignore_index=255))
+
+
+def test_thresholds_follow_the_percentile_of_the_joint_batch():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5000)
+    x[1] *= 3
+
+    def observed(x: torch.Tensor) -> dict:
+        activation, x = QuantReLU(4, percentile=99.0).train(), x.clone().requires_grad_()
+        y = activation(x)
+        y.square().mean().backward()
+        return {"threshold": activation.threshold.detach(), "y": y.detach(), "gradient": x.grad}
+
+    told = two_processes(lambda: observed(x[join_processes("cpu").rank]))
+    whole = observed(x)
+    for i, ours in enumerate(told):
+        assert torch.equal(ours["threshold"], whole["threshold"]) and torch.equal(ours["y"], whole["y"][i])
+        assert torch.allclose(ours["gradient"] / 2, whole["gradient"][i], atol=1e-7)
+    assert whole["gradient"].abs().max() > 0.01  # the one value that is the threshold bears the gradient of all clipped
+
+
+def test_a_quantised_network_with_frozen_statistics_has_the_gradients_of_the_joint_batch():
+    torch.manual_seed(0)
+    network, x, label = VGG10(4, filters=4, dense=8).eval(), torch.randn(8, 2, 1024), torch.arange(8)
+
+    def gradients(x: torch.Tensor, label: torch.Tensor) -> dict:
+        own = join_batch_norm(copy.deepcopy(network))
+        model = distributed(own, unused=True)
+        nn.functional.cross_entropy(model(x), label).backward()
+        return {name: parameter.grad for name, parameter in own.named_parameters()}
+
+    def half() -> dict:
+        rank = join_processes("cpu").rank
+        return gradients(x[4 * rank : 4 * rank + 4], label[4 * rank : 4 * rank + 4])
+
+    whole = gradients(x, label)
+    for ours in two_processes(half):
+        for name, value in whole.items():
+            assert torch.allclose(ours[name], value, rtol=1e-4, atol=1e-7), name

@@ -4,7 +4,8 @@
     data = load("runs/demo/last.pt")
     set_rng_state(data["rng"])
 
-A file that is handed on lies beside a JSON with its SHA-256 (`save_weights`); `load` checks it. Torch only.
+A file that is handed on lies beside a JSON with its SHA-256 (`save_weights`); `load` checks it. Torch and utils/runs.py
+only.
 """
 
 import hashlib
@@ -20,6 +21,8 @@ from typing import BinaryIO
 
 import torch
 
+from utils.runs import first_process, rank_and_world
+
 
 class CheckpointError(ValueError):
     """A checkpoint that can't be read or written; the message names the file, the fault and the remedy."""
@@ -28,13 +31,16 @@ class CheckpointError(ValueError):
 def save(path: str | Path, data: dict) -> None:
     """Write a dictionary of tensors and plain values; at no moment does `path` hold half a file.
 
+    Of several processes (torch.distributed) only the first one writes.
+
     Raises:
         CheckpointError: a value is neither tensor nor plain, or the disk refuses; a file at `path` stays as it was.
     """
     fault = _first_object(data)
     if fault:
         raise CheckpointError(f"{path}: {fault} is no tensor or plain value, convert it before saving")
-    _write(Path(path), lambda file: torch.save(data, file))
+    if rank_and_world()[0] == 0:
+        _write(Path(path), lambda file: torch.save(data, file))
 
 
 def save_weights(path: str | Path, data: dict, facts: dict) -> None:
@@ -94,6 +100,17 @@ def load(path: str | Path, device: str | torch.device = "cpu", kind: str | None 
         found = data.get("kind", "other")
         raise CheckpointError(f"{path}: {found} network, not a {kind} network; name another file, or train one")
     return data
+
+
+def load_shared(path: str | Path) -> dict:
+    """What the first process loads, in all of them: only its machine need have the run's folder. RunError: see load."""
+    return first_process(lambda: load(path), CheckpointError)
+
+
+def load_last(folder: Path, resume: bool) -> dict | None:
+    """last.pt of a run's folder if the run goes on and has one, in all processes. RunError: it can't be read."""
+    path = folder / "last.pt"
+    return first_process(lambda: load(path) if resume and path.exists() else None, CheckpointError)
 
 
 def sha256(path: str | Path) -> str:

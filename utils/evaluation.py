@@ -238,8 +238,7 @@ def keep_logits(teacher: nn.Module, training: TrainingSet, folder: str | Path) -
     logits = own.new_zeros(len(training.images), *own.shape[1:])
     logits[mine] = own
     sum_over_processes(logits)
-    if rank == 0:
-        checkpoint.save(path, {"logits": logits})
+    checkpoint.save(path, {"logits": logits})
     return logits
 
 
@@ -273,9 +272,11 @@ def evaluate_by_snr(
 
 def evaluate_amc(network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> torch.Tensor:
     """Counts int64 (SNRs, classes, classes) of some frames by SNR, true and predicted class; no autocast."""
-    place = torch.from_numpy(np.searchsorted(SNRS, frames.snrs[rows]))
-    todo = batches(frames, rows, of_device(AMC_BATCH, device), device=device)
-    return evaluate_by_snr(network, todo, place, len(MODULATIONS), len(SNRS))
+    rank, world = rank_and_world()
+    mine = rows[rank::world]
+    place = torch.from_numpy(np.searchsorted(SNRS, frames.snrs[mine]))
+    todo = batches(frames, mine, of_device(AMC_BATCH, device), device=device)
+    return sum_over_processes(evaluate_by_snr(network, todo, place, len(MODULATIONS), len(SNRS)))
 
 
 def amc_accuracy(network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> float:
@@ -361,10 +362,15 @@ class KeptLogits:
     def of(cls, teacher: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> "KeptLogits":
         """Ask a teacher on `device`, without autocast; `frames` has as many bits as its input."""
         teacher.eval()
-        todo = batches(frames, rows, of_device(AMC_BATCH, device), device=device)
-        total = -(-len(rows) // of_device(AMC_BATCH, device))
-        bar = tqdm(todo, "teacher", total, unit="batch", leave=False, file=sys.stderr)
-        return cls(rows, torch.cat([teacher(x).half() for x, _ in bar]))
+        rank, world = rank_and_world()
+        mine = slice(rank, None, world)
+        todo = batches(frames, rows[mine], of_device(AMC_BATCH, device), device=device)
+        total = -(-len(rows[mine]) // of_device(AMC_BATCH, device))
+        bar = tqdm(todo, "teacher", total, unit="batch", leave=False, disable=rank > 0, file=sys.stderr)
+        own = torch.cat([teacher(x).half() for x, _ in bar])
+        logits = own.new_zeros(len(rows), own.shape[1])
+        logits[mine] = own
+        return cls(rows, sum_over_processes(logits))
 
     def beside(self, pairs: Iterable, order: np.ndarray, batch_size: int) -> Iterable:
         """Batches (frames, labels) with the teacher's logits, float32 (B, classes), in third place.
@@ -396,10 +402,12 @@ def report_amc(
 
     Returns:
         `facts` and all results, plain values, as in result.json: "sets" has metrics.snr_scores of each network, "cost"
-        and "layers" the challenge's cost of the first.
+        and "layers" the challenge's cost of the first. In other processes than the first an empty dictionary.
     """
     # Scores of every network, and the cost of the first
     counts = {name: evaluate_amc(network, frames, rows, device) for name, network in networks.items()}
+    if rank_and_world()[0] > 0:
+        return {}
     sets = {name: snr_scores(values, MODULATIONS, SNRS) for name, values in counts.items()}
     first, network = next(iter(networks.items()))
     layers = inference_cost(network, torch.zeros(1, 2, network.samples, device=device))

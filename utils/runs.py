@@ -27,7 +27,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     import torch
@@ -150,21 +150,32 @@ def write_json(path: str | Path, values: dict) -> None:
         raise RunError(f"{path}: can't be written ({error.strerror}); choose another folder") from error
 
 
+# Of several processes only the first one speaks and writes the log.
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line at once."""
+    if rank_and_world()[0] == 0:
+        print(text, file=file, flush=True)
+
+
 def log(folder: str | Path, **values) -> None:
     """Append one line to log.jsonl."""
-    with open(Path(folder) / "log.jsonl", "a") as file:
-        file.write(json.dumps(values) + "\n")
+    if rank_and_world()[0] == 0:
+        with open(Path(folder) / "log.jsonl", "a") as file:
+            file.write(json.dumps(values) + "\n")
 
 
 def tell(folder: str | Path, line: dict, **more) -> None:
-    """An epoch's line: printed, and with `more` in log.jsonl. Of several processes only the first one does it."""
-    if rank_and_world()[0] == 0:
-        log(folder, **line, **more)
-        print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
+    """An epoch's line: printed, and with `more` in log.jsonl."""
+    log(folder, **line, **more)
+    say("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
 
 
 def cut_log(folder: str | Path, epochs: int) -> None:
     """Drop lines of epochs that a resumed run will do again, and a last line that a kill left unfinished."""
+    if rank_and_world()[0] > 0:
+        return
     path = Path(folder) / "log.jsonl"
     kept = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -187,7 +198,7 @@ def check_loss(value: float, epoch: int, step: int, folder: Path) -> None:
 def keep_lines(folder: str | Path, count: int) -> None:
     """Keep the first lines of log.jsonl: drop what was logged after the state that a resumed run goes on from."""
     path = Path(folder) / "log.jsonl"
-    if path.exists():
+    if rank_and_world()[0] == 0 and path.exists():
         path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:count]))
 
 
@@ -323,6 +334,8 @@ def single_process(device: str) -> torch.device:
 
 def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are: (0, 1) without torchrun."""
+    if "torch" not in sys.modules:  # nobody has joined any process
+        return 0, 1
     import torch.distributed as dist
 
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -344,6 +357,27 @@ def first_process(action: Callable[[], object], *errors: type[Exception]) -> obj
         value, fault = told
     if fault:
         raise RunError(fault)
+    return value
+
+
+def in_turn(action: Callable[[], object], *errors: type[Exception]) -> object:
+    """Let every process do what writes a file where it is missing, and return what it gives.
+
+    Rank 0 comes first, then one process of each other machine, then all others. So nothing is written twice, whether
+    the machines share a disk or not. One of `errors` in any process ends all of them, as RunError.
+    """
+    rank, _ = rank_and_world()
+    turn = 0 if rank == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+    value = fault = None
+    for present in range(3):
+        if present == turn:
+            try:
+                value = action()
+            except errors as error:
+                fault = str(error)
+        faults = [text for text in gather(fault) if text]
+        if faults:
+            raise RunError(faults[0])
     return value
 
 

@@ -326,12 +326,17 @@ class LossReader:
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-def distributed(network: nn.Module) -> nn.Module:
+def distributed(network: nn.Module, unused: bool = False) -> nn.Module:
     """The network for a training step: with several processes its gradients are their means, with one it is itself.
 
     Buffers are not sent around: batch norm must be joint (models/joint_norm.py), so that they are equal everywhere.
+
+    Args:
+        unused: a step may leave out some parameters; they get no gradient then, as with one process.
     """
-    return DistributedDataParallel(network, broadcast_buffers=False) if rank_and_world()[1] > 1 else network
+    if rank_and_world()[1] == 1:
+        return network
+    return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=unused)
 
 
 def joint_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, ignore_index: int = -100):
