@@ -76,7 +76,10 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(radioml_file, tmp_pat
 
     assert two_processes(interrupted) == [130, 130]
     state = checkpoint.load(tmp_path / "run/last.pt")
-    assert (state["progress"]["epochs"], state["progress"]["batch"]) == (1, 11)  # after an epoch of 624 / (16 * 2) = 19 steps
+    assert (state["progress"]["epochs"], state["progress"]["batch"]) == (
+        1,
+        11,
+    )  # after an epoch of 624 / (16 * 2) = 19 steps
     for name in ("run", "whole"):
         assert two_processes(lambda name=name: train_amc.main([*argv, str(tmp_path / name)])) == [0, 0]
     assert_equal(contents(tmp_path / "run"), contents(tmp_path / "whole"))
