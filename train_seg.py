@@ -11,6 +11,12 @@ of them live (the others meet only padding, models/fast_layers.py). The best epo
 Test, combined and own frames are scored once, at the end, with standard channels fitted to the network's bands
 (data/bands.py) and without. `python evaluate.py runs/seg/best.pt` scores the network on other frames. The run's folder
 (runs/seg unless --out names another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
+
+Several processes compute a step as one process with their joint batch does, up to rounding: batch norm's statistics,
+the class-weighted mean of the loss, and gradients are those of all frames. What differs: each process draws its own
+augmentation and dropout and takes the carriers that it adds from its own frames; steps are not CUDA graphs. The files
+are written by the first process; the other machines need the same input files and no run's folder. --resume needs as
+many processes as before.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from models.fake_quant import QuantReLU
 from models.joint_norm import JointBatchNorm, join_batch_norm
 from models.vgg10 import VGG10
 from tests.conftest import two_processes
-from utils.runs import join_processes
+from utils.runs import RunError, in_turn, join_processes, rank_and_world
 from utils.training import distributed, joint_cross_entropy, recalibrate_batch_norm
 
 WEIGHTS = torch.tensor([0.2, 1.0, 5.0])
@@ -76,6 +76,29 @@ def test_measuring_statistics_stays_within_a_process_and_bfloat16_is_summed_in_f
             assert torch.allclose(second["statistics"][name], value, atol=1e-6)
     for told in (first, second):
         assert torch.allclose(told["mean"], torch.full((4,), 0.12578125), atol=1e-6)
+
+
+def test_what_writes_a_file_is_done_by_one_process_and_then_by_the_others(tmp_path):
+    def find_or_make() -> bool:
+        found = (tmp_path / "file").exists()
+        (tmp_path / "file").touch()
+        return found
+
+    def refuse():
+        if rank_and_world()[0] == 1:
+            raise ValueError("no room")
+
+    def work() -> list:
+        join_processes("cpu")
+        values = [in_turn(find_or_make)]
+        try:
+            in_turn(refuse, ValueError)
+        except RunError as error:
+            values.append(str(error))
+        return values
+
+    assert two_processes(work) == [[False, "no room"], [True, "no room"]]
+    assert in_turn(lambda: 3) == 3
 
 
 def test_one_process_keeps_its_layers_and_its_loss(network, batch):

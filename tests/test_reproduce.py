@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -139,22 +140,39 @@ def facts(accuracy: float, score: float = 1.0) -> str:
 
 
 @pytest.mark.parametrize(
-    "new, old, ships",
-    [((0.5, 0.02), (0.5, 0.02), True), ((0.6, 0.03), (0.5, 0.02), False), ((0.4, 0.01), (0.5, 0.02), False)]
-    + [((0.6, 1.01), (0.5, 1.0), True), ((0.4, 0.9), (0.5, 1.0), False)],
+    "name, new, old, ships",
+    [
+        ("amc_fmp", (0.5, 0.02), (0.5, 0.02), True),
+        ("amc_fmp", (0.6, 0.03), (0.5, 0.02), False),
+        ("amc_fmp", (0.4, 0.01), (0.5, 0.02), False),
+        ("amc_baseline", (0.6, 1.01), (0.5, 1.0), True),
+        ("amc_baseline", (0.4, 0.9), (0.5, 1.0), False),
+    ],
 )
-def test_a_network_is_shipped_if_nothing_about_it_is_worse(new, old, ships, tmp_path):
+def test_a_network_is_shipped_if_nothing_about_it_is_worse(name, new, old, ships, tmp_path):
     out, into = tmp_path / "out", tmp_path / "into"
     (out / "weights").mkdir(parents=True)
-    (out / "scores/net").mkdir(parents=True)
-    (out / "weights/net.pt").write_text("new")
-    (out / "weights/net.json").write_text(facts(*new))
-    assert "shipped" in ship("net", out, into) and (into / "net.pt").read_text() == "new"  # none was there
-    (into / "net.pt").write_text("old")
-    (out / "scores/net/result.json").write_text(facts(*old))
-    told = ship("net", out, into)
-    assert ("not shipped" not in told) == ships and (into / "net.pt").read_text() == ("new" if ships else "old")
-    assert figures({"sets": {"test": {"mean_iou": 0.8}}}) == {"mean IoU": 0.8}
+    (out / "scores" / name).mkdir(parents=True)
+    (out / f"weights/{name}.pt").write_text("new")
+    (out / f"weights/{name}.json").write_text(facts(*new))
+    assert "shipped" in ship(name, out, into) and (into / f"{name}.pt").read_text() == "new"  # none was there
+    (into / f"{name}.pt").write_text("old")
+    (out / f"scores/{name}/result.json").write_text(facts(*old))
+    told = ship(name, out, into)
+    assert ("not shipped" not in told) == ships and (into / f"{name}.pt").read_text() == ("new" if ships else "old")
+    assert figures({"sets": {"test": {"mean_iou": 0.8}}}, pruned=False) == {"mean IoU": 0.8}
+
+
+def test_a_second_call_waits_for_the_first_and_for_steps_that_it_left_behind(tmp_path):
+    with reproduce.locked(tmp_path) as lock:
+        with pytest.raises(RunError, match="is at work"), reproduce.locked(tmp_path):
+            pass
+        step = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
+    with pytest.raises(RunError, match="is at work"), reproduce.locked(tmp_path):
+        pass
+    step.communicate(b"\n")
+    with reproduce.locked(tmp_path):
+        pass
 
 
 @pytest.mark.slow
