@@ -50,6 +50,7 @@ from utils.runs import (
     in_turn,
     join_processes,
     mean_over_processes,
+    path,
     run,
 )
 from utils.training import (
@@ -85,16 +86,16 @@ class Generation(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--student", type=Path, help=f"pruned network; default {release.OWN_PRUNED}, else cut here")
-    parser.add_argument("--teacher", type=Path, help=f"default {release.OWN_TEACHER}, else weights/seg_teacher.pt")
-    parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--more-frames", type=Path, nargs="+", default=[], metavar="DIR", help="train on these as well")
-    parser.add_argument("--out", type=Path, default=Path("runs/distill"), help="run folder, default runs/distill")
+    parser.add_argument("--student", type=path, help=f"pruned network; default {release.OWN_PRUNED}, else cut here")
+    parser.add_argument("--teacher", type=path, help=f"default {release.OWN_TEACHER}, else weights/seg_teacher.pt")
+    parser.add_argument("--data-dir", type=path, help="frames; default datasets/spectrum_sensing if there, else made")
+    parser.add_argument("--more-frames", type=path, nargs="+", default=[], metavar="DIR", help="train on these as well")
+    parser.add_argument("--out", type=path, default=Path("runs/distill"), help="run folder, default runs/distill")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
     parser.add_argument("--kd", nargs="+", choices=kd_losses.WEIGHT, default=["pixel"], help="added up")
-    parser.add_argument("--alpha", type=runs.real(0), default=1.0, help="of the teacher, default 1")
-    parser.add_argument("--beta", type=runs.real(0), default=1.0, help="of the labels, default 1; 0 reads none")
-    parser.add_argument("--gamma", type=runs.real(0), help=f"of the student's EMA, default {_defaults('gamma')}")
+    parser.add_argument("--alpha", type=runs.weight, default=1.0, help="of the teacher, default 1")
+    parser.add_argument("--beta", type=runs.weight, default=1.0, help="of the labels, default 1; 0 reads none")
+    parser.add_argument("--gamma", type=runs.weight, help=f"of the student's EMA, default {_defaults('gamma')}")
     parser.add_argument("--temperature", type=runs.positive, help=f"of pixel KD, default {_defaults('temperature')}")
     parser.add_argument("--keep-logits", action="store_true", help="ask the teacher once a frame, before augmentation")
     parser.add_argument(
@@ -106,7 +107,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=runs.count, help=f"of a generation, default {_defaults('epochs')}")
     parser.add_argument("--batch-size", type=runs.count, help=f"for each process, default {_defaults('batch_size')}")
     parser.add_argument("--lr", type=runs.positive, help=f"highest learning rate, default {_defaults('lr')}")
-    parser.add_argument("--seed", type=runs.whole(0), default=0, help="of order, augmentation, new weights")
+    parser.add_argument("--seed", type=runs.seed, default=0, help="of order, augmentation, new weights")
     parser.add_argument(
         "--save-every", type=runs.count, metavar="N", help="steps between two last.pt, default 200, CUDA 1000"
     )
@@ -114,8 +115,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, half precision, + JSON"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
     on_cuda = args.device.startswith("cuda")
     defaults = PRESETS[args.preset] | {"save_every": 1000 if on_cuda else 200}
@@ -162,12 +163,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.save_weights and not sets:
         raise RunError(f"{args.data_dir} has no labels to score by: leave --save-weights out and take best.pt")
     training, digest = read_training(parts["train"], args.preset == "default", teacher if label_free else None)
+    args.batch_size = max(2, min(args.batch_size, len(training.images)))  # more would be the same frames again
     shown = parts["validation"]
     validation = labelled_by(teacher, read_pictures(shown)) if label_free else Batch(*read_tensors(shown))
     validation = Batch(*on_device(validation[:2], device))
 
     # The run's folder: written only now that everything could be read and built
-    state = checkpoint.load_last(args.out, args.resume)
+    form = release.TRAINING | {"epoch": range(args.epochs * args.generations + 1), "sums": [float] * 4}
+    form |= {"average": dict[str, torch.Tensor]} if args.gamma else {}
+    state = checkpoint.resumed(args.out / "last.pt", args.resume, form, rebuild, "segmentation")
     checksums = {"training_pictures_sha256": digest, "teacher_sha256": checkpoint.sha256(args.teacher)}
     checksums |= {"student_sha256": checkpoint.sha256(args.student) if args.student else None}
     config = runs.config_of(args, processes=world, training_frames=len(training.images), **checksums)
@@ -191,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
             return 130
 
     # Report the best epoch, once: as it is, or as it is handed on
-    best = checkpoint.load_shared(args.out / "best.pt")
+    best = checkpoint.load_shared(args.out / "best.pt", kind="segmentation")
     if args.save_weights:
         best = release.released(best, None if label_free else training, device)
     facts = report(best, sets, args.data_dir, args.out, device)

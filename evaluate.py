@@ -38,16 +38,20 @@ ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # faults that a us
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="networks of one kind")
-    parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--data-file", type=Path, help="modulations, HDF5; default a known file if there, else made")
+    parser.add_argument("checkpoints", type=runs.path, nargs="+", metavar="CHECKPOINT", help="networks of one kind")
+    parser.add_argument(
+        "--data-dir", type=runs.path, help="frames; default datasets/spectrum_sensing if there, else made"
+    )
+    parser.add_argument(
+        "--data-file", type=runs.path, help="modulations, HDF5; default a known file if there, else made"
+    )
     parser.add_argument("--part", choices=["test", "all"], help="default all frames of a folder, test of a file")
     parser.add_argument(
         "--bits", type=runs.whole(2, 8), default=8, help="of the challenge's networks, whose files don't hold it"
     )
-    parser.add_argument("--out", type=Path, help="folder for result.json and pictures, default none")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument("--out", type=runs.path, help="folder for result.json and pictures, default none")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     return parser.parse_args(argv)
 
 
@@ -62,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.data_dir:
             raise RunError(f"{args.checkpoints[0]} names modulations: give it frames with --data-file, not --data-dir")
         networks = {path: from_checkpoint(checkpoint.load(path), args.bits) for path in folders}
+        runs.lock(args.out)
         file = args.data_file or default_file(args.workers)
         print(compare_modulations(networks, file, args.part or "test", folders, device))
     else:
@@ -70,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{args.checkpoints[0]} is for spectrograms: give it frames with --data-dir, not --data-file"
             )
         saved = {path: release.load_segmentation(path) for path in folders}
+        runs.lock(args.out)
         root = args.data_dir or default_set(args.workers)
         print(compare_segmentation(saved, root, args.part or "all", folders, device))
     return 0

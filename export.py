@@ -29,7 +29,7 @@ from models.rebuild import build, rebuild
 from models.vgg10 import VGG10, from_checkpoint
 from utils import checkpoint, export, release, runs
 from utils.dependency_graph import PruneError, zero_pad_channels
-from utils.runs import RunError, command, hardware, run, write_json
+from utils.runs import RunError, command, hardware, path, run, single_process, write_json
 
 # Faults that a user can mend: one sentence, exit code 2
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError, export.ExportError)
@@ -38,14 +38,14 @@ FRAMES, AMC_FRAMES = 20, 500  # to compare on
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of a training script, or from weights/")
-    parser.add_argument("file", type=Path, metavar="FILE", help="ends in .pt2 or .onnx")
-    parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--data-file", type=Path, help="modulations, HDF5; default a known file if there, else made")
+    parser.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="of a training script, or from weights/")
+    parser.add_argument("file", type=path, metavar="FILE", help="ends in .pt2 or .onnx")
+    parser.add_argument("--data-dir", type=path, help="frames; default datasets/spectrum_sensing if there, else made")
+    parser.add_argument("--data-file", type=path, help="modulations, HDF5; default a known file if there, else made")
     parser.add_argument(
         "--bits", type=runs.whole(2, 8), default=8, help="of the challenge's networks, whose files don't hold it"
     )
-    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
     if args.file.suffix not in (".pt2", ".onnx"):
         parser.error("FILE must end in .pt2 or .onnx")
@@ -54,6 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    single_process("cpu")
     data = checkpoint.load(args.checkpoint)
     torch.set_num_threads(1)  # the speeds are of one thread
     if data.get("kind") == "segmentation":

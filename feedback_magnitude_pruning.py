@@ -42,7 +42,7 @@ from utils.cost import challenge_score, papers_compression
 from utils.dependency_graph import PruneError
 from utils.kd_losses import pixel_kd
 from utils.pruning_masks import MOVES, SCORES, Cuts, Moves, Pruned, Series, apply_masks, cost_of
-from utils.runs import RunError, StopSignal, command, first_process, in_turn, mean_over_processes, rank_and_world, say
+from utils.runs import RunError, StopSignal, command, first_process, in_turn, mean_over_processes, path, rank_and_world
 from utils.training import CapturedStep, LossReader, Progress, bf16_autocast, distributed, epoch_rows, falling_rate
 
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # what a user can mend: exit code 2
@@ -50,6 +50,7 @@ BASELINE = Path(__file__).parent / "weights" / "amc_baseline.pt"
 PRESETS = {"imp-4bit": ("imp", 4)} | {f"fmp-{bits}bit": ("fmp", bits) for bits in range(4, 9)}  # method and bits
 SMALL_BUDGET = 12  # default of --budget with the small generated file
 SHARE = runs.real(above=0, most=1)
+BEST = {"command": str, "history": list[str], "validation": float, "masks": dict[str, torch.Tensor]}  # in best.pt
 
 
 @dataclass
@@ -67,32 +68,32 @@ class State:
     lines: int = 0  # of log.jsonl: a resumed run drops later ones, so that none is written twice
     stale: bool = False  # a replayed fault: the optimizer moves a network that has been given up
     finished: bool = False
-    rows: list[dict] = field(default_factory=list)  # one for each step, see add_row
+    rows: list[pruning_masks.Row] = field(default_factory=list)  # one for each step, see add_row
     recovery: Progress = field(default_factory=Progress)  # of the training after the latest cut
     held: bool = False  # whether the latest look saw the accuracy held
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-file", type=Path, help=f"HDF5; default {' or '.join(KNOWN_FILES)} if there, else made")
-    parser.add_argument("--out", type=Path, default=Path("runs/fmp"), help="run folder, default runs/fmp")
-    parser.add_argument("--checkpoint", type=Path, default=BASELINE, help="prune it; default weights/amc_baseline.pt")
-    parser.add_argument("--teacher", type=Path, help="sets the accuracy to hold, and teaches; default --checkpoint")
+    parser.add_argument("--data-file", type=path, help=f"HDF5; default {' or '.join(KNOWN_FILES)} if there, else made")
+    parser.add_argument("--out", type=path, default=Path("runs/fmp"), help="run folder, default runs/fmp")
+    parser.add_argument("--checkpoint", type=path, default=BASELINE, help="prune it; default weights/amc_baseline.pt")
+    parser.add_argument("--teacher", type=path, help="sets the accuracy to hold, and teaches; default --checkpoint")
     parser.add_argument("--preset", choices=PRESETS, help="a published run; default fmp-4bit")
     parser.add_argument("--method", choices=["imp", "fmp"], help="default from the preset")
     parser.add_argument("--bits", type=runs.whole(2, 8), help="of weights and activations; default from the preset")
     parser.add_argument("--keep-bits", action="store_true", help="keep the widths of --checkpoint instead")
     parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
-    parser.add_argument("--seed", type=runs.whole(0), default=0, help="of the order of frames; the split is fixed")
+    parser.add_argument("--seed", type=runs.seed, default=0, help="of the order of frames; the split is fixed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument("--save-every", type=runs.count, metavar="N", help="steps a last.pt, default 200, CUDA 1000")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     parser.add_argument("--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, + JSON")
     cuts = parser.add_argument_group("cuts")
     cuts.add_argument("--p", type=SHARE, default=0.2, help="share of remaining weights to prune, default .2")
-    cuts.add_argument("--n", type=runs.real(above=1), default=2.0, help="divides p after a failure, default 2")
-    cuts.add_argument("--min-p", type=runs.positive, help="least p; default .05, structured .01, prune .02")
+    cuts.add_argument("--n", type=runs.real(above=1, most=99), default=2.0, help="divides p after a failure, default 2")
+    cuts.add_argument("--min-p", type=SHARE, help="least p; default .05, structured .01, prune .02")
     ways, tells = ["structured", "unstructured"], "whole filters, or single weights (default); several in turn"
     cuts.add_argument("--p-methods", nargs="+", choices=ways, default=["unstructured"], help=tells)
     tells = "feedback chooses among these instead (utils/pruning_masks.py: Moves), default all"
@@ -107,12 +108,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     after.add_argument("--patience", type=runs.count, default=15, help="epochs without improvement, default 15")
     after.add_argument("--budget", type=runs.count, help=f"most epochs of all; with the small file {SMALL_BUDGET}")
     after.add_argument("--epoch-frames", type=runs.count, help="frames of an epoch, default the whole training part")
-    after.add_argument("--batch-size", type=runs.count, help="for each process, default 128, on CUDA 512")
+    after.add_argument("--batch-size", type=runs.whole(2), help="for each process, default 128, on CUDA 512")
     after.add_argument("--lr", type=runs.positive, help="of Adam after each cut, default 1e-3, on CUDA 2e-3")
     after.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
     after.add_argument("--fine-tune", action="store_true", help="recover at a tenth of --lr instead of rewinding it")
-    after.add_argument("--alpha", type=runs.real(0), default=0.0, help="of the teacher (KD), default 0")
-    after.add_argument("--beta", type=runs.real(0), default=1.0, help="of the labels, default 1")
+    after.add_argument("--alpha", type=runs.weight, default=0.0, help="of the teacher (KD), default 0")
+    after.add_argument("--beta", type=runs.weight, default=1.0, help="of the labels, default 1")
     after.add_argument("--temperature", type=runs.positive, default=1.0, help="of KD, default 1")
     args = parser.parse_args(argv)
     method, bits = PRESETS[args.preset or f"{args.method or 'fmp'}-4bit"]
@@ -142,11 +143,10 @@ def main(argv: list[str] | None = None) -> int:
     parts = split(source)
     cuts = Cuts(args.method, args.n, args.p, args.min_p, args.score, args.replay_faults)
     last = args.out / "last.pt"
-    before = checkpoint.load_last(args.out, args.resume)
+    form = {"masks": dict[str, torch.Tensor], "state": State}
+    before = checkpoint.resumed(last, args.resume, form, from_checkpoint, "modulation")
     if before:
-        model, state = Pruned(rebuild(before), before["masks"]), checkpoint.restored(State, before["state"], last)
-        state.recovery = checkpoint.restored(Progress, before["state"]["recovery"], last)
-        state.feedback = pruning_masks.feedback_of(before["state"]["feedback"])
+        model, state = Pruned(rebuild(before), before["masks"]), checkpoint.restored(State, before["state"])
     else:
         model, state = begin(args, cuts, source, parts["validation"], device)
     model = model.to(device)
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     config = runs.config_of(args, processes=world, training_frames=len(parts["train"]), data=fingerprint(frames))
     must_match = runs.decisive(config, "checkpoint", "teacher")
     first_process(lambda: runs.start(args.out, config, args.resume, must_match), RunError)
-    runs.keep_lines(args.out, state.lines)
+    state.lines = first_process(lambda: runs.keep_lines(args.out, state.lines))
     frames = resident(frames, device)
     judge = evaluation.Judge(frames, parts, device, state.goal, state.first_goal)
     taught = None
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     with StopSignal() as stop:
         while not state.finished:
             if not recover(args, model, optimizer, state, judge, taught, stop):
-                say(f"stopped; {last} holds everything, go on with --resume", sys.stderr)
+                runs.say(f"stopped; {last} holds everything, go on with --resume", sys.stderr)
                 return 130
             model = keep_or_go_back(args.out, model, state, cuts)
             spent = state.epoch >= (args.budget or math.inf)
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
             save_last(args.out, model, optimizer, state)
 
     # Score the result, and the network without any cut, on the test part, once
-    best = checkpoint.load_shared(args.out / "best.pt")
+    best = checkpoint.load_shared(args.out / "best.pt", "cpu", "modulation", BEST)
     if args.save_weights:  # what is reported is then what that file holds
         best["state_dict"] = checkpoint.halve(best["state_dict"])
     facts = report(args, best, state, frames, parts["test"], device)
@@ -202,7 +202,7 @@ def begin(args, cuts: Cuts, source: Frames, rows, device: torch.device) -> tuple
     codes = in_turn(lambda: open_cache(source, teacher.input.bits), DataError)
     reference, on_first_look = evaluation.Judge.references(teacher, codes, rows, device)
     goal, first_goal = (args.threshold or args.keep * accuracy for accuracy in (reference, on_first_look))
-    say(f"{args.teacher}: {reference:.4f} on validation, to be held: {goal:.4f}")
+    runs.say(f"{args.teacher}: {reference:.4f} on validation, to be held: {goal:.4f}")
     network = from_checkpoint(data)
     if not args.keep_bits:
         network = network.requantised(args.bits)
@@ -310,7 +310,7 @@ def keep_or_go_back(out: Path, model: Pruned, state: State, cuts: Cuts) -> Prune
     state.feedback.note(good, cost["score"], cuts)
     if good:
         return model
-    best = checkpoint.load_shared(out / "best.pt")
+    best = checkpoint.load_shared(out / "best.pt", "cpu", "modulation", BEST)
     state.stale = cuts.replay_faults  # as published: the optimizer moves another network, and the masks are lost
     masks = pruning_masks.ones(best["masks"]) if cuts.replay_faults else best["masks"]
     return Pruned(rebuild(best), masks).to(next(model.network.parameters()).device)
@@ -328,7 +328,7 @@ def add_row(out: Path, cost: dict, state: State, good: bool) -> None:
     runs.log(out, epoch=state.epoch, **row)
     state.lines += 1
     shown = {key: f"{value:.6g}" if type(value) is float else value for key, value in row.items() if key != "probed"}
-    say("  ".join(f"{key} {value}" for key, value in shown.items()))
+    runs.say("  ".join(f"{key} {value}" for key, value in shown.items()))
 
 
 def save_last(out: Path, model: Pruned, optimizer: torch.optim.Adam, state: State) -> None:
@@ -349,7 +349,7 @@ def report(args, best: dict, state: State, frames, rows, device: torch.device) -
     facts |= {"validation": best["validation"], "epochs": state.epoch, "steps": state.rows}
     facts |= {"true_compression": true, "compression_by_the_papers_formula": formula}
     facts = evaluation.report_amc(networks, frames, rows, device, facts, out)
-    say(f"true compression {true:.2f}x (the paper's formula, 1 / (1 - p) of each good step: {formula:.2f}x)")
+    runs.say(f"true compression {true:.2f}x (the paper's formula, 1 / (1 - p) of each good step: {formula:.2f}x)")
     if facts:
         pictures.draw_steps(out / "pictures" / "score_and_accuracy.png", state.rows)
     return facts

@@ -25,6 +25,7 @@ table.png and result.json. Fine-tune with distill_seg.py.
 
 import argparse
 import csv
+import io
 import math
 import sys
 from dataclasses import asdict
@@ -47,7 +48,7 @@ from utils import checkpoint, cost, importance, pictures, release, runs
 from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify
 from utils.evaluation import evaluate
 from utils.importance import Entry, Recipe, choose_plan, find_entries, set_importance
-from utils.runs import RunError, command, config_of, decisive, hardware, log, run, single_process, start, write_json
+from utils.runs import RunError, command, config_of, decisive, log, path, run, single_process, start, write_json
 from utils.training import Batch, recalibrate_batch_norm
 
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # one sentence, exit code 2
@@ -84,9 +85,9 @@ class Scorer(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, help=f"default {release.OWN_TEACHER}, else weights/seg_teacher.pt")
-    parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--out", type=Path, default=Path("runs/pruned"), help="run folder, default runs/pruned")
+    parser.add_argument("--teacher", type=path, help=f"default {release.OWN_TEACHER}, else weights/seg_teacher.pt")
+    parser.add_argument("--data-dir", type=path, help="frames; default datasets/spectrum_sensing if there, else made")
+    parser.add_argument("--out", type=path, default=Path("runs/pruned"), help="run folder, default runs/pruned")
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument("--variant", choices=("coded", "written"), default="coded", help="of the published formula")
     parser.add_argument(
@@ -112,12 +113,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=runs.count, default=1, help="cuts until the target, default 1")
     parser.add_argument("--recovery", type=runs.count, default=100, help="training steps between two cuts, default 100")
-    parser.add_argument(
-        "--seed", type=runs.whole(0), default=0, help="of the frames chosen, of recovery and random scores"
-    )
+    parser.add_argument("--seed", type=runs.seed, default=0, help="of the frames chosen, of recovery and random scores")
     parser.add_argument("--resume", action="store_true", help="nothing to do if --out holds the finished run")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
     runs.fill_in(args, PRESETS[args.preset])
     if args.target_params and args.target_macs:
@@ -207,7 +206,7 @@ def read_parts(folder: Path, probe_frames: int, seed: int, device: torch.device)
     frames = parts["train"]
     n = min(probe_frames, len(frames) // 2)
     if n < 2 or not parts["validation"]:
-        raise RunError(f"{folder}: too few frames, 10 single-signal ones are needed")
+        raise RunError(f"{folder}: too few frames, 6 single-signal ones are needed")
     order = torch.randperm(len(frames), generator=torch.Generator().manual_seed(seed)).tolist()
     images, labels = read_tensors([frames[i] for i in order[: 2 * n]])
     scoring, probing = Batch(images[:n], labels[:n]), Batch(images[n:], labels[n:])
@@ -298,15 +297,16 @@ def sizes_and_speed(costs: dict, nominal: nn.Module, pruned: nn.Module, saved: d
             result["pruned"][f"{name}_{key}_ratio"] = result[name][key] / result["pruned"][key]
     models = {"nominal": nominal, "pruned": pruned}
     result["latency"] = [cost.latency(models, x, threads, runs=15, limit=10) for threads in (1, 2)]
-    return result | {"hardware": hardware()}
+    return result | {"hardware": runs.hardware()}
 
 
 def write_table(folder: Path, entries: list[Entry]) -> None:
     """table.csv, the same on stdout, and bars of importance and ratio as table.png."""
     head = ["block", "channels", "parameters %", "MACs %", "loss", "mIoU", "importance", "ratio"]
     rows = [[e.name, e.channels, e.parameters, e.macs, e.loss, e.miou, e.importance, e.ratio] for e in entries]
-    with open(folder / "table.csv", "w", newline="") as file:
-        csv.writer(file).writerows([head, *rows])
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([head, *rows])
+    runs.write_whole(folder / "table.csv", lambda file: file.write(text.getvalue().encode()))
     width = max(len(entry.name) for entry in entries)
     print(f"{head[0]:{width}}" + "".join(f"{title:>13}" for title in head[1:]))
     for name, channels, *values in rows:

@@ -25,7 +25,6 @@ if __name__ == "__main__":  # while Python imports, Ctrl-C ends it without a tra
 
 import argparse
 import json
-import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -34,7 +33,8 @@ from data import DataError
 from data.recording_formats import open_recording
 from data.sigmf import annotated_metadata, check_annotatable, metadata_path
 from models import ModelError
-from utils.runs import RunError, StopSignal, command, run, write_json
+from utils import runs
+from utils.runs import RunError, StopSignal, command, path, run, write_json
 
 GENERATOR = "spectrum sensing, segment.py"  # core:generator of our annotations
 STUDENT = Path(__file__).resolve().parent / "weights/seg_student.pt"
@@ -44,37 +44,35 @@ NOTHING_FOUND = 3  # exit code
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tells = "SigMF, WAV, bare I/Q samples, a spectrogram .png, or - (a pipe)"
-    parser.add_argument("recording", type=Path, nargs="+", help=tells)
-    parser.add_argument("--datatype", help="of bare samples: ci8, cu8, ci16_le, cf32_le")
-    parser.add_argument("--sample-rate", type=float, metavar="HZ", help="of bare samples; of a picture its width")
-    parser.add_argument("--center-frequency", type=float, metavar="HZ", help="on the air, of the capture's centre")
-    parser.add_argument("--channel", type=int, default=0, help="of a recording with several, from 0")
-    parser.add_argument("--checkpoint", type=Path, default=STUDENT, help="default weights/seg_student.pt")
-    parser.add_argument("--out", type=Path, default=Path("runs/segment"))
+    parser.add_argument("recording", type=path, nargs="+", help=tells)
+    parser.add_argument("--datatype", type=runs.words, help="of bare samples: ci8, cu8, ci16_le, cf32_le")
+    parser.add_argument("--sample-rate", type=runs.positive, metavar="HZ", help="of bare samples; a picture's width")
+    parser.add_argument(
+        "--center-frequency", type=runs.real(-1e15, 1e15), metavar="HZ", help="on the air, of the centre"
+    )
+    parser.add_argument("--channel", type=runs.whole(0), default=0, help="of a recording with several, from 0")
+    parser.add_argument("--checkpoint", type=path, default=STUDENT, help="default weights/seg_student.pt")
+    parser.add_argument("--out", type=path, default=Path("runs/segment"))
     parser.add_argument("--annotate", action="store_true", help="write the carriers into the SigMF metadata")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON, from a pipe a line for each event")
     form.add_argument("--csv", action="store_true", help="print comma-separated values")
     parser.add_argument(
-        "--blind-search", type=float, metavar="SECONDS", help="look for NR cells though no centre frequency is known"
+        "--blind-search",
+        type=runs.positive,
+        metavar="SECONDS",
+        help="look for NR cells though no centre frequency is known",
     )
     parser.add_argument("--no-evidence", action="store_true", help="let the network decide alone")
-    parser.add_argument("--pictures", type=int, default=0, metavar="N", help="also draw each of the first N frames")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share frames, default 1")
-    parser.add_argument("--device", help="default cuda if there is one, else cpu")
-    args = parser.parse_args(argv)
-    for name, value in (("sample-rate", args.sample_rate), ("blind-search", args.blind_search)):
-        if value is not None and not 0 < value < math.inf:
-            parser.error(f"--{name} {value:g} must be a positive number")
-    if args.center_frequency is not None and not math.isfinite(args.center_frequency):
-        parser.error(f"--center-frequency {args.center_frequency:g} is no frequency")
-    if args.pictures < 0 or args.workers < 1:
-        parser.error("--pictures must be 0 or more, --workers 1 or more")
-    return args
+    parser.add_argument("--pictures", type=runs.whole(0), default=0, metavar="N", help="also draw the first N frames")
+    parser.add_argument("--workers", type=runs.processes, default=1, metavar="N", help="that share frames, default 1")
+    parser.add_argument("--device", type=runs.device, help="default cuda if there is one, else cpu")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    runs.alone()
     calls = calls_of(args)
 
     # What is to be labelled. All that can be wrong with it is told before torch is imported, which takes seconds.
@@ -127,13 +125,13 @@ def main(argv: list[str] | None = None) -> int:
 def calls_of(args) -> list[argparse.Namespace]:
     """The arguments for each recording. Of several, each has a folder below --out with its name."""
     names, calls = Counter(), []
-    for path in args.recording:
-        if len(args.recording) > 1 and (str(path) == "-" or path.suffix.lower() == ".png"):
-            raise RunError(f"{path}: a pipe or a picture is named alone; leave the other recordings out")
-        names[path.stem] += 1
-        folder = path.stem if names[path.stem] == 1 else f"{path.stem}_{names[path.stem]}"
+    for place in args.recording:
+        if len(args.recording) > 1 and (str(place) == "-" or place.suffix.lower() == ".png"):
+            raise RunError(f"{place}: a pipe or a picture is named alone; leave the other recordings out")
+        names[place.stem] += 1
+        folder = place.stem if names[place.stem] == 1 else f"{place.stem}_{names[place.stem]}"
         out = args.out / folder if len(args.recording) > 1 else args.out
-        calls.append(argparse.Namespace(**vars(args) | {"recording": path, "out": out}))
+        calls.append(argparse.Namespace(**vars(args) | {"recording": place, "out": out}))
     return calls
 
 
@@ -327,14 +325,11 @@ def save_waterfall(survey: Survey, carriers: list, path: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder, and delete the pictures of an earlier call, which would otherwise lie beside the new table."""
+    """Make and lock the folder, and delete an earlier call's pictures, which would lie beside the new table."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        runs.lock(folder)
         for old in [*folder.glob("frame_[0-9][0-9][0-9][0-9][0-9].png"), *folder.glob("waterfall.png")]:
             old.unlink()
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
     except OSError as error:
         raise RunError(f"{folder}: can't be changed ({error.strerror}); choose another folder with --out") from error
 

@@ -49,6 +49,7 @@ from utils.runs import (
     in_turn,
     join_processes,
     mean_over_processes,
+    path,
     rank_and_world,
     run,
     say,
@@ -68,42 +69,45 @@ from utils.training import (
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
 EPOCHS, SMALL_EPOCHS = 20, 8  # default of --epochs: for a file of the user's, and for the small generated one
 FILTERS, DENSE = 64, 128  # the challenge's network
+# What last.pt and best.pt hold beside network and optimizer, as checkpoint.misfit takes it
+STATE = {"masks": dict[str, torch.Tensor], "history": list[str], "progress": Progress}
+BEST = {"command": str, "history": list[str], "validation": float, "epoch": int}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-file", type=Path, help=f"HDF5; default {' or '.join(KNOWN_FILES)} if there, else made")
-    parser.add_argument("--out", type=Path, default=Path("runs/amc"), help="run folder, default runs/amc")
-    parser.add_argument("--checkpoint", type=Path, help="start from this network; weights that are zero stay zero")
+    parser.add_argument("--data-file", type=path, help=f"HDF5; default {' or '.join(KNOWN_FILES)} if there, else made")
+    parser.add_argument("--out", type=path, default=Path("runs/amc"), help="run folder, default runs/amc")
+    parser.add_argument("--checkpoint", type=path, help="start from this network; weights that are zero stay zero")
     parser.add_argument(
         "--bits", type=runs.whole(2, 8), help="of weights and activations; default those of --checkpoint, or 8"
     )
     parser.add_argument(
         "--filters",
-        type=runs.whole(1, 65536),
+        type=runs.whole(1, 1024),
         nargs="+",
         help=f"of the convolutions, one number or seven, default {FILTERS}",
     )
     parser.add_argument(
-        "--dense", type=runs.whole(1, 65536), nargs="+", help=f"hidden neurons, one number or two, default {DENSE}"
+        "--dense", type=runs.whole(1, 4096), nargs="+", help=f"hidden neurons, one number or two, default {DENSE}"
     )
     parser.add_argument(
         "--epochs", type=runs.count, help=f"default {EPOCHS}; with the small generated file {SMALL_EPOCHS}"
     )
     parser.add_argument("--epoch-frames", type=runs.count, help="frames of an epoch, default the whole training part")
-    parser.add_argument("--batch-size", type=runs.count, help="for each process, default 128, on CUDA 512")
+    parser.add_argument("--batch-size", type=runs.whole(2), help="for each process, default 128, on CUDA 512")
     parser.add_argument(
         "--lr", type=runs.positive, help="learning rate of Adam at the start, default 1e-3, on CUDA 2e-3"
     )
     parser.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
     parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
-    parser.add_argument("--seed", type=runs.whole(0), default=0, help="of weights and order; the split is fixed")
+    parser.add_argument("--seed", type=runs.seed, default=0, help="of weights and order; the split is fixed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
     parser.add_argument(
         "--save-every", type=runs.count, metavar="N", help="steps between two last.pt, default 200, CUDA 1000"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     parser.add_argument(
         "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, half precision, + JSON"
     )
@@ -125,10 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     source = open_frames(args.data_file)
     torch.manual_seed(args.seed)
     last = args.out / "last.pt"
-    before = checkpoint.load_last(args.out, args.resume)
+    before = checkpoint.resumed(last, args.resume, STATE, from_checkpoint, "modulation")
     if before:
         model, history = Pruned(rebuild(before), before["masks"]), before["history"]
-        progress = checkpoint.restored(Progress, before["progress"], last)
+        progress = checkpoint.restored(Progress, before["progress"])
     else:
         network, history = new_network(args)
         model, progress = Pruned(network, nonzero_masks(network.weights())), Progress()
@@ -155,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
     # Score the best epoch on the test part, once
-    best = checkpoint.load_shared(args.out / "best.pt")
+    best = checkpoint.load_shared(args.out / "best.pt", "cpu", "modulation", BEST)
     if args.save_weights:  # what is reported is then what that file holds
         best["state_dict"] = checkpoint.halve(best["state_dict"])
     facts = {"trained_by": best["command"], "commands": best["history"], "bits": model.network.bits, "seed": args.seed}

@@ -52,6 +52,7 @@ from utils.runs import (
     in_turn,
     join_processes,
     mean_over_processes,
+    path,
     run,
     say,
     start,
@@ -78,18 +79,18 @@ ON_CUDA = {"batch_size": 32, "lr": 2e-3}  # of the default preset there
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--more-frames", type=Path, nargs="+", default=[], metavar="DIR", help="train on these as well")
-    parser.add_argument("--out", type=Path, default=Path("runs/seg"), help="run folder, default runs/seg")
+    parser.add_argument("--data-dir", type=path, help="frames; default datasets/spectrum_sensing if there, else made")
+    parser.add_argument("--more-frames", type=path, nargs="+", default=[], metavar="DIR", help="train on these as well")
+    parser.add_argument("--out", type=path, default=Path("runs/seg"), help="run folder, default runs/seg")
     parser.add_argument("--model", choices=segmentation.FACTORIES, default="deeplabv3_mobilenet_v3_large")
-    parser.add_argument("--checkpoint", type=Path, help="start from this network instead of new weights")
+    parser.add_argument("--checkpoint", type=path, help="start from this network instead of new weights")
     parser.add_argument("--preset", choices=PRESETS, default="default", help="recipe; published: SGD, no augmentation")
     parser.add_argument("--mirror", action="store_true", help="augment by flips in frequency, add no carriers")
     parser.add_argument("--epochs", type=runs.count, help=f"default {_defaults('epochs')}")
     parser.add_argument("--batch-size", type=runs.count, help=f"for each process, default {_defaults('batch_size')}")
     parser.add_argument("--lr", type=runs.positive, help=f"highest learning rate, default {_defaults('lr')}")
     parser.add_argument(
-        "--seed", type=runs.whole(0), default=0, help="of weights, order and augmentation; the split is fixed"
+        "--seed", type=runs.seed, default=0, help="of weights, order and augmentation; the split is fixed"
     )
     parser.add_argument("--pretrained-backbone", action="store_true", help="torchvision's ImageNet weights")
     parser.add_argument("--aux-loss", action="store_true", help="DeepLabV3's second head, its loss weighted .5")
@@ -103,8 +104,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, half precision, + JSON"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=runs.count, help="processes that generate frames, default all cores")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     args = parser.parse_args(argv)
     on_cuda = args.device.startswith("cuda")
     defaults = PRESETS[args.preset] | {"save_every": 1000 if on_cuda else 200}
@@ -133,8 +134,9 @@ def main(argv: list[str] | None = None) -> int:
     more = [frame for folder in args.more_frames for frame in find_frames(folder)]
     parts = split(frames, train_on_combined=args.train_on_combined, more=more)
     if not parts["validation"] or not parts["test"]:
-        raise RunError(f"{args.data_dir}: {len(frames)} frames are too few to split, 10 single-signal ones are needed")
+        raise RunError(f"{args.data_dir}: {len(frames)} frames are too few to split, 6 single-signal ones are needed")
     images, labels = read_tensors(parts["train"], progress=rank == 0)
+    args.batch_size = max(2, min(args.batch_size, len(images) // world))  # more would be the same frames again
     palette = None
     if args.preset == "default":
         images, palette = augment.as_levels(images, torch.from_numpy(PARULA))
@@ -145,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # Model, and the state of the run if it goes on
     torch.manual_seed(args.seed)
-    state = checkpoint.load_last(args.out, args.resume)
+    form = release.TRAINING | {"epoch": range(args.epochs + 1), "loss_sum": float}
+    state = checkpoint.resumed(args.out / "last.pt", args.resume, form, rebuild, "segmentation")
     if state:
         network = rebuild(state)
     elif args.checkpoint:
@@ -157,6 +160,8 @@ def main(argv: list[str] | None = None) -> int:
     digest = hashlib.sha256(images.numpy()).hexdigest()
     config = config_of(args, processes=world, training_frames=len(images), training_pictures_sha256=digest)
     first_process(lambda: start(args.out, config, args.resume, decisive(config)), RunError)
+    if state and len(state["rng"]) != world:
+        raise RunError(f"{args.out}/last.pt: is of {len(state['rng'])} processes, not {world}; choose another --out")
 
     # Train
     with StopSignal() as stop:
@@ -166,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
     # Report the best epoch, once: as it is, or as it is handed on
-    best = checkpoint.load_shared(args.out / "best.pt")
+    best = checkpoint.load_shared(args.out / "best.pt", kind="segmentation")
     sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
     if args.save_weights:
         best = release.released(best, training, device)

@@ -6,6 +6,7 @@
 Needs the standard library and tqdm. To use it elsewhere, copy this file and replace DataError by an exception of yours.
 """
 
+import errno
 import gzip
 import json
 import os
@@ -27,6 +28,10 @@ from data import DataError
 
 TIMEOUT = 30  # seconds without a byte
 RETRIES = 4  # in a row without a new byte; before the first byte arrives there are none
+MOST_BYTES, MOST_RATIO = 1e9, 20  # of what an archive unpacks to, where the caller doesn't say: the larger of both
+MOST_AT_ONCE = 1 << 22  # bytes of a header in an archive; a file's contents are read in smaller pieces
+OF_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.ELOOP, errno.ENOENT}
+ELSEWHERE = "fetch it from a source that you trust"
 PAUSE = 1.0  # seconds before a retry, doubled after each that brought no new byte
 
 
@@ -37,8 +42,8 @@ def fetch(url: str, path, space: float | None = None) -> None:
     request fetches the rest, in this call or in a later one. The download starts anew if the server ignores ranges, or
     if its file has changed.
 
-    Args: space, bytes that must be free, less what has arrived; if None, twice the length that the server announces,
-    for the archive and its contents.
+    Args: space, bytes that must be free, less what has arrived, and more than the file may have; if None, twice the
+    length that the server announces, for the archive and its contents.
     Raises: DataError if retries do not help, or the disk is too full. What has arrived is kept.
     """
     path = Path(path)
@@ -77,8 +82,8 @@ def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
     Raises OSError or HTTPException if the connection breaks.
     """
     # Ask for what is missing.
-    known = json.loads(notes.read_text()) if notes.exists() else {}
-    have = _size(part) if known.get("url") == url else 0
+    known = _known(notes, url)
+    have = _size(part) if known else 0
     if have and have == known["length"]:
         return
     request = Request(url, headers={"User-Agent": "python"})
@@ -106,6 +111,8 @@ def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
         else:
             have, length = 0, response.headers.get("Content-Length")
             length = None if length is None else int(length)
+        if space and max(length or 0, have) > space:
+            raise DataError(f"{url} has {length:,} bytes, more than the {space:,.0f} that it may have; {ELSEWHERE}")
         check_space(part, (space or 2 * (length or 0)) - have)
 
         # Write it.
@@ -121,20 +128,35 @@ def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
                 with _writing(part):
                     file.write(chunk)
                     file.flush()
+                if space and length is None and file.tell() > space:
+                    raise DataError(f"{url} sends more than the {space:,.0f} bytes that it may have; {ELSEWHERE}")
                 bar.update(len(chunk))
     if length is not None and _size(part) != length:
         raise ConnectionError(f"the connection broke off at {_size(part):,} of {length:,} bytes")
 
 
-def extract(path, directory) -> None:
+def _known(notes: Path, url: str) -> dict:
+    """What is noted of an unfinished download of `url`: its length and version. Empty: nothing, or damaged notes."""
+    try:
+        known = json.loads(notes.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    kinds = {"url": str, "length": int | None, "version": str | None}
+    if not isinstance(known, dict) or not all(isinstance(known.get(key), kind) for key, kind in kinds.items()):
+        return {}
+    return known if known["url"] == url else {}
+
+
+def extract(path, directory, most: float | None = None) -> None:
     """Unpack a .tar.gz into `directory`, then remove it. A damaged archive adds nothing.
 
     The archive is unpacked completely, and its checksum compared, in a folder beside it. Then the files are moved by
     renaming. If the process is killed while renaming, the next call continues, even without the archive.
 
-    Raises DataError for a damaged archive, for one with a member that is neither file nor folder (a link, a device) or
-    that is outside the archive's folder (in these cases the archive is removed), for a full disk, and for an entry of
-    the same name that exists already.
+    Args: most, bytes that the contents may take; MOST_BYTES or MOST_RATIO times the archive, the larger, if None.
+    Raises: DataError for a damaged archive, for one with a member that is neither file nor folder (a link, a device),
+    that is outside the archive's folder or in the way of another, and for one that unpacks to more than `most` bytes
+    (in these cases the archive is removed); for a full disk, and for an entry of the same name that exists already.
     """
     # Unpack, and compare the checksum.
     path, directory = Path(path), Path(directory)
@@ -142,7 +164,7 @@ def extract(path, directory) -> None:
     if not finished.exists():  # otherwise a process was killed while renaming
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            _unpack(path, unfinished.resolve())
+            _unpack(path, unfinished.resolve(), most or max(MOST_BYTES, MOST_RATIO * _size(path)))
             os.replace(unfinished, finished)
         except DataError:
             path.unlink()
@@ -151,6 +173,9 @@ def extract(path, directory) -> None:
             path.unlink()
             raise DataError(f"{path} was damaged ({error}) and is removed; run the same command again") from None
         except OSError as error:
+            if error.errno in OF_NAMES:
+                path.unlink()
+                raise DataError(f"{path} holds names that no disk can ({error}) and is removed; {ELSEWHERE}") from None
             raise DataError(f"{path} cannot be unpacked ({error}); free some space and run the command again") from None
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -166,13 +191,39 @@ def extract(path, directory) -> None:
     finished.rmdir()
 
 
-def _unpack(path: Path, target: Path) -> None:
+class _Bounded:
+    """Reads of a file, together at most `most` bytes, and never many at once: what tarfile reads at once are names."""
+
+    def __init__(self, file, most: float, path: Path):
+        self.file, self.most, self.path = file, most, path
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seek(self, offset: int) -> int:
+        self.check(offset)
+        return self.file.seek(offset)
+
+    def read(self, count: int) -> bytes:
+        if count > MOST_AT_ONCE:
+            raise DataError(f"{self.path} has a header of {count:,} bytes and is removed; {ELSEWHERE}")
+        self.check(self.file.tell() + count - tarfile.RECORDSIZE)  # tarfile may ask for more than there is
+        return self.file.read(count)
+
+    def check(self, position: int) -> None:
+        if position > self.most:
+            most = f"more than the {self.most:,.0f} bytes that it may hold"
+            raise DataError(f"{self.path} unpacks to {most} and is removed; {ELSEWHERE}")
+
+
+def _unpack(path: Path, target: Path, most: float) -> None:
     """Unpack all members into a new folder. Raises DataError for a dangerous one, and what tarfile and gzip raise."""
     target.mkdir()
+    written = 0
     with (
         open(path, "rb") as packed,
-        gzip.open(packed) as unpacked,
-        tarfile.open(fileobj=unpacked, mode="r:") as archive,
+        gzip.open(packed) as stream,
+        tarfile.open(fileobj=(unpacked := _Bounded(stream, most, path)), mode="r:") as archive,
         tqdm(desc="unpacking", total=_size(path), unit="B", unit_scale=True, file=sys.stderr) as bar,
     ):
         for member in archive:
@@ -180,8 +231,10 @@ def _unpack(path: Path, target: Path) -> None:
             if not place.is_relative_to(target) or not (member.isreg() or member.isdir()):
                 raise DataError(
                     f"{path} holds {member.name!r}, a link or device or outside its folder; nothing was unpacked and "
-                    "the archive is removed: fetch it from a source that you trust"
+                    f"the archive is removed; {ELSEWHERE}"
                 )
+            written += member.size  # of a sparse file more than the archive holds
+            unpacked.check(written)
             if member.isdir():
                 place.mkdir(parents=True, exist_ok=True)
                 continue

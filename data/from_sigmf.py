@@ -18,14 +18,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from data import DataError, exit_code
-from data.hdf4 import read_raster, write_raster
+from data import DataError, exit_code, place, ranged
+from data.hdf4 import read_raster
 from data.recording import Frame
 from data.recording_formats import Recording, open_recording
+from data.sigmf import number
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE, mask_columns
+from data.workers import locked
+from data.writing import FOLDER, begin, finish, remove_leftovers, write_pair
 
 NOISE, NR, LTE, UNKNOWN = 0, 85, 170, 255
 NAMES = {"lte": LTE, "nr": NR, "5g nr": NR, "5g": NR, "other": NOISE, "noise": NOISE, "unknown": UNKNOWN}
@@ -53,13 +55,11 @@ def write_frames(recording: Recording, folder: Path, most: int = 250) -> Counter
             if old.suffix in (".png", ".hdf") and old.name.startswith(f"{name}_frame_"):
                 old.unlink()
         numbers = np.unique(np.linspace(0, len(recording) - 1, min(most, len(recording))).round().astype(int))
-        for number in tqdm(numbers, name, unit="frame", file=sys.stderr):
-            (frame,) = recording.frames(int(number), int(number) + 1)
+        for index in tqdm(numbers.tolist(), name, unit="frame", file=sys.stderr):
+            (frame,) = recording.frames(index, index + 1)
             for column, levels, _ in frame.spectrograms():
                 mask = mask_of(frame, column, marks)
-                stem = folder / f"{name}_frame_{number:05d}_{column + SIZE // 2:+05d}"
-                write_raster(stem.with_name(stem.name + ".hdf"), mask)
-                Image.fromarray(PARULA[levels]).save(stem.with_name(stem.name + ".png"))
+                write_pair(folder / f"{name}_frame_{index:05d}_{column + SIZE // 2:+05d}", PARULA[levels], mask)
                 counts.update(dict(zip(*(part.tolist() for part in np.unique(mask, return_counts=True)), strict=True)))
                 counts["frames"] += 1
     except OSError as error:
@@ -83,13 +83,13 @@ def annotations_of(recording: Recording) -> list[tuple[int, int, float, float, i
         value = NAMES.get(str(label).strip().lower())
         if value is None:
             raise DataError(f"{named}: the label {label!r} is unknown; call it LTE, NR, other or unknown")
-        numbers = [entry.get("core:sample_start", 0), entry.get("core:sample_count"), entry.get("core:freq_lower_edge")]
-        numbers.append(entry.get("core:freq_upper_edge"))
-        if any(number is not None and not isinstance(number, (int, float)) for number in numbers):
-            raise DataError(f"{named}: the annotation {label!r} at {numbers[0]!r} has no numbers; correct it")
-        start, count, low, high = numbers
+        start = number(named, entry, "core:sample_start", 0, whole=True)
+        count = number(named, entry, "core:sample_count", whole=True)
+        low, high = number(named, entry, "core:freq_lower_edge"), number(named, entry, "core:freq_upper_edge")
         low, high = (-np.inf if low is None else low), (np.inf if high is None else high)
-        marks.append((int(start), end if count is None else int(start + count), low, high, value))
+        if low > high:
+            raise DataError(f"{named}: the annotation {label!r} at {start} has its upper edge first; exchange them")
+        marks.append((start, end if count is None else start + count, low, high, value))
     return sorted(marks, key=lambda mark: ORDER.index(mark[4]))
 
 
@@ -119,13 +119,12 @@ def label_values(folder: Path) -> set[int]:
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recordings", type=Path, nargs="+", help=".sigmf-meta, or samples with metadata beside them")
-    parser.add_argument("folder", type=Path, help="for pictures and labels")
-    parser.add_argument("--most", type=int, default=250, metavar="N", help="frames of a recording, evenly spread")
-    args = parser.parse_args(argv)
-    if args.most < 1:
-        parser.error("--most must be 1 or more")
-    return args
+    parser.add_argument("recordings", type=place, nargs="+", help=".sigmf-meta, or samples with metadata beside them")
+    parser.add_argument("folder", type=place, help="for pictures and labels")
+    parser.add_argument(
+        "--most", type=ranged(int, 1, 10**9), default=250, metavar="N", help="frames of a recording, evenly spread"
+    )
+    return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
@@ -143,11 +142,20 @@ def convert(paths: list[Path], folder: Path, most: int) -> None:
         annotations_of(recording)
     if label_values(folder) - set(ORDER):
         raise DataError(f"{folder}: holds frames of another set; choose another folder")
+    command = ["python", "-m", "data.from_sigmf", *map(str, paths), FOLDER, "--most", str(most)]
     counts = Counter()
-    for recording in recordings:
-        if not annotations_of(recording):
-            print(f"{recording.path}: has no annotation, so all of it is taught as noise")
-        counts += write_frames(recording, folder, most)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: can't be written ({error.strerror}); choose another folder") from error
+    with locked(folder):
+        begin(folder, command, {recording.path.name: min(most, len(recording)) for recording in recordings})
+        remove_leftovers([folder])
+        for recording in recordings:
+            if not annotations_of(recording):
+                print(f"{recording.path}: has no annotation, so all of it is taught as noise")
+            counts += write_frames(recording, folder, most)
+        finish(folder)
     if label_values(folder) == {NOISE, UNKNOWN}:
         raise DataError(f"{folder}: has unknown but no LTE or NR, so 255 would be LTE; add a recording of one")
     pixels = counts.total() - counts["frames"]

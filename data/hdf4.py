@@ -27,6 +27,7 @@ ID8, RI8, CI8 = 200, 202, 203
 NULL, UNSET = 1, 0xFFFFFFFF  # tag of an unused descriptor; length of an element that was never written
 NT, ID, RI, CI, RIG = 106, 300, 302, 303, 306
 RLE = 11  # compression "tag" inside ID; 0 is none
+MOST_PIXELS, MOST_BYTES = 1 << 24, 1 << 28  # of an image; of a file, all of which is read
 UNSIGNED_CHAR = bytes([1, 3, 8, 0])  # the NT element: version, type, bits, class
 
 
@@ -34,13 +35,15 @@ def read_raster(path) -> np.ndarray:
     """The first 8-bit raster image of an HDF4 file, uncompressed or run-length encoded, as uint8 (H, W).
 
     Raises DataError for a file that cannot be opened, is not HDF4, is truncated, contradicts itself, or holds no
-    raster image of one 8-bit component.
+    raster image of one 8-bit component and at most MOST_PIXELS.
     """
     try:
         with open(path, "rb") as file:
             data = file.read(4)
             if data == MAGIC:  # do not read a huge file that is something else
-                data += file.read()
+                data += file.read(MOST_BYTES)
+        if len(data) > MOST_BYTES:
+            raise DataError(f"has more than {MOST_BYTES:,} bytes")
         return _raster(data)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from None
@@ -55,8 +58,10 @@ def write_raster(path, array, compression="rle") -> None:
     the file cannot be written.
     """
     array = np.asarray(array)
-    if array.dtype != np.uint8 or array.ndim != 2 or not 0 < min(array.shape) <= max(array.shape) <= 0xFFFF:
-        raise DataError(f"{path} needs uint8 (H, W) of 1 to 65535 pixels a side, not {array.dtype} {array.shape}")
+    sides = array.shape if array.ndim == 2 else (0,)
+    if array.dtype != np.uint8 or not 0 < min(sides) <= max(sides) <= 0xFFFF or array.size > MOST_PIXELS:
+        limits = f"uint8 (H, W) of 1 to 65535 pixels a side and {MOST_PIXELS:,} in all"
+        raise DataError(f"{path} needs {limits}, not {array.dtype} {array.shape}")
     if compression not in ("rle", None):
         raise DataError(f'{path} cannot be compressed by {compression!r}; choose "rle" or None')
     # The elements of the image.
@@ -103,8 +108,8 @@ def _raster(data: bytes) -> np.ndarray:
         raise DataError("gives no dimensions for its raster image")
     if components != 1:
         raise DataError(f"holds pixels of {components} components, not one")
-    if width <= 0 or height <= 0:
-        raise DataError(f"claims {width}x{height} pixels")
+    if width <= 0 or height <= 0 or width * height > MOST_PIXELS:
+        raise DataError(f"claims {width}x{height} pixels, and 1 to {MOST_PIXELS:,} are read")
     tags = {0: (RI, RI8), RLE: (CI, CI8)}.get(code)
     if tags is None:
         raise DataError(f"uses compression {code}, and only run-length encoding (11) or none is read")
@@ -112,7 +117,7 @@ def _raster(data: bytes) -> np.ndarray:
     if pixels is None:
         raise DataError(f"states compression {code}, but its pixels are stored in another way")
     if code == RLE:
-        pixels = _decode(pixels)
+        pixels = _decode(pixels, width * height)
     if len(pixels) != width * height:
         raise DataError(f"holds {len(pixels)} pixels instead of {width}x{height}")
     return np.frombuffer(pixels, np.uint8).reshape(height, width).copy()  # a copy, because bytes are read-only
@@ -168,14 +173,14 @@ def _unpack(layout: str, element: bytes) -> tuple:
     return struct.unpack(layout, element)
 
 
-def _decode(packed: bytes) -> bytes:
-    """Undo the run-length encoding.
+def _decode(packed: bytes, most: int) -> bytes:
+    """Undo the run-length encoding; it ends behind `most` pixels.
 
     The low 7 bits of a head byte are a count n. If its top bit is set, the next byte is repeated n times; if not, the
     next n bytes are copied.
     """
-    pieces, position = [], 0
-    while position < len(packed):
+    pieces, position, total = [], 0, 0
+    while position < len(packed) and total <= most:
         head, position = packed[position], position + 1
         count = head & 0x7F
         if head & 0x80:
@@ -184,6 +189,7 @@ def _decode(packed: bytes) -> bytes:
         else:
             pieces.append(packed[position : position + count])
             position += count
+        total += count
     return b"".join(pieces)  # too few pixels if the stream is truncated: the caller compares
 
 

@@ -26,7 +26,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import signal
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -37,8 +36,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import DataError, exit_code
+from data import SEED, WORKERS, DataError, exit_code, place, ranged
+from data.hdf5 import open_hdf5
 from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, create_file
+from data.workers import as_worker, interrupts_ignored, locked
+from data.writing import told, write_whole
 
 # For scripts that are given no file, see `default_file`. Numbers are frames of each class at each SNR.
 KNOWN_FILES = "datasets/GOLD_XYZ_OSC.0001_1024.hdf5", "datasets/radioml.hdf5"
@@ -342,19 +344,36 @@ def _write_cell(job: tuple[Path, int, int, int, int, float]) -> int:
 
 def _begin(part: Path, journal: Path, settings: dict) -> tuple[int, set[int]]:
     """Create the unfinished file or continue with it. Returns where X starts in it, in bytes, and finished cells."""
-    lines = journal.read_text().split("\n")[:-1] if part.exists() and journal.exists() else []
-    if lines and json.loads(lines[0]) != settings:
+    begun, done = _read_journal(journal) if part.exists() else (None, set())
+    if begun is not None and begun != settings:
         raise DataError(f"{part} was begun with other options: repeat those, or delete it and {journal}")
-    if not lines:
-        with create_file(part, settings["frames_per_cell"]) as file:
-            file.attrs["generator"] = json.dumps(settings)
-            file["X"][-1] = 0  # so that HDF5 decides where X is in the file
-        with open(part, "r+b") as file:  # reserve the space now: a memory map cannot report a full disk
-            os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
-        lines = [json.dumps(settings)]
-    journal.write_text("\n".join(lines) + "\n")  # without an incomplete last line
-    with h5py.File(part, "r") as file:
-        return file["X"].id.get_offset(), {int(line) for line in lines[1:]}
+    if begun is None:
+        with told(part):
+            with create_file(part, settings["frames_per_cell"]) as file:
+                file.attrs["generator"] = json.dumps(settings)
+                file["X"][-1] = 0  # so that HDF5 decides where X is in the file
+            with open(part, "r+b") as file:  # reserve the space now: a memory map cannot report a full disk
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+    lines = [json.dumps(settings), *map(str, sorted(done))]
+    write_whole(journal, lambda path: path.write_text("\n".join(lines) + "\n"))  # without damaged lines
+    with open_hdf5(part) as file:
+        return file["X"].id.get_offset(), done
+
+
+def _read_journal(path: Path) -> tuple[dict | None, set[int]]:
+    """The settings in the first line of a journal, and the finished cells in the others.
+
+    A damaged line counts as none, so a cell is made again; without settings, None, the whole file is begun anew.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # without an incomplete last line
+    try:
+        settings = json.loads(lines[0]) if lines else None
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        return None, set()
+    cells = {int(line) for line in lines[1:] if line.isdigit() and len(line) < 6}
+    return settings, {cell for cell in cells if cell < CELLS}
 
 
 def generate(
@@ -381,31 +400,41 @@ def generate(
     # Are the options possible, and is there work to do?
     path = Path(path)
     settings = {"frames_per_cell": frames_per_cell, "seed": seed, "delay_spread": delay_spread}
-    if frames_per_cell < 1 or seed < 0 or delay_spread < 0 or workers is not None and workers < 1:
-        raise DataError("frames per cell and workers must be 1 or more, seed and delay spread 0 or more")
+    if frames_per_cell < 1 or seed < 0 or not 0 <= delay_spread < WINDOW or workers is not None and workers < 1:
+        limits = f"seed 0 or more, delay spread from 0 to less than {WINDOW}"
+        raise DataError(f"frames per cell and workers must be 1 or more, {limits}")
     if path.exists():
-        with h5py.File(path, "r") if h5py.is_hdf5(path) else nullcontext() as file:
-            if file is not None and file.attrs.get("generator") == json.dumps(settings):
-                return
+        if _made_with(path) == json.dumps(settings):
+            return
         raise DataError(f"{path} is there already and has other frames; delete it or name another file")
 
     # Generate the missing cells.
-    part, journal = (path.with_name(f".{path.name}.{end}") for end in ("part", "done"))
+    part, journal, lock = (path.with_name(f".{path.name}.{end}") for end in ("part", "done", "lock"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    offset, done = _begin(part, journal, settings)
-    cells = [cell for cell in range(CELLS) if cell not in done]
-    jobs = [(part, offset, frames_per_cell, cell, seed, delay_spread) for cell in cells]
-    processes = min(workers or os.cpu_count(), len(jobs) or 1)
-    ignore_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the parent handles them
-    pool = multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) if processes > 1 else nullcontext()
-    with pool, journal.open("a") as file, tqdm(desc=str(path), total=CELLS * frames_per_cell, unit="frame") as bar:
-        bar.update(len(done) * frames_per_cell)
-        for cell in pool.imap_unordered(_write_cell, jobs) if processes > 1 else map(_write_cell, jobs):
-            file.write(f"{cell}\n")  # only complete cells are listed
-            file.flush()
-            bar.update(frames_per_cell)
-    os.replace(part, path)
-    journal.unlink()
+    lock.touch()  # a file of its own, since HDF5 locks its files itself
+    with locked(lock):
+        offset, done = _begin(part, journal, settings)
+        jobs = [(part, offset, frames_per_cell, cell, seed, delay_spread) for cell in range(CELLS) if cell not in done]
+        processes = min(workers or os.cpu_count(), len(jobs) or 1)
+        with interrupts_ignored():
+            pool = multiprocessing.get_context("spawn").Pool(processes, as_worker) if processes > 1 else nullcontext()
+        bar = tqdm(desc=str(path), total=CELLS * frames_per_cell, initial=len(done) * frames_per_cell, unit="frame")
+        with pool, told(journal), journal.open("a") as file, bar:
+            for cell in pool.imap_unordered(_write_cell, jobs) if processes > 1 else map(_write_cell, jobs):
+                file.write(f"{cell}\n")  # only complete cells are listed
+                file.flush()
+                bar.update(frames_per_cell)
+        os.replace(part, path)
+        journal.unlink()
+        lock.unlink()
+
+
+def _made_with(path: Path) -> str | None:
+    """The settings that a file was generated with, as JSON; None for other files."""
+    if not h5py.is_hdf5(path):
+        return None
+    with open_hdf5(path) as file:
+        return file.attrs.get("generator")
 
 
 def default_file(workers: int | None = None, few: bool = False) -> Path:
@@ -425,11 +454,18 @@ def default_file(workers: int | None = None, few: bool = False) -> Path:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path, help="HDF5 file to write")
-    parser.add_argument("--frames-per-cell", type=int, default=100, help="of each class and SNR; the original has 4096")
-    parser.add_argument("--delay-spread", type=float, default=DELAY_SPREAD, help="of Rayleigh taps, samples")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=None, help="processes, default all cores")
+    parser.add_argument("file", type=place, help="HDF5 file to write")
+    parser.add_argument(
+        "--frames-per-cell",
+        type=ranged(int, 1, 10**6),
+        default=100,
+        help="of each class and SNR; the original has 4096",
+    )
+    parser.add_argument(
+        "--delay-spread", type=ranged(float, 0, 1024), default=DELAY_SPREAD, help="of Rayleigh taps, samples"
+    )
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--workers", type=WORKERS, default=None, help="processes, default all cores")
     return parser.parse_args(argv)
 
 

@@ -10,7 +10,7 @@ The set (O'Shea, Roy and Clancy 2018, arXiv:1712.04578; CC BY-NC-SA 4.0) must be
 the datasets X, float32 (N, 1024, 2), I and Q; Y, integers (N, 24), one-hot; Z, integers (N, 1), SNR in dB. A frame is
 one row: 1024 samples of one modulation. Frames are ordered by modulation, then by SNR. A cell is one modulation at one
 SNR; it has 4096 frames, and fewer in the files that modulations.py generates. The file classes.txt of the set has the
-names in a wrong order; that of MODULATIONS is right.
+names in a wrong order; that of MODULATIONS is right, and Y is compared with it. Attributes are not read.
 
 A cache holds the integers (codes) that the quantised network's input layer makes of samples: x * 2^(bits - 2), clamped
 to -2^(bits - 1) .. 2^(bits - 1) - 1 and rounded. `batches` gives code * scale, which the input layer leaves as it is.
@@ -33,7 +33,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data import DataError
+from data.hdf5 import open_hdf5, rows_of
 from data.on_device import fits, read_ahead
+from data.values import all_numbers, no_numbers
 
 MODULATIONS = (
     "OOK", "4ASK", "8ASK", "BPSK", "QPSK", "8PSK", "16PSK", "32PSK", "16APSK", "32APSK", "64APSK", "128APSK",
@@ -43,7 +45,27 @@ MODULATIONS = (
 SNRS = tuple(range(-20, 31, 2))  # dB
 SAMPLES = 1024  # of a frame
 CELLS = len(MODULATIONS) * len(SNRS)
+OTHER_LAYOUTS = "for other layouts see radioml.from_arrays"
 BLOCK = 4096  # frames in a step when a whole file is read: 32 MB
+MOST_FRAMES, MOST_CHUNK = 1 << 26, 1 << 29  # of a file that is believed: half a terabyte; bytes of a chunk in memory
+
+
+class Seals:
+    """Checksums of a cache, one for each BLOCK frames, and which blocks were compared with them already."""
+
+    def __init__(self, sums: list[int]):
+        self.sums, self.block = sums, BLOCK
+        self.seen = np.zeros(len(sums), bool)
+
+    def compare(self, codes: np.ndarray, rows: np.ndarray, path: Path) -> None:
+        """Compare the blocks of these rows, unless that was done. DataError: one differs; path is the source's."""
+        for number in np.unique(rows // self.block).tolist():
+            if not self.seen[number]:
+                start = number * self.block
+                if zlib.crc32(np.ascontiguousarray(codes[start : start + self.block])) != self.sums[number]:
+                    name = getattr(codes, "filename", None) or f"the cache of {path}"
+                    raise DataError(f"{name}: damaged in the {self.block} frames from {start} on; delete it")
+                self.seen[number] = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +77,7 @@ class Frames(Dataset):
     snrs: int64 (N,), dB.
     path: the file, None for arrays.
     scale: value of one code; None if `x` holds samples.
+    seals: checksums of the codes, if `x` is a cache's; a block is compared with its own when it is first read.
     """
 
     x: np.ndarray | h5py.Dataset | torch.Tensor
@@ -63,6 +86,7 @@ class Frames(Dataset):
     classes: tuple[str, ...] = MODULATIONS
     path: Path | None = None
     scale: float | None = None
+    seals: Seals | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,13 +101,21 @@ class Frames(Dataset):
         return self.decoded(self.raw(rows))
 
     def raw(self, rows: np.ndarray) -> torch.Tensor:
-        """Frames as they are stored, in the order of `rows`: a copy of x[rows], on the CPU unless x is elsewhere."""
-        if isinstance(self.x, torch.Tensor):
+        """Frames as they are stored, in the order of `rows`: a copy of x[rows], on the CPU unless x is elsewhere.
+
+        Raises DataError for samples that are no numbers (data/values.py), codes that differ from their checksum, and a
+        file that cannot be read.
+        """
+        if isinstance(self.x, torch.Tensor):  # checked when they were loaded
             return self.x[torch.from_numpy(rows).to(self.x.device)]
-        if isinstance(self.x, h5py.Dataset):  # needs ascending rows without repeats
-            unique, back = np.unique(rows, return_inverse=True)
-            return torch.from_numpy(self.x[unique][back])
-        return torch.from_numpy(np.take(self.x, rows, axis=0))
+        x = rows_of(self.x, rows, self.path) if isinstance(self.x, h5py.Dataset) else np.take(self.x, rows, axis=0)
+        if self.seals is not None:
+            self.seals.compare(self.x, rows, self.path)
+        if x.dtype.kind == "f" and not all_numbers(x):
+            bad = rows[no_numbers(x).any((1, 2))][0]
+            where = f"{self.path}: " if self.path else ""
+            raise DataError(f"{where}frame {bad} holds a sample that isn't a number; fetch the file again")
+        return torch.from_numpy(x)
 
     def decoded(self, x: torch.Tensor) -> torch.Tensor:
         """Stored frames, (B, L, 2) or (B, 2, L), as float32 (B, 2, L) on the same device."""
@@ -97,47 +129,42 @@ def open_frames(path: str | Path) -> Frames:
     """Open and check a file in the original layout. Its samples are mapped, not read.
 
     Raises:
-        DataError: no such file, not HDF5, truncated, a dataset missing, other shapes, dtypes, order or class names.
+        DataError: no such file, not HDF5, truncated, damaged, a dataset missing, other shapes, dtypes or order.
     """
-    # Open it.
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; fetch RadioML 2018.01A, or run python -m data.modulations {path}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        if "truncated" in str(error):
-            raise DataError(f"{path}: truncated, only {path.stat().st_size} bytes are there; fetch it again") from error
-        raise DataError(f"{path}: not a readable HDF5 file ({error}); unpack or fetch it again") from error
-    if missing := [name for name in "XYZ" if not isinstance(file.get(name), h5py.Dataset)]:
-        found = ", ".join(file) or "nothing"
-        raise DataError(f"{path}: has no dataset {missing[0]} but {found}; for other layouts see radioml.from_arrays")
+    with open_hdf5(path, close=False) as file:
+        if missing := [name for name in "XYZ" if not isinstance(file.get(name), h5py.Dataset)]:
+            found = ", ".join(file) or "nothing"
+            raise DataError(f"{path}: has no dataset {missing[0]} but {found}; {OTHER_LAYOUTS}")
+        x = file["X"]
+        count = _check_shapes(path, file)
+        labels, snrs = _original_order(count // CELLS)
+        _check_order(path, file["Y"], file["Z"], labels, snrs)
+        # Map the samples. A compressed or chunked file has no offset: h5py reads it, so slowly that a cache is worth it
+        offset = x.id.get_offset()
+        if offset is not None:
+            x = np.memmap(path, np.float32, "r", offset, x.shape)
+            file.close()
+    return Frames(x, labels, snrs, MODULATIONS, path)
 
-    # Shapes, dtypes and order.
-    x, y, z = file["X"], file["Y"], file["Z"]
-    count = len(x) if x.shape else 0
+
+def _check_shapes(path: Path, file: h5py.File) -> int:
+    """The number of frames, after shapes and dtypes of X, Y and Z were compared with the original's."""
+    count = file["X"].shape[0] if file["X"].shape else 0
     expected = {"X": ((count, SAMPLES, 2), "f"), "Y": ((count, len(MODULATIONS)), "iu"), "Z": ((count, 1), "i")}
     for name, (shape, kinds) in expected.items():
         dtype = file[name].dtype
         if file[name].shape != shape or dtype.kind not in kinds or (name == "X" and dtype != np.dtype("<f4")):
             wanted = "float32" if name == "X" else "int64"
-            raise DataError(
-                f"{path}: {name} is {dtype} {file[name].shape}, RadioML 2018.01A has {wanted} {shape}; "
-                "for other layouts see radioml.from_arrays"
-            )
-    if count == 0 or count % CELLS:
+            original = f"RadioML 2018.01A has {wanted} {shape}"
+            raise DataError(f"{path}: {name} is {dtype} {file[name].shape}, {original}; {OTHER_LAYOUTS}")
+        if math.prod(file[name].chunks or ()) * dtype.itemsize > MOST_CHUNK:
+            raise DataError(f"{path}: {name} has chunks of {file[name].chunks}, which are too large; store it anew")
+    if count == 0 or count % CELLS or count > MOST_FRAMES:
         raise DataError(f"{path}: {count} frames don't make {CELLS} equal cells of 24 modulations at 26 SNRs")
-    labels, snrs = _original_order(count // CELLS)
-    _check_order(path, y, z, labels, snrs)
-    _check_classes(path, file)
-
-    # Map the samples. A chunked or compressed file has no offset: h5py reads it, so slowly that a cache is worth it.
-    offset = x.id.get_offset()
-    if offset is not None:
-        shape = x.shape
-        file.close()
-        x = np.memmap(path, np.float32, "r", offset, shape)
-    return Frames(x, labels, snrs, MODULATIONS, path)
+    return count
 
 
 def from_arrays(x, labels, snrs=None, classes: tuple[str, ...] = MODULATIONS, path: str | Path | None = None) -> Frames:
@@ -301,8 +328,8 @@ def open_cache(frames: Frames, bits: int, directory: str | Path | None = None) -
     """The same frames as int8 codes of one bit width, from the file FILE.codesBITS, which the first call writes.
 
     Writing shows a progress bar and continues after an interruption. At its end the file is read back and compared with
-    the checksums in FILE.codesBITS.json. Opening compares size and 256 frames with the source. A cache of another
-    source is replaced.
+    the checksums in FILE.codesBITS.json. Opening compares size and 256 frames with the source; a block of 4096 frames
+    is compared with its checksum when it is first read. A cache of another source, or without checksums, is replaced.
 
     Args:
         frames: from `open_frames`, or `from_arrays` with a path.
@@ -319,12 +346,16 @@ def open_cache(frames: Frames, bits: int, directory: str | Path | None = None) -
     shape = (len(frames), 2, samples)
     probe = np.linspace(0, len(frames) - 1, min(256, len(frames))).astype(np.int64)
     expected = encode(frames.samples(probe).numpy(), bits)
-    if not (_fits(target, shape) and np.array_equal(np.memmap(target, np.int8, "r", shape=shape)[probe], expected)):
+    source = zlib.crc32(expected)
+    sums = _noted(target, source, shape)
+    good = _fits(target, shape) and len(sums) == -(-len(frames) // BLOCK)
+    if not (good and np.array_equal(np.memmap(target, np.int8, "r", shape=shape)[probe], expected)):
         try:
-            _write_cache(frames, bits, target, shape, zlib.crc32(expected))
+            sums = _write_cache(frames, bits, target, shape, source)
         except OSError as error:
             raise DataError(f"{target}: can't be written ({error}); free some space or name another folder") from error
-    return replace(frames, x=np.memmap(target, np.int8, "r", shape=shape), scale=2.0 ** (2 - bits))
+    codes = np.memmap(target, np.int8, "r", shape=shape)
+    return replace(frames, x=codes, scale=2.0 ** (2 - bits), seals=Seals(sums))
 
 
 def fingerprint(frames: Frames) -> str:
@@ -336,8 +367,8 @@ def fingerprint(frames: Frames) -> str:
 def verify_cache(frames: Frames, bits: int, directory: str | Path | None = None) -> None:
     """Compare a whole cache with its checksums and with the source. Raises DataError if they differ."""
     target = Path(directory or frames.path.parent) / f"{frames.path.name}.codes{bits}"
-    codes = open_cache(frames, bits, directory).x
-    sums = json.loads(_facts(target).read_text())["crc32"]
+    cache = open_cache(frames, bits, directory)
+    codes, sums = cache.x, cache.seals.sums
     for number, start in enumerate(tqdm(range(0, len(frames), BLOCK), f"verify {target.name}", unit="block")):
         block = np.ascontiguousarray(codes[start : start + BLOCK])
         source = encode(frames.samples(np.arange(start, start + len(block))).numpy(), bits)
@@ -345,10 +376,23 @@ def verify_cache(frames: Frames, bits: int, directory: str | Path | None = None)
             raise DataError(f"{target}: differs from its source in the {BLOCK} frames from {start} on; delete it")
 
 
-def _write_cache(frames: Frames, bits: int, target: Path, shape: tuple, source: int) -> None:
+def _noted(target: Path, source: int, shape: tuple) -> list[int]:
+    """The checksums in a cache's notes, one for each block; none of another source, and none of damaged notes."""
+    try:
+        notes = json.loads(_facts(target).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    if not isinstance(notes, dict) or notes.get("source") != source or notes.get("shape") != list(shape):
+        return []
+    sums = notes.get("crc32")
+    good = isinstance(sums, list) and all(type(one) is int and 0 <= one < 1 << 32 for one in sums)
+    return sums if good else []
+
+
+def _write_cache(frames: Frames, bits: int, target: Path, shape: tuple, source: int) -> list[int]:
     """Append block by block to TARGET.part, noting each block's checksum; read it back; rename it to TARGET.
 
-    source: checksum of some frames. What was written of another source is not used.
+    source: checksum of some frames. What was written of another source is not used. Returns the checksums.
     """
     part, facts = target.with_name(target.name + ".part"), _facts(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -359,22 +403,14 @@ def _write_cache(frames: Frames, bits: int, target: Path, shape: tuple, source: 
         except BlockingIOError as error:
             raise DataError(f"{part}: another process is writing it; wait until it has finished") from error
         # Which blocks an interrupted call has written.
-        try:
-            notes = json.loads(facts.read_text())
-        except (OSError, ValueError):
-            notes = {}
-        sums = notes.get("crc32", []) if notes.get("source") == source and notes.get("shape") == list(shape) else []
+        sums = _noted(target, source, shape)
         bytes_a_frame = shape[1] * shape[2]
         sums = sums[: _intact(part, sums, BLOCK * bytes_a_frame)]
         file.truncate(len(sums) * BLOCK * bytes_a_frame)
         # Write the others.
         for start in tqdm(starts[len(sums) :], target.name, len(starts), initial=len(sums), unit="block"):
             rows = np.arange(start, min(start + BLOCK, len(frames)))
-            samples = frames.samples(rows).numpy()
-            if np.isnan(samples).any():
-                bad = rows[np.isnan(samples).any((1, 2))][0]
-                raise DataError(f"{frames.path}: frame {bad} holds a sample that isn't a number; fetch the file again")
-            codes = encode(samples, bits)
+            codes = encode(frames.samples(rows).numpy(), bits)
             file.write(codes)
             file.flush()
             sums.append(zlib.crc32(codes))
@@ -386,6 +422,7 @@ def _write_cache(frames: Frames, bits: int, target: Path, shape: tuple, source: 
         if _intact(part, sums, BLOCK * bytes_a_frame) < len(sums):
             raise DataError(f"{part}: differs from what was written when read back; check the disk and run it again")
         os.replace(part, target)
+        return sums
 
 
 def _intact(path: Path, sums: list[int], block_bytes: int) -> int:
@@ -428,12 +465,3 @@ def _check_order(path: Path, y: h5py.Dataset, z: h5py.Dataset, labels: np.ndarra
             f"{path}: Y in row {odd[0]} isn't {MODULATIONS[labels[odd[0]]]}, place {labels[odd[0]]} of 24; "
             "frames in another order go through radioml.from_arrays"
         )
-
-
-def _check_classes(path: Path, file: h5py.File) -> None:
-    """A file with names of classes (attribute "classes") must have the right ones. The original has no names."""
-    names = file.attrs.get("classes")
-    if names is not None:
-        names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
-        if names != MODULATIONS:
-            raise DataError(f"{path}: its classes are {', '.join(names)[:80]}..., not RadioML 2018.01A's in order")

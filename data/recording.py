@@ -33,6 +33,7 @@ from data.spectrogram import (
     shown_power,
     spectrogram_levels,
 )
+from data.values import LARGEST, no_numbers
 from data.wav import WAV_24
 
 LEVELS = (0.003, 100)  # samples with a root mean square between these are used as they are; others are scaled to 1
@@ -60,7 +61,7 @@ class Frame:
     sample_rate: float
     center_hz: float | None
     floor: float  # power per Hz of the noise, see `noise_floor`
-    damaged: int = 0  # new samples that were NaN or infinite and count as 0
+    damaged: int = 0  # new samples that were no numbers (data/values.py) and count as 0
     seed: int = 0  # of the noise beside a narrow capture
     overlap: int = 0  # samples that the frame before has too; they are counted there
     mended: np.ndarray | None = None  # complex64 (count,): what the picture shows in place of `samples`
@@ -361,7 +362,7 @@ def frame_of(pairs: np.ndarray, sample_rate: float, center_hz: float | None, sta
 
 
 def _to_floats(pairs):
-    """Numbers (count, 2) as stored -> float32 or float64 (count, 2), integers within -1 .. 1; bool, not finite."""
+    """Numbers (count, 2) as stored -> float32 or float64 (count, 2), integers within -1 .. 1; bool, no number."""
     kind, size = pairs.dtype.kind, pairs.dtype.itemsize
     floats = np.ascontiguousarray(pairs, np.float32 if size < 8 else np.float64)
     if kind != "f":
@@ -370,8 +371,8 @@ def _to_floats(pairs):
             floats -= half
         floats /= half
     damaged = np.zeros(len(floats), bool)
-    if not math.isfinite(_level(floats)):
-        damaged = ~np.isfinite(floats).all(1)
+    if not _level(floats) * math.sqrt(len(floats)) <= LARGEST:  # seldom: this is at least the largest sample's size
+        damaged = no_numbers(floats).any(1)
         floats[damaged] = 0
     return floats, damaged
 
@@ -379,7 +380,8 @@ def _to_floats(pairs):
 def _level(floats):
     """Root mean square of complex samples, given as floats (count, 2) or (2 count,)."""
     flat = floats.reshape(-1)
-    total = float(np.dot(flat, flat))
+    with np.errstate(over="ignore"):  # told by an infinite total
+        total = float(np.dot(flat, flat))
     if not 1e-30 < total < 1e30:  # beyond what float32 can add up
         total = float(np.sum(np.square(flat, dtype=np.float64)))
     return math.sqrt(2 * total / len(flat))

@@ -19,7 +19,6 @@ The files of labels hold 0 for noise, 127 for NR and 255 for LTE. A later releas
 """
 
 import argparse
-import csv
 import os
 import shutil
 import sys
@@ -31,13 +30,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.datasets import VisionDataset
 from tqdm import tqdm
 
-from data import DataError, exit_code
+from data import DataError, exit_code, place
 from data.download import extract, fetch
 from data.hdf4 import read_raster
+from data.png import png_size, read_png
+from data.snrs import known_snrs
+from data.writing import MARKER, refuse_unfinished
 
 URL = "https://www.mathworks.com/supportfiles/spc/SpectrumSensing/SpectrumSenseTrainingDataNetwork.tar.gz"
 SPACE = 10e9  # bytes of the archive and its contents together
@@ -61,18 +62,22 @@ class Frame:
     png: Path
     hdf: Path
     labels: str = "three"  # a key of LABEL_VALUES, for masks whose own values do not tell which release they are of
+    snr_db: float | None = None  # of the strongest carrier, see data/snrs.py; None if it is not known
 
 
 def find_frames(root) -> list[Frame]:
-    """Every frame below `root`, in lexicographic order of the relative path of its .png. Nothing is decoded.
+    """Every frame below `root`, in lexicographic order of the relative path of its .png, with its SNR.
 
-    Raises DataError for a folder that is missing or holds no frame, for a .png without .hdf or an .hdf without .png,
-    and for two frames of one name.
+    No picture is decoded. Raises DataError for a folder that is missing or holds no frame, for a .png without .hdf or
+    an .hdf without .png, for two frames of one name, for a set whose generation was interrupted, and for SNRs that
+    cannot be understood (data/snrs.py).
     """
     # Files by name.
     root = Path(root)
     paths = {}
     for path in root.rglob("*"):
+        if path.name == MARKER:
+            refuse_unfinished(path)
         name = path.relative_to(root).as_posix().removeprefix("TrainingData/")
         if path.suffix in (".png", ".hdf") and not any(part.startswith(".") for part in name.split("/")):
             if paths.setdefault(name, path) != path:
@@ -91,7 +96,14 @@ def find_frames(root) -> list[Frame]:
             f"`python -m data.spectrum_sensing download {root}` or make a set with `python -m data.synthetic {root}`"
         )
     labels = _release([frame for frame in frames if frame.family != "OTHER"])
-    return [replace(frame, labels="four" if frame.family == "OTHER" else labels) for frame in frames]
+    frames = [replace(frame, labels="four" if frame.family == "OTHER" else labels) for frame in frames]
+    return with_snrs(root, frames)
+
+
+def with_snrs(root, frames: list[Frame]) -> list[Frame]:
+    """The same frames with their SNRs, which are read now. Raises DataError as data/snrs.py does."""
+    snrs = known_snrs(root, [frame.name for frame in frames], [frame.png for frame in frames])
+    return [replace(frame, snr_db=snr) for frame, snr in zip(frames, snrs, strict=True)]
 
 
 def family_of(name: str) -> str:
@@ -138,21 +150,18 @@ def read_frame(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
 
     Raises DataError if one of the two cannot be read, or if their sizes differ.
     """
-    try:
-        with Image.open(frame.png) as picture:
-            image = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises
-        raise DataError(f"{frame.png} cannot be read as a picture ({error}); replace it") from None
-    mask = read_mask(frame)
-    if image.shape[1:] != mask.shape:
+    mask, size = read_mask(frame), png_size(frame.png)
+    if size != mask.shape:  # before the pixels are decoded
         raise DataError(
-            f"{frame.png} is {_size(image)} and its mask {frame.hdf.name} {_size(mask)} pixels; replace one of them"
+            f"{frame.png} is {_size(size)} and its mask {frame.hdf.name} {_size(mask.shape)} pixels; "
+            "replace one of them"
         )
+    image = read_png(frame.png).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
     return image, mask
 
 
-def _size(array) -> str:
-    return f"{array.shape[-1]}x{array.shape[-2]}"
+def _size(shape: tuple[int, int]) -> str:
+    return f"{shape[1]}x{shape[0]}"
 
 
 class SpectrumSensing(VisionDataset):
@@ -191,7 +200,7 @@ def read_tensors(frames: list[Frame], progress: bool = True) -> tuple[torch.Tens
         image, mask = read_frame(frames[index])
         if mask.shape != (height, width):
             raise DataError(
-                f"{frames[index].png} is {_size(mask)} and {frames[0].png} {width}x{height} pixels; "
+                f"{frames[index].png} is {_size(mask.shape)} and {frames[0].png} {width}x{height} pixels; "
                 "keep frames of one size in a set"
             )
         to_images[index], to_masks[index] = image, mask
@@ -271,51 +280,15 @@ def class_weights(masks: torch.Tensor) -> torch.Tensor:
     On the archive they are about 0.29, 1.0 and 2.02. A class without pixels has weight 0 and no part in the median.
 
     Args: masks, (N, H, W) of any integer type, of the training part.
+    Raises: DataError, if no pixel has a known label.
     """
     counts = class_counts(masks)
     present = counts > 0
+    if not present.any():
+        raise DataError("the labels of all training frames are unknown, in every pixel; add frames with labels")
     weights = np.zeros(len(CLASSES), np.float32)
     weights[present] = np.median(counts[present]) / counts[present]
     return torch.from_numpy(weights)
-
-
-def frame_snr(root, frames: list[Frame]) -> list[float | None]:
-    """SNR in dB of each frame's strongest carrier, None where it is not known.
-
-    It comes from root/frames.csv, or else from the frame's .mat, if scipy is installed. The SNR in a .mat assumes a
-    signal power of 0 dBW, so the true one is lower.
-
-    Raises DataError for a frames.csv or .mat that cannot be understood.
-    """
-    table, snr = Path(root) / "frames.csv", {}
-    if table.exists():
-        try:
-            with open(table, newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    snr[row["frame"]] = float(row["snr_db"]) if row["snr_db"] else None  # empty if without carrier
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{table} cannot be understood ({error!r}); it needs the columns frame and snr_db (a number or "
-                "nothing): generate the set again or remove the file"
-            ) from None
-    return [snr[frame.name] if frame.name in snr else _mat_snr(frame.png.with_suffix(".mat")) for frame in frames]
-
-
-def _mat_snr(path: Path) -> float | None:
-    """SNR in dB of a file of parameters; None without the file, the value or scipy."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:  # scipy is not among the requirements
-        return None
-    if not path.exists():
-        return None
-    try:
-        params = loadmat(path, simplify_cells=True, variable_names=["params"]).get("params")
-    except Exception as error:  # scipy raises many kinds of errors for a damaged file
-        raise DataError(f"{path} cannot be read as a MATLAB file ({error}); replace or remove it") from None
-    carriers = params if isinstance(params, list | np.ndarray) else [params]
-    values = [np.max(carrier["SNRdB"]) for carrier in carriers if isinstance(carrier, dict) and "SNRdB" in carrier]
-    return float(max(values)) if values else None
 
 
 def check(root) -> str:
@@ -345,7 +318,7 @@ def download(root, url: str = URL) -> list[Frame]:
         try:
             if not (work / "extracted").exists():
                 fetch(url, work / "archive.tar.gz", SPACE if url == URL else None)
-            extract(work / "archive.tar.gz", root)
+            extract(work / "archive.tar.gz", root, SPACE if url == URL else None)
         except DataError as error:
             raise DataError(f"{error}, or make a synthetic set: `python -m data.synthetic {root}`") from None
         shutil.rmtree(work)
@@ -355,7 +328,7 @@ def download(root, url: str = URL) -> list[Frame]:
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["download", "check"])
-    parser.add_argument("directory", metavar="DIR", help="folder of the set")
+    parser.add_argument("directory", type=place, metavar="DIR", help="folder of the set")
     parser.add_argument("--url", default=URL, help="a mirror of the archive (.tar.gz); default: %(default)s")
     args = parser.parse_args(argv)
 

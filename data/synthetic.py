@@ -14,23 +14,24 @@ import csv
 import json
 import multiprocessing
 import os
-import signal
 import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from data import DataError, exit_code
+from data import SEED, WORKERS, DataError, exit_code, place, ranged
 from data.frames import labelled_frame
-from data.hdf4 import write_raster
 from data.spectrogram import FRAME_SAMPLES, LABELS, SAMPLE_RATE, spectrogram_image
 from data.spectrum_sensing import FOLDERS
+from data.values import MOST_DB
+from data.workers import as_worker, interrupts_ignored, locked
+from data.writing import FOLDER, MARKER, begin, finish, remove_leftovers, told, write_pair, write_whole
 
 DEFAULT_COUNTS = {"NR": 900, "LTE": 900, "LTE_NR": 900, "FIELD": 1800, "OTHER": 0}
 SMALL_COUNTS = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # for scripts that are given no data set
 FEW_COUNTS = {"NR": 5, "LTE": 5, "LTE_NR": 5, "FIELD": 5}  # enough to compare the outputs of two networks
+OPTIONS = {"NR": "--nr", "LTE": "--lte", "LTE_NR": "--combined", "FIELD": "--field", "OTHER": "--other"}
 COLUMNS = ["frame", "family", "seed", "snr_db", "carriers"]  # of frames.csv
 
 
@@ -40,24 +41,15 @@ def frame_name(family, index):
     return f"{folder}{family}_frame_{index}"
 
 
-def _replace(path, write):
-    """Call write(temporary path), then rename, so that the file exists either completely or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def _write_frame(job):
     """Make one frame and write its files; runs in a worker process. Returns its row of frames.csv."""
     root, family, index, seed, keep_iq = job
     torch.set_num_threads(1)
     iq, carriers, mask = labelled_frame(family, index, seed)
     stem = Path(root) / frame_name(family, index)
-    _replace(stem.with_suffix(".hdf"), lambda path: write_raster(path, mask, compression="rle"))
     if keep_iq:
         _write_sigmf(stem, iq, carriers)
-    # The picture is written last: if it exists, the frame is complete.
-    _replace(stem.with_suffix(".png"), lambda path: Image.fromarray(spectrogram_image(iq)).save(path, format="PNG"))
+    write_pair(stem, spectrogram_image(iq), mask)  # last: if the picture exists, the frame is complete
     snr = max((carrier["snr_db"] for carrier in carriers if carrier["technology"] in LABELS), default="")
     return frame_name(family, index), family, seed, snr, json.dumps(carriers)
 
@@ -83,39 +75,61 @@ def _write_sigmf(stem, iq, carriers):
             for carrier in carriers
         ],
     }
-    _replace(stem.with_suffix(".sigmf-data"), lambda path: iq.astype("<c8").tofile(path))
-    _replace(stem.with_suffix(".sigmf-meta"), lambda path: path.write_text(json.dumps(meta, indent=1)))
-
-
-def _leave_interrupts_to_the_parent():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    write_whole(stem.with_suffix(".sigmf-data"), lambda path: iq.astype("<c8").tofile(path))
+    write_whole(stem.with_suffix(".sigmf-meta"), lambda path: path.write_text(json.dumps(meta, indent=1)))
 
 
 def _read_rows(path):
-    """Rows of frames.csv, {frame: row}, without a last row that is incomplete because the process was killed."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    return {row[0]: row for row in rows if len(row) == len(COLUMNS) and row != COLUMNS and row[4].endswith("]")}
+    """Rows of frames.csv, {frame: row}. Damaged ones are left out, so that their frames are made again."""
+    rows = {}
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:  # a row is a line, as the generator writes it
+        try:
+            row = next(csv.reader([line.decode("utf-8").rstrip("\r")], strict=True), [])
+            if _is_row(row):
+                rows[row[0]] = row
+        except (ValueError, csv.Error, RecursionError):
+            continue
+    return rows
+
+
+def _is_row(row):
+    """Whether a row is one of the generator's; ValueError for what is no number and no JSON where it is expected."""
+    if len(row) != len(COLUMNS) or row == COLUMNS:
+        return False
+    name, family, seed, snr_db, carriers = row
+    index = name.rpartition("_")[2]
+    known = family in FOLDERS and index.isascii() and index.isdigit() and name == frame_name(family, int(index))
+    return known and int(seed) >= 0 and abs(float(snr_db or 0)) <= MOST_DB and isinstance(json.loads(carriers), list)
 
 
 def _write_rows(path, rows):
-    with path.open("w", newline="") as file:
+    """Write frames.csv in the order of the families and numbers, whatever the order in which frames were made."""
+    order = list(FOLDERS)
+    rows = sorted(rows, key=lambda row: (order.index(row[1]), int(row[0].rpartition("_")[2])))
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
 
 
 def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
     """Write a data set. Frames that an earlier, interrupted call has completed are kept.
 
+    Until it is complete, the folder says that it is not (data/writing.py), and find_frames refuses it.
+
     Args: counts, {family: number of frames}, DEFAULT_COUNTS if None; workers, number of processes, one for each core if
     None; keep_iq, also write SigMF recordings (complex64, 20 MB a frame).
-    Raises: DataError if the folder holds frames of another seed, or for a negative seed or no workers.
+    Raises: DataError if the folder holds frames of another seed or another process writes it, for a negative seed or no
+    workers, or if the disk refuses.
     """
     if seed < 0 or workers is not None and workers < 1:
         raise DataError(f"seed {seed} with {workers} workers can't be used; a seed is 0 or more, workers are 1 or more")
     root, counts = Path(directory), dict(DEFAULT_COUNTS if counts is None else counts)
     root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        remove_leftovers({(root / frame_name(family, 0)).parent for family in FOLDERS})
+        _generate(root, counts, seed, workers, keep_iq)
+
+
+def _generate(root, counts, seed, workers, keep_iq):
     # What is there already.
     journal = root / "frames.csv"
     done = _read_rows(journal)
@@ -126,27 +140,41 @@ def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
     # What is missing.
     jobs = []
     for family, count in counts.items():
-        if count == 0:
-            continue
-        (root / frame_name(family, 0)).parent.mkdir(exist_ok=True)
         for index in range(1, count + 1):
             name = frame_name(family, index)
-            complete = name in done and (root / f"{name}.png").exists()
+            complete = name in done and all((root / f"{name}.{end}").exists() for end in ("png", "hdf"))
             if not complete or keep_iq and not (root / f"{name}.sigmf-meta").exists():  # written after the data
                 jobs.append((str(root), family, index, seed, keep_iq))
-    if not jobs:
-        return
+    if jobs:
+        begin(root, _command(counts, seed, keep_iq), counts)
+        _generate_missing(root, done, jobs, workers)
+    if (root / MARKER).exists():
+        write_whole(journal, lambda path: _write_rows(path, _read_rows(journal).values()))
+        finish(root)
 
-    # Generate it, and add a row for each frame.
-    _replace(journal, lambda path: _write_rows(path, done.values()))
+
+def _generate_missing(root, done, jobs, workers):
+    """Do the jobs, and add a row to frames.csv for each frame that is not among `done`, in the order of the jobs."""
+    journal = root / "frames.csv"
+    for family in {job[1] for job in jobs}:
+        (root / frame_name(family, 0)).parent.mkdir(exist_ok=True)
+    write_whole(journal, lambda path: _write_rows(path, done.values()))
     processes = min(workers or os.cpu_count(), len(jobs))
-    pool = multiprocessing.get_context("spawn").Pool(processes, _leave_interrupts_to_the_parent)
-    with pool, journal.open("a", newline="") as file:
+    with interrupts_ignored():
+        pool = multiprocessing.get_context("spawn").Pool(processes, as_worker)
+    with pool, told(journal), journal.open("a", newline="", encoding="utf-8") as file:
         rows = pool.imap(_write_frame, jobs)
         for row in tqdm(rows, total=len(jobs), desc=f"generating {root}", unit="frame"):
             if row[0] not in done:
                 csv.writer(file).writerow(row)
                 file.flush()  # only complete frames have a row
+
+
+def _command(counts, seed, keep_iq):
+    """The command that makes such a set; FOLDER is in the place of its folder."""
+    options = [word for family, option in OPTIONS.items() for word in (option, str(counts.get(family, 0)))]
+    options += ["--seed", str(seed), *(["--keep-iq"] if keep_iq else [])]
+    return ["python", "-m", "data.synthetic", FOLDER, *options]
 
 
 def default_set(workers=None, counts=None):
@@ -167,14 +195,24 @@ def default_set(workers=None, counts=None):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("directory", help="folder to write the set to")
-    parser.add_argument("--nr", type=int, default=DEFAULT_COUNTS["NR"], help="frames with an NR carrier")
-    parser.add_argument("--lte", type=int, default=DEFAULT_COUNTS["LTE"], help="frames with an LTE carrier")
-    parser.add_argument("--combined", type=int, default=DEFAULT_COUNTS["LTE_NR"], help="frames with both")
-    parser.add_argument("--field", type=int, default=DEFAULT_COUNTS["FIELD"], help="frames as a receiver meets them")
-    parser.add_argument("--other", type=int, default=DEFAULT_COUNTS["OTHER"], help="frames with what is neither")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=None, help="processes, default all cores")
+    parser.add_argument("directory", type=place, help="folder to write the set to")
+    parser.add_argument(
+        "--nr", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["NR"], help="frames with an NR carrier"
+    )
+    parser.add_argument(
+        "--lte", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["LTE"], help="frames with an LTE carrier"
+    )
+    parser.add_argument(
+        "--combined", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["LTE_NR"], help="frames with both"
+    )
+    parser.add_argument(
+        "--field", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["FIELD"], help="frames as a receiver meets them"
+    )
+    parser.add_argument(
+        "--other", type=ranged(int, 0, 10**7), default=DEFAULT_COUNTS["OTHER"], help="frames with what is neither"
+    )
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--workers", type=WORKERS, default=None, help="processes, default all cores")
     parser.add_argument("--keep-iq", action="store_true", help="also write SigMF recordings, 20 MB a frame")
     return parser.parse_args(argv)
 

@@ -11,28 +11,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from data import DataError
 from data.hdf4 import read_raster
-from data.spectrum_sensing import Frame, family_of, find_frames, split
+from data.png import png_size, read_png
+from data.spectrum_sensing import Frame, family_of, find_frames, split, with_snrs
+from data.writing import MARKER, refuse_unfinished
 
 
 def find_pictures(root) -> list[Frame]:
     """Every NAME.png below `root` in lexicographic order, each as a Frame whose mask may be missing.
 
     Names, families and order are those of find_frames, so that data.spectrum_sensing.split gives the same parts.
-    Raises DataError if there is no picture.
+    Raises DataError if there is no picture, if the set's generation was interrupted, or for damaged SNRs.
     """
     root, frames = Path(root), {}
+    for path in root.rglob(MARKER):
+        refuse_unfinished(path)
     for path in root.rglob("*.png"):
         name = path.relative_to(root).as_posix().removeprefix("TrainingData/").removesuffix(".png")
         if not any(part.startswith(".") for part in name.split("/")):
             frames[f"{name}.png"] = Frame(name, family_of(name), path, path.with_suffix(".hdf"))
     if not frames:
         raise DataError(f"{root} holds no frame NAME.png; make some with `python -m data.synthetic {root}`")
-    return [frames[name] for name in sorted(frames)]
+    return with_snrs(root, [frames[name] for name in sorted(frames)])
 
 
 def read_pictures(frames: list[Frame], progress: bool = True) -> torch.Tensor:
@@ -42,18 +45,12 @@ def read_pictures(frames: list[Frame], progress: bool = True) -> torch.Tensor:
     """
     if not frames:
         raise DataError("there are no frames to read; choose a folder with more frames")
-    images = None
+    size = png_size(frames[0].png)
+    images = np.empty((len(frames), 3, *size), np.uint8)
     for i, frame in enumerate(tqdm(frames, "frames", unit="frame", disable=not progress, file=sys.stderr)):
-        try:
-            with Image.open(frame.png) as picture:
-                image = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL raises
-            raise DataError(f"{frame.png} cannot be read as a picture ({error}); replace it") from None
-        if images is None:
-            images = np.empty((len(frames), *image.shape), np.uint8)
-        if image.shape != images.shape[1:]:
+        if png_size(frame.png) != size:  # before the pixels are decoded
             raise DataError(f"{frame.png} and {frames[0].png} differ in size; keep frames of one size in a set")
-        images[i] = image
+        images[i] = read_png(frame.png).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
     return torch.from_numpy(images)
 
 

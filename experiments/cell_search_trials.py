@@ -43,6 +43,7 @@ from experiments.cell_search_emissions import (
     nr_carrier,
     shift,
 )
+from utils import pictures, runs
 from utils.pictures import line_chart
 
 FLOOR = 6.0  # statistics below count as this; nearly every search has some word above
@@ -53,10 +54,10 @@ SEARCHES = ("LTE", "NR", "aligned LTE", "aligned NR")
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--searches", nargs="+", default=list(SEARCHES), choices=list(SEARCHES), metavar="SEARCH")
-    parser.add_argument("--draws", type=int, default=1000, help="searches of each kind, 0: none")
-    parser.add_argument("--detection-draws", type=int, default=25, help="searches at each SNR, 0: none")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/cell_search"))
+    parser.add_argument("--draws", type=runs.whole(0), default=1000, help="searches of each kind, 0: none")
+    parser.add_argument("--detection-draws", type=runs.whole(0), default=25, help="searches at each SNR, 0: none")
+    parser.add_argument("--seed", type=runs.seed, default=1)
+    parser.add_argument("--out", type=runs.path, default=Path("experiments/results/cell_search"))
     return parser.parse_args()
 
 
@@ -192,7 +193,7 @@ def draw(shares, folder):
     for technology in ("LTE", "NR"):
         series = {name: points for name, points in shares.items() if name.startswith(technology)}
         picture = line_chart(series, "SNR of a resource element (dB)", "share found", f"{technology} cells found")
-        picture.save(folder / f"detection_{technology.lower()}.png")
+        pictures.save(picture, folder / f"detection_{technology.lower()}.png")
 
 
 def main():
@@ -206,7 +207,8 @@ def main():
     def save(part, values):
         result.update({"threshold": THRESHOLD, "seed": args.seed, part: values})
         result[f"{part}_cpu_minutes"] = round((time.process_time() - start) / 60, 1)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        text = json.dumps(result, indent=1) + "\n"
+        runs.write_whole(path, lambda file: file.write(text.encode()))
 
     shares = {}
     for case in CASES if args.detection_draws else ():

@@ -17,6 +17,7 @@ from data.frames import frame_rng
 from data.mathworks_frames import mathworks_scene
 from data.spectrogram import channel_mask
 from data.spectrum_sensing import CLASSES, LABEL_VALUES, class_weights
+from utils import runs
 from utils.runs import run
 
 PUBLISHED = (0.29, 1.0, 2.02)
@@ -24,8 +25,8 @@ PUBLISHED = (0.29, 1.0, 2.02)
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=900, help="NR frames, and as many LTE frames")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--frames", type=runs.count, default=900, help="NR frames, and as many LTE frames")
+    parser.add_argument("--seed", type=runs.seed, default=0)
     args = parser.parse_args(argv)
     if args.frames < 1 or args.seed < 0:
         parser.error("--frames must be 1 or more, --seed 0 or more")

@@ -33,7 +33,7 @@ from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import cut_dead_taps
 from models.rebuild import build, describe, rebuild
-from utils import checkpoint, pictures, release
+from utils import checkpoint, pictures, release, runs
 from utils.cost import count, latency, saved_bytes
 from utils.evaluation import report
 from utils.runs import RunError, command, hardware, run, write_json
@@ -65,19 +65,49 @@ RESULTS = Path("experiments/results/compression")
 COLOURS = ["#1f6fb4", "#d9541a", "#3a9a4a", "#8a4fb0", "#8c6a3f", "#20a0a0"]  # of the ways, in turn
 
 
+def one_of_the_ways(value, name: str) -> str | None:
+    """A form for checkpoint.misfit."""
+    return None if value in tuple(WAYS) else f"{name} is {str(value)[:40]}, not one of {', '.join(WAYS)}"
+
+
+def mean_ious(value, name: str) -> str | None:
+    """A form for checkpoint.misfit: of every set the mIoU, from 0 to 1, or None where there is none."""
+    if bare := [key for key, inner in value.items() if "mean_iou" not in inner]:
+        return f"{name}.{bare[0]} has no mean_iou"
+    values = ((key, inner["mean_iou"]) for key, inner in value.items())
+    faults = (checkpoint.within(0, 1)(iou, f"{name}.{key}.mean_iou") for key, iou in values if iou is not None)
+    return next(filter(None, faults), None)
+
+
+# What a row must hold, as checkpoint.misfit takes it
+COUNTED = checkpoint.within(1, 1e15)
+TEACHER = {
+    "size": str,
+    "way": str,
+    "hardware": str,
+    **dict.fromkeys(("parameters", "parameters_dense", "macs", "macs_live", "bytes"), COUNTED),
+    "latency": {"this": {"speed_up": checkpoint.within(0, 1e6)}},
+    "sets": (dict[str, dict], {"test": {"mean_iou": checkpoint.within(1e-6, 1)}}, mean_ious),
+}
+ROW = TEACHER | {"way": one_of_the_ways, "seed": int, "epochs": COUNTED, "batch_size": COUNTED}
+REMEDY = "delete it to repeat the row, or choose another --results"
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="frames; default datasets/spectrum_sensing if there, else made")
-    parser.add_argument("--teacher", type=Path, default=release.shipped("seg_teacher.pt"))
+    parser.add_argument(
+        "--data-dir", type=runs.path, help="frames; default datasets/spectrum_sensing if there, else made"
+    )
+    parser.add_argument("--teacher", type=runs.path, default=release.shipped("seg_teacher.pt"))
     parser.add_argument("--rows", default="", metavar="WORDS", help="only rows whose name has these words")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3, help="of every row, default 3")
-    parser.add_argument("--batch-size", type=int, default=8, help="of every row, default 8")
+    parser.add_argument("--seeds", type=runs.seed, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=runs.count, default=3, help="of every row, default 3")
+    parser.add_argument("--batch-size", type=runs.count, default=8, help="of every row, default 8")
     parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--results", type=Path, help=f"folder of the rows, default {RESULTS} or one beside it")
-    parser.add_argument("--out", type=Path, help="the runs' folders, default runs/ and the name of --results")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, help="processes that generate frames, default all cores")
+    parser.add_argument("--results", type=runs.path, help=f"folder of the rows, default {RESULTS} or one beside it")
+    parser.add_argument("--out", type=runs.path, help="the runs' folders, default runs/ and the name of --results")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     return parser.parse_args(argv)
 
 
@@ -122,14 +152,14 @@ def main(argv: list[str] | None = None) -> int:
                 if not path.exists():
                     print(f"{size}, {way}, seed {seed}", flush=True)
                     write_json(path, run_row(setup, size, way, seed))
-                elif json.loads(path.read_text())["batch_size"] != args.batch_size:
+                elif checkpoint.read_facts(path, ROW, REMEDY)["batch_size"] != args.batch_size:
                     raise RunError(f"{path} is of another --batch-size: choose another --results and --out")
 
     # The tables
     if teacher_of(results) is None:
         raise RunError(f"{results} has no rows yet: leave --table out")
-    rows = [json.loads(path.read_text()) for path in sorted(results.glob("*_seed*.json"))]
-    teacher = json.loads((results / "teacher.json").read_text())
+    rows = [checkpoint.read_facts(path, ROW, REMEDY) for path in sorted(results.glob("*_seed*.json"))]
+    teacher = checkpoint.read_facts(results / "teacher.json", TEACHER, REMEDY)
     print(table(teacher, rows))
     print(snr_table(teacher, rows))
     pictures.save(picture(teacher, rows), results / "miou_macs.png")
@@ -140,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
 def teacher_of(results: Path) -> str | None:
     """SHA-256 of the teacher that the rows in a folder are of; None if there are no rows."""
     path = results / "teacher.json"
-    return json.loads(path.read_text())["sha256"] if path.exists() else None
+    return checkpoint.read_facts(path, {"sha256": str}, REMEDY)["sha256"] if path.exists() else None
 
 
 def results_of(digest: str) -> Path:

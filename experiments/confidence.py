@@ -26,7 +26,7 @@ from data.frames import make_frame
 from data.recording_formats import open_recording
 from data.spectrogram import SAMPLE_RATE
 from experiments.prefix_emissions import EMISSIONS, white
-from utils import pictures
+from utils import pictures, runs
 from utils.carriers import Calibration, find_carriers, logit
 from utils.labelling import label_frame, load_network
 from utils.release import shipped
@@ -41,12 +41,17 @@ BINS = np.linspace(0, 1, 6)
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=Path, default=shipped("seg_student.pt"), help="the network, default the shipped student"
+        "--checkpoint",
+        type=runs.path,
+        default=shipped("seg_student.pt"),
+        help="the network, default the shipped student",
     )
-    parser.add_argument("--draws", type=int, default=200, help="recordings of each half")
-    parser.add_argument("--seed", type=int, default=60)
-    parser.add_argument("--points", type=Path, metavar="FILE", help="fit to an earlier call's rows, make no recordings")
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/confidence"))
+    parser.add_argument("--draws", type=runs.whole(0), default=200, help="recordings of each half")
+    parser.add_argument("--seed", type=runs.seed, default=60)
+    parser.add_argument(
+        "--points", type=runs.path, metavar="FILE", help="fit to an earlier call's rows, make no recordings"
+    )
+    parser.add_argument("--out", type=runs.path, default=Path("experiments/results/confidence"))
     args = parser.parse_args()
     if args.draws < 4 or args.seed < 0:
         parser.error("--draws must be 4 or more, --seed 0 or more")
@@ -185,7 +190,7 @@ def main():
     write_json(args.checkpoint.with_suffix(".calibration.json"), result)
     series = {name: [(confidence, true) for confidence, true, _ in table] for name, table in tables.items()}
     picture = pictures.line_chart(series | {"ideal": [(0.0, 0.0), (1.0, 1.0)]}, "confidence", "share right")
-    picture.save(args.out / f"reliability_{args.checkpoint.stem}.png")
+    pictures.save(picture, args.out / f"reliability_{args.checkpoint.stem}.png")
     return 0
 
 

@@ -42,7 +42,7 @@ from data.spectrogram import PARULA
 from models.fast_layers import speed_up
 from models.rebuild import rebuild
 from models.vgg10 import VGG10
-from utils import kd_losses, release
+from utils import kd_losses, release, runs
 from utils.runs import RunError, command, hardware, join_processes, run, write_json
 from utils.training import Batch, CapturedStep, LossReader, bf16_autocast, make_optimizer
 
@@ -62,10 +62,10 @@ class Training(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each row")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, about")
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/gpu_speed.json"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=runs.count, default=5, help="turns of each row")
+    parser.add_argument("--seconds", type=runs.positive, default=1.0, help="of a turn, about")
+    parser.add_argument("--out", type=runs.path, default=Path("experiments/results/gpu_speed.json"))
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.seconds <= 0:
         parser.error("--rounds and --seconds must be positive")

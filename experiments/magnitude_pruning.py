@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from utils import checkpoint, runs
 from utils.evaluation import standard_error
 from utils.runs import RunError, run, write_json
 
@@ -44,21 +45,43 @@ COLUMNS = {  # of the table: key of a row, title, digits
 }
 
 
+def with_a_budget(value, name: str) -> str | None:
+    """A form for checkpoint.misfit: options, with a number after --budget if that is among them."""
+    after = value[value.index("--budget") + 1 :][:1] if "--budget" in value else ["0"]
+    return None if after and after[0].isdecimal() and len(after[0]) < 10 else f"{name} has a --budget without a number"
+
+
+# What the file of a row must hold, as checkpoint.misfit takes it
+ROW = {"row": str, "seed": int, "hardware": str, "options": (list[str], with_a_budget)}
+ROW |= dict.fromkeys(COLUMNS, checkpoint.within(0, 1e15)) | {"pruning_epochs": int}
+REMEDY = "delete it to repeat the row, or choose another --results"
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-file", type=Path, help="one set for all rows")
+    parser.add_argument("--data-file", type=runs.path, help="one set for all rows")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--baseline", type=Path, help="w8a8 network for all seeds; default: one is trained for each")
-    parser.add_argument("--epochs", type=int, default=20, help="of a baseline, each over the whole training part")
-    parser.add_argument("--epoch-frames", type=int, help="frames of a pruning epoch, default the whole training part")
-    parser.add_argument("--step-epochs", type=int, default=6, help="most epochs to recover from one cut")
-    parser.add_argument("--budget", type=int, default=30, help="most epochs of all steps of a row")
-    parser.add_argument("--keep", type=float, default=0.942, help="of the baseline's accuracy on validation")
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--out", type=Path, default=Path("runs/magnitude_pruning"), help="folder of the runs")
-    parser.add_argument("--results", type=Path, default=REPOSITORY / "experiments" / "results" / "magnitude_pruning")
+    parser.add_argument("--seeds", type=runs.seed, nargs="+", default=[0])
+    parser.add_argument(
+        "--baseline", type=runs.path, help="w8a8 network for all seeds; default: one is trained for each"
+    )
+    parser.add_argument(
+        "--epochs", type=runs.count, default=20, help="of a baseline, each over the whole training part"
+    )
+    parser.add_argument(
+        "--epoch-frames", type=runs.count, help="frames of a pruning epoch, default the whole training part"
+    )
+    parser.add_argument("--step-epochs", type=runs.count, default=6, help="most epochs to recover from one cut")
+    parser.add_argument("--budget", type=runs.count, default=30, help="most epochs of all steps of a row")
+    parser.add_argument(
+        "--keep", type=runs.real(above=0, most=1), default=0.942, help="of the baseline's accuracy on validation"
+    )
+    parser.add_argument("--batch-size", type=runs.count, default=512)
+    parser.add_argument("--lr", type=runs.positive, default=2e-3)
+    parser.add_argument("--out", type=runs.path, default=Path("runs/magnitude_pruning"), help="folder of the runs")
+    parser.add_argument(
+        "--results", type=runs.path, default=REPOSITORY / "experiments" / "results" / "magnitude_pruning"
+    )
     parser.add_argument("--table", action="store_true", help="only print what is in --results")
     args = parser.parse_args(argv)
     if not args.table and not args.data_file:
@@ -102,7 +125,7 @@ def finish(out: Path, results: Path, row: str, seed: int, command: list[str]) ->
 
     # What is finished already
     if path.exists():
-        before = json.loads(path.read_text())
+        before = checkpoint.read_facts(path, ROW, REMEDY)
         if not same_run(before["options"], plain, before["pruning_epochs"]):
             raise RunError(f"{path} was made with other options: delete it, or choose another --results")
         if not trains or (folder / "best.pt").exists():  # other rows start from a baseline's file
@@ -144,7 +167,7 @@ def table(folder: Path) -> str:
     """All rows that are finished, means over their seeds, the cheapest last, as Markdown."""
     groups: dict[str, list[dict]] = {}
     for path in sorted(folder.glob("*_seed*.json")):
-        row = json.loads(path.read_text())
+        row = checkpoint.read_facts(path, ROW, REMEDY)
         groups.setdefault(row["row"], []).append(row)
 
     def over_seeds(rows: list[dict], key: str, digits: int) -> str:

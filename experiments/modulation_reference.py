@@ -31,7 +31,7 @@ from data.radioml import MODULATIONS, SNRS
 from models import ModelError
 from models.rebuild import rebuild
 from models.vgg10 import from_brevitas
-from utils import checkpoint, pictures
+from utils import checkpoint, pictures, runs
 from utils.metrics import confusion_matrix
 from utils.runs import RunError, command, hardware, run, write_json
 
@@ -47,13 +47,15 @@ Network = Callable[[torch.Tensor], torch.Tensor]  # float32 (N, 2, 1024) -> logi
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, nargs="+", required=True, help="the challenge's .pth, a VGG's .npz")
-    parser.add_argument("--recall", type=Path, help="recall of the .npz network on genuine frames")
-    parser.add_argument("--network", type=Path, help="a checkpoint of this repository to compare with")
-    parser.add_argument("--bits", type=int, default=8, help="bit width of the challenge's checkpoint")
-    parser.add_argument("--frames-per-cell", type=int, default=100, help="of each class and SNR")
-    parser.add_argument("--seed", type=int, default=2027)
-    parser.add_argument("--out", type=Path, default=Path("runs/modulation_reference"))
+    parser.add_argument(
+        "--reference", type=runs.path, nargs="+", required=True, help="the challenge's .pth, a VGG's .npz"
+    )
+    parser.add_argument("--recall", type=runs.path, help="recall of the .npz network on genuine frames")
+    parser.add_argument("--network", type=runs.path, help="a checkpoint of this repository to compare with")
+    parser.add_argument("--bits", type=runs.whole(2, 8), default=8, help="bit width of the challenge's checkpoint")
+    parser.add_argument("--frames-per-cell", type=runs.count, default=100, help="of each class and SNR")
+    parser.add_argument("--seed", type=runs.seed, default=2027)
+    parser.add_argument("--out", type=runs.path, default=Path("runs/modulation_reference"))
     return parser.parse_args()
 
 
@@ -213,10 +215,10 @@ def main() -> None:
     curves = {name: accuracy(count).tolist() for name, count in counts.items()}
     curves |= {f"{name}, genuine": (v.mean(0) if v.ndim == 2 else v).tolist() for name, v in known.items()}
     series = {name: list(zip(SNRS, values, strict=True)) for name, values in curves.items()}
-    pictures.line_chart(series, "SNR (dB)", "accuracy").save(args.out / "accuracy_by_snr.png")
+    pictures.save(pictures.line_chart(series, "SNR (dB)", "accuracy"), args.out / "accuracy_by_snr.png")
     for name, count in counts.items():
         picture = pictures.percent_matrix(count[-1], MODULATIONS, f"{name}, generated frames at +30 dB")
-        picture.save(args.out / f"confusion_{name}.png")
+        pictures.save(picture, args.out / f"confusion_{name}.png")
 
 
 if __name__ == "__main__":

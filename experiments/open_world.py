@@ -28,7 +28,7 @@ from data.spectrogram import HZ_PER_PIXEL, PARULA, SAMPLE_RATE, spectrogram_imag
 from data.spectrum_sensing import CLASSES
 from models import ModelError, segmentation
 from models.rebuild import rebuild
-from utils import checkpoint, release
+from utils import checkpoint, release, runs
 from utils.runs import command as this_command
 from utils.runs import hardware, run, write_json
 
@@ -40,12 +40,12 @@ WANTED = {"mean": 0.02, "worst": 0.10}
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "networks", nargs="+", type=Path, metavar="CHECKPOINT", help="of train_seg.py or distill_seg.py"
+        "networks", nargs="+", type=runs.path, metavar="CHECKPOINT", help="of train_seg.py or distill_seg.py"
     )
-    parser.add_argument("--frames", type=int, default=12, help="of each kind")
-    parser.add_argument("--seed", type=int, default=3000, help="of the frames; no training may have it")
+    parser.add_argument("--frames", type=runs.count, default=12, help="of each kind")
+    parser.add_argument("--seed", type=runs.seed, default=3000, help="of the frames; no training may have it")
     parser.add_argument("--fitted", action="store_true", help="fit standard channels to the bands, as evaluate.py does")
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/open_world"))
+    parser.add_argument("--out", type=runs.path, default=Path("experiments/results/open_world"))
     args = parser.parse_args()
     if args.frames < 1 or args.seed < 0:
         parser.error("--frames must be 1 or more, --seed 0 or more")

@@ -22,7 +22,7 @@ import torch
 from data.modulations import make_frames
 from data.radioml import MODULATIONS, SAMPLES
 from models.vgg10 import from_checkpoint
-from utils import checkpoint
+from utils import checkpoint, release, runs
 from utils.runs import RunError, command, hardware, run, write_json
 
 ORDERS = {"BPSK": 2, "QPSK": 4, "8PSK": 8, "16PSK": 16, "32PSK": 32, "16QAM": 16, "64QAM": 64, "256QAM": 256}
@@ -41,11 +41,13 @@ SPAN = 12  # symbols that the filter is long
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("weights/amc_baseline.pt"))
-    parser.add_argument("--frames", type=int, default=100, help="of each class and SNR")
-    parser.add_argument("--snr", type=float, nargs="+", default=[10.0, 20.0, 30.0], help="in dB, over the whole rate")
-    parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/other_modulations"))
+    parser.add_argument("--checkpoint", type=runs.path, default=release.shipped("amc_baseline.pt"))
+    parser.add_argument("--frames", type=runs.count, default=100, help="of each class and SNR")
+    parser.add_argument(
+        "--snr", type=runs.real(-200, 200), nargs="+", default=[10.0, 20.0, 30.0], help="in dB, over the whole rate"
+    )
+    parser.add_argument("--seed", type=runs.seed, default=5)
+    parser.add_argument("--out", type=runs.path, default=Path("experiments/results/other_modulations"))
     return parser.parse_args()
 
 

@@ -28,15 +28,18 @@ from data.lte_nr import FRAME_MS, NR_RB
 from data.radio import PROFILES, Band, multipath, snr_amplitude
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, SAMPLE_RATE, channel_mask, spectrogram_image
 from data.synthetic import COLUMNS
+from utils import runs
 from utils.runs import RunError, run
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="+", type=Path, help="checkpoints of train_seg.py or distill_seg.py")
-    parser.add_argument("--data-dir", type=Path, default=Path("datasets/sionna"), help="written if it is not there")
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("networks", nargs="+", type=runs.path, help="checkpoints of train_seg.py or distill_seg.py")
+    parser.add_argument(
+        "--data-dir", type=runs.path, default=Path("datasets/sionna"), help="written if it is not there"
+    )
+    parser.add_argument("--frames", type=runs.count, default=100)
+    parser.add_argument("--seed", type=runs.seed, default=0)
     return parser.parse_args()
 
 

@@ -23,6 +23,7 @@ from data.lte_nr import LTE_RB, NR_RB, LteConfig, NrConfig, Waveform, lte_wavefo
 from data.radio import PROFILES, multipath, snr_amplitude
 from data.spectrogram import SAMPLE_RATE
 from experiments.prefix_emissions import EMISSIONS, white
+from utils import pictures, runs
 from utils.pictures import line_chart
 from utils.runs import command, hardware, run, write_json
 
@@ -33,10 +34,10 @@ WANTED_RATE = 1e-4
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=1000, help="of each kind of emission")
-    parser.add_argument("--carriers", type=int, default=12, help="of each kind of carrier")
-    parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("experiments/results/cyclic_prefix"))
+    parser.add_argument("--draws", type=runs.whole(0), default=1000, help="of each kind of emission")
+    parser.add_argument("--carriers", type=runs.whole(0), default=12, help="of each kind of carrier")
+    parser.add_argument("--seed", type=runs.seed, default=2)
+    parser.add_argument("--out", type=runs.path, default=Path("experiments/results/cyclic_prefix"))
     return parser.parse_args()
 
 
@@ -233,7 +234,8 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     for part, prefix in (("lte", "LTE"), ("nr", "NR")):
         chosen = {name: curve for name, curve in curves.items() if name.startswith(prefix)}
-        line_chart(chosen, "SNR a resource element (dB)", "share found, 40 ms").save(args.out / f"detection_{part}.png")
+        chart = line_chart(chosen, "SNR a resource element (dB)", "share found, 40 ms")
+        pictures.save(chart, args.out / f"detection_{part}.png")
 
     for name in tqdm(EMISSIONS, unit="kind", file=sys.stderr):
         facts["false_alarms"][name] = false_alarms(name, args.draws, args.seed)

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from utils import release
+from utils import release, runs
 from utils.runs import RunError, run, write_json
 
 PRESETS = {
@@ -28,15 +28,17 @@ PRESETS = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, default=release.shipped("seg_teacher.pt"))
-    parser.add_argument("--data-dir", type=Path, help="frames; default as prune_seg.py chooses")
+    parser.add_argument("--teacher", type=runs.path, default=release.shipped("seg_teacher.pt"))
+    parser.add_argument("--data-dir", type=runs.path, help="frames; default as prune_seg.py chooses")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS)[:2])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--target-params", type=float, default=299e3)
-    parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning, default 3")
-    parser.add_argument("--lr", type=float, help="of fine-tuning; default that of distill_seg.py")
-    parser.add_argument("--budget", type=float, default=120.0, help="minutes after which nothing goes on, default 120")
-    parser.add_argument("--out", type=Path, default=Path("runs/prune_presets"))
+    parser.add_argument("--seeds", type=runs.seed, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--target-params", type=runs.positive, default=299e3)
+    parser.add_argument("--epochs", type=runs.count, default=3, help="of fine-tuning, default 3")
+    parser.add_argument("--lr", type=runs.positive, help="of fine-tuning; default that of distill_seg.py")
+    parser.add_argument(
+        "--budget", type=runs.positive, default=120.0, help="minutes after which nothing goes on, default 120"
+    )
+    parser.add_argument("--out", type=runs.path, default=Path("runs/prune_presets"))
     return parser.parse_args(argv)
 
 

@@ -19,7 +19,7 @@ from torch.profiler import profile
 
 from models import ModelError
 from models.rebuild import build, rebuild
-from utils import checkpoint, cost, release
+from utils import checkpoint, cost, release, runs
 from utils.export import ExportError, export, fold_batch_norm, load_exported
 from utils.runs import hardware, run, write_json
 
@@ -39,12 +39,14 @@ class Logits(nn.Module):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="pruned.pt of prune_seg.py, or a network trained from it")
-    parser.add_argument("--size", type=int, default=256, help="height and width of the image, default 256")
-    parser.add_argument("--runs", type=int, default=40, help="timed forwards of each network, default 40")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("checkpoint", type=runs.path, help="pruned.pt of prune_seg.py, or a network trained from it")
+    parser.add_argument(
+        "--size", type=runs.whole(16, 8192), default=256, help="height and width of the image, default 256"
+    )
+    parser.add_argument("--runs", type=runs.count, default=40, help="timed forwards of each network, default 40")
+    parser.add_argument("--threads", type=runs.count, default=1)
     parser.add_argument("--profile", action="store_true", help="also the operations of the pruned network by time")
-    parser.add_argument("--out", type=Path, default=Path("runs/prune_speed"))
+    parser.add_argument("--out", type=runs.path, default=Path("runs/prune_speed"))
     return parser.parse_args(argv)
 
 

@@ -11,7 +11,6 @@ is printed as "fails". Weights are random, no normalisation is trivial and no la
 
 import argparse
 import copy
-import json
 import math
 import os
 import platform
@@ -29,6 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from utils import runs
 from utils.dependency_graph import DependencyGraph, PruneError, prune, verify
 
 try:
@@ -259,9 +259,9 @@ def graph_row(seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS, metavar="MODEL")
-    parser.add_argument("--random", type=int, default=300, help="number of random networks")
-    parser.add_argument("--repeats", type=int, default=1, help="alternating timings of each model")
-    parser.add_argument("--out", type=Path, default=Path("runs/pruner_table"))
+    parser.add_argument("--random", type=runs.whole(0), default=300, help="number of random networks")
+    parser.add_argument("--repeats", type=runs.count, default=1, help="alternating timings of each model")
+    parser.add_argument("--out", type=runs.path, default=Path("runs/pruner_table"))
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)  # torchvision's, about weight initialisation
 
@@ -292,8 +292,7 @@ def main():
     if graphs:
         print(f"{len(graphs)} random networks: largest error {max(g['error'] for g in graphs):.0e}, "
               f"mean share of parameters left {statistics.mean(g['left'] for g in graphs):.2f}")  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "result.json").write_text(json.dumps({"models": rows, "random": graphs}, indent=1))
+    runs.write_json(args.out / "result.json", {"models": rows, "random": graphs})
 
 
 if __name__ == "__main__":

@@ -27,19 +27,24 @@ from tqdm import tqdm
 
 from data import DataError
 from data.radioml import CELLS, Frames, batches, create_file, open_cache, open_frames, split
+from utils import runs
 
 PRIVATE_BYTES = 2 * 2**30
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-file", type=Path, help="in the original layout; default: one of noise is written")
-    parser.add_argument("--out", type=Path, help="folder of the generated file and the cache; default: a temporary one")
-    parser.add_argument("--frames-per-cell", type=int, default=410, help="of the generated file; 410 are 2.1 GB")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--batches", type=int, default=200, help="measured in each row and round; h5py gets fewer")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-file", type=runs.path, help="in the original layout; default: one of noise is written")
+    parser.add_argument(
+        "--out", type=runs.path, help="folder of the generated file and the cache; default: a temporary one"
+    )
+    parser.add_argument("--frames-per-cell", type=runs.count, default=410, help="of the generated file; 410 are 2.1 GB")
+    parser.add_argument("--batch-size", type=runs.count, default=256)
+    parser.add_argument(
+        "--batches", type=runs.count, default=200, help="measured in each row and round; h5py gets fewer"
+    )
+    parser.add_argument("--rounds", type=runs.count, default=5)
+    parser.add_argument("--seed", type=runs.seed, default=0)
     return parser.parse_args()
 
 

@@ -137,11 +137,11 @@ class State:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=["full", "tiny"], default="full", help="tiny: minutes, ships nothing")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="default runs/reproduce")
+    parser.add_argument("--out", type=runs.path, default=Path("runs/reproduce"), help="default runs/reproduce")
     parser.add_argument("--minutes", type=runs.positive, help="length of this slice, default until all is done")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, do nothing")
     parser.add_argument("--from-scratch", action="store_true", help="on a CPU too, start from new weights")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
 
 

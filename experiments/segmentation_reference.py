@@ -18,19 +18,21 @@ import torch
 
 from data import DataError
 from data.spectrogram import mask_columns
-from data.spectrum_sensing import CLASSES, find_frames, frame_snr, read_tensors
+from data.spectrum_sensing import CLASSES, find_frames, read_tensors
 from models import ModelError, segmentation
 from models.rebuild import build, rebuild
-from utils import checkpoint, metrics
+from utils import checkpoint, metrics, runs
 from utils.runs import command, hardware, run, write_json
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path("datasets/spectrum_sensing"))
-    parser.add_argument("--reference", type=Path, required=True, help="state dict, or a checkpoint of this repository")
-    parser.add_argument("--frames", type=int, default=300, help="single-signal, combined and field frames each")
-    parser.add_argument("--out", type=Path, default=Path("runs/segmentation_reference"))
+    parser.add_argument("--data-dir", type=runs.path, default=Path("datasets/spectrum_sensing"))
+    parser.add_argument(
+        "--reference", type=runs.path, required=True, help="state dict, or a checkpoint of this repository"
+    )
+    parser.add_argument("--frames", type=runs.count, default=300, help="single-signal, combined and field frames each")
+    parser.add_argument("--out", type=runs.path, default=Path("runs/segmentation_reference"))
     return parser.parse_args()
 
 
@@ -93,7 +95,7 @@ def main():
         images, labels = read_tensors(members)
         predictions = torch.cat([segmentation.predict(network, part) for part in images.split(8)])  # (N, H, W)
         matrices = torch.stack([metrics.confusion_matrix(p, m) for p, m in zip(predictions, labels, strict=True)])
-        groups = metrics.frame_groups(title, [f.family for f in members], frame_snr(args.data_dir, members))
+        groups = metrics.frame_groups(title, [f.family for f in members], [f.snr_db for f in members])
         scored |= metrics.score_groups(matrices, groups, CLASSES)
         for frame, prediction, label in zip(members, predictions, labels, strict=True):
             for carrier, recall in carrier_recalls(carriers.get(frame.name, []), prediction, label):

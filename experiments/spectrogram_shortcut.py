@@ -17,14 +17,15 @@ from tqdm import tqdm
 
 from data.frames import make_frame
 from data.spectrogram import level_range, spectrogram_levels
+from utils import runs
 from utils.runs import command, hardware, run, write_json
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/spectrogram_shortcut"))
+    parser.add_argument("--frames", type=runs.count, default=100)
+    parser.add_argument("--seed", type=runs.seed, default=1)
+    parser.add_argument("--out", type=runs.path, default=Path("runs/spectrogram_shortcut"))
     return parser.parse_args()
 
 

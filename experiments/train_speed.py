@@ -34,6 +34,7 @@ from data.spectrogram import PARULA
 from data.spectrum_sensing import SpectrumSensing, find_frames, read_tensors
 from models import segmentation
 from models.fast_layers import DepthwiseConv2d, DilatedConv2d, speed_up
+from utils import runs
 from utils.runs import RunError, hardware, run
 from utils.training import native_bf16
 
@@ -79,11 +80,13 @@ class Source(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="frames to read; default: 64 random ones, made for the purpose")
+    parser.add_argument(
+        "--data-dir", type=runs.path, help="frames to read; default: 64 random ones, made for the purpose"
+    )
     parser.add_argument("--all", action="store_true", help="every row, not only the ends")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each row")
-    parser.add_argument("--steps", type=int, default=3, help="training steps in a turn")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=runs.count, default=5, help="turns of each row")
+    parser.add_argument("--steps", type=runs.count, default=3, help="training steps in a turn")
+    parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
 
 

@@ -31,6 +31,7 @@ from data import DataError
 from data.radioml import SNRS, Frames, batches, open_frames, select, split
 from models import ModelError
 from models.vgg10 import VGG10, from_brevitas, to_brevitas
+from utils import runs
 from utils.checkpoint import CheckpointError, load
 from utils.training import native_bf16
 
@@ -39,14 +40,16 @@ GOOD_SNRS = [snr for snr in SNRS if snr >= 0]  # dB; below, a short training lea
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5, help="steps measured of each row")
-    parser.add_argument("--data-file", help="RadioML 2018.01A or python -m data.modulations FILE: compare accuracy too")
-    parser.add_argument("--reference", type=Path, help="folder: only compare logits with Brevitas'")
-    parser.add_argument("--steps", type=int, default=1000, help="training steps of the comparison of accuracy")
-    parser.add_argument("--lr", type=float, default=0.001)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bits", type=runs.whole(2, 8), default=4)
+    parser.add_argument("--batch-size", type=runs.count, default=256)
+    parser.add_argument("--rounds", type=runs.count, default=5, help="steps measured of each row")
+    parser.add_argument(
+        "--data-file", type=runs.path, help="RadioML 2018.01A or python -m data.modulations FILE: compare accuracy too"
+    )
+    parser.add_argument("--reference", type=runs.path, help="folder: only compare logits with Brevitas'")
+    parser.add_argument("--steps", type=runs.count, default=1000, help="training steps of the comparison of accuracy")
+    parser.add_argument("--lr", type=runs.positive, default=0.001)
+    parser.add_argument("--seed", type=runs.seed, default=0)
     return parser.parse_args()
 
 

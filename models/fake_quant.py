@@ -225,7 +225,7 @@ class _QuantisedWeight:
     @torch.no_grad()
     def learn_step(self) -> None:
         """Make the weight's scale a parameter, `weight_step`; at first 2 mean|w| / sqrt(n - 1) of the non-zero."""
-        weight = self.weight[self.weight != 0].abs()
+        weight = self.weight[:0] if self.weight.is_meta else self.weight[self.weight != 0].abs()  # meta has no numbers
         top = 2 ** (self.weight_bits - 1) - 1
         step = 2 * weight.mean() / math.sqrt(top) if len(weight) else self.weight.new_tensor(1.0)
         self.weight_step = nn.Parameter(step)

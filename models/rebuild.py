@@ -6,7 +6,8 @@
 
 The file names the function that builds the network (its factory) and the arguments. `rebuild` calls this function
 without any pretrained weights, gives every layer the sizes that were stored, and loads the tensors. So it restores a
-network whose channels were cut, by whatever tool.
+network whose channels were cut, by whatever tool. Before it builds anything that takes memory, `check` compares all of
+the file with the network as it would be: names, types, shapes, layers' sizes, finite numbers.
 Needs torch, torchvision for its models, and ModelError of models/__init__.py.
 """
 
@@ -44,6 +45,8 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
     Raises:
         ModelError: the name is none of these, or its library is not installed.
     """
+    if not isinstance(name, str):
+        raise ModelError(f"a {type(name).__name__} names no network: name torchvision.models.<name>")
     first, _, rest = name.partition(".")
     file = rest.partition(".")[0]
     if name not in FACTORIES and first == "models" and file.isidentifier():
@@ -90,8 +93,11 @@ def build(factory: str, arguments: dict) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):  # initial values are overwritten: a load must not shift later draws
             return function(**{**arguments, **without})
-    except TypeError as error:
-        raise ModelError(f"{factory} can't be built with {arguments}: {error}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # of a factory's own code, which may raise anything where an argument is odd
+        text = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ModelError(f"{factory} can't be built with {str(arguments)[:200]}: {text}") from error
 
 
 def describe(model: nn.Module, factory: str, arguments: dict) -> dict:
@@ -140,29 +146,149 @@ def rebuild(data: dict) -> nn.Module:
     Raises:
         ModelError: a key is missing, or tensors, shapes and layers don't belong together.
     """
-    missing = [key for key in ("factory", "arguments", "shapes", "attributes", "state_dict") if key not in data]
-    if missing:
-        raise ModelError(f"not a saved network: {', '.join(missing)} missing; save it with models.rebuild.describe")
+    check(data)
     model, state = build(data["factory"], data["arguments"]), data["state_dict"]
-    odd = sorted(model.state_dict().keys() ^ state.keys())
-    if odd:
-        raise ModelError(f"tensor {odd[0]!r} belongs to the file or to {data['factory']}, not to both")
-    for name, shape in data["shapes"].items():
-        if name not in state or list(state[name].shape) != list(shape):
-            raise ModelError(f"tensor {name!r} isn't {list(shape)} as the file states: the file is damaged")
     layers = dict(model.named_modules())
     for name, changed in data["attributes"].items():
         for key, value in changed.items():
-            if name not in layers or key not in _plain_attributes(layers[name]):
-                raise ModelError(f"{data['factory']} has no {name}.{key}: the file belongs to another version")
             setattr(layers[name], key, value)
     _resize(layers, data["shapes"], state)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():  # shares memory with the model
-            if tensor.shape != state[name].shape:
-                raise ModelError(f"tensor {name!r} is {list(state[name].shape)}, not {list(tensor.shape)} as stated")
             tensor.copy_(state[name])
     return model
+
+
+def check(data: dict) -> None:
+    """Compare a file with the network that `rebuild` would make of it, which is built without memory for its tensors.
+
+    Networks of timm and transformers are built with memory: their code needs it.
+
+    Raises:
+        ModelError: a key is missing or of another type, the factory refuses the arguments, or tensors, shapes and
+            layers don't belong together, or a number is not finite.
+    """
+    parts = {"factory": str, "arguments": dict, "shapes": dict, "attributes": dict, "state_dict": dict}
+    if missing := [key for key in parts if key not in data]:
+        raise ModelError(f"not a saved network: {', '.join(missing)} missing; save it with models.rebuild.describe")
+    for key, kind in parts.items():
+        if not isinstance(data[key], kind) or (kind is dict and not all(isinstance(name, str) for name in data[key])):
+            raise ModelError(f"not a saved network: {key} is damaged; save it with models.rebuild.describe")
+    factory, state, shapes = data["factory"], data["state_dict"], data["shapes"]
+    model = _skeleton(factory, data["arguments"])
+    own = model.state_dict()
+    if odd := sorted(own.keys() ^ state.keys()):
+        raise ModelError(f"tensor {odd[0]!r} belongs to the file or to {factory}, not to both")
+    for name, shape in shapes.items():
+        held = list(state[name].shape) if isinstance(state.get(name), torch.Tensor) else None
+        if not isinstance(shape, (list, tuple)) or held != list(shape):
+            raise ModelError(f"tensor {name!r} isn't {str(shape)[:80]} as the file states: the file is damaged")
+    for name, tensor in state.items():
+        check_tensor(name, tensor, own[name], own[name].dim() if name in shapes else own[name].shape)
+    layers = dict(model.named_modules())
+    for name, changed in data["attributes"].items():
+        if name not in layers or not isinstance(changed, dict):
+            raise ModelError(f"{factory} has no layer {name!r}: the file belongs to another version")
+        _check_attributes(name, layers[name], changed, state)
+    for name, layer in layers.items():
+        _check_vectors(name, layer, state)
+
+
+def check_tensor(name: str, tensor, own: torch.Tensor, shape: torch.Size | int) -> None:
+    """ModelError unless a stored tensor can take the place of a network's `own`: type, shape, finite numbers.
+
+    Args:
+        shape: that it has, or how many dimensions, each 1 or more.
+    """
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        raise ModelError(f"tensor {name!r} is no tensor: the file is damaged")
+    if tensor.dim() != shape if isinstance(shape, int) else tensor.shape != shape:
+        wanted = f"of {shape} dimensions" if isinstance(shape, int) else str(list(shape))
+        raise ModelError(f"tensor {name!r} is {list(tensor.shape)}, not {wanted} as the network has it")
+    floating = own.is_floating_point() and tensor.is_floating_point()
+    if tensor.dtype != own.dtype and not floating:
+        raise ModelError(f"tensor {name!r} is of type {tensor.dtype}, not {own.dtype}: the file is damaged")
+    if 0 in tensor.shape and 0 not in own.shape:
+        raise ModelError(f"tensor {name!r} is {list(tensor.shape)}: a layer without channels computes nothing")
+    if not tensor.isfinite().all():
+        raise ModelError(f"tensor {name!r} holds NaN or infinity: the training went wrong, or the file is damaged")
+    if name.endswith(("running_var", "num_batches_tracked")) and tensor.numel() and tensor.min() < 0:
+        raise ModelError(f"tensor {name!r} is below 0: the file is damaged")
+
+
+def _skeleton(factory: str, arguments: dict) -> nn.Module:
+    """The network of a factory without memory for its tensors, where its code can do without."""
+    if factory.startswith(("timm.", "transformers.")):
+        return build(factory, arguments)
+    with torch.device("meta"):
+        return build(factory, arguments)
+
+
+def _check_attributes(name: str, layer: nn.Module, changed: dict, state: dict) -> None:
+    """ModelError unless a layer can have such attributes. `layer` gets them: it is of a skeleton."""
+    before, weight = _plain_attributes(layer), state.get(f"{name}.weight" if name else "weight")
+    if odd := [key for key in changed if key not in before]:
+        raise ModelError(f"{type(layer).__name__} has no {name}.{odd[0]}: the file belongs to another version")
+    if isinstance(changed.get("groups"), int):
+        layer.groups = changed["groups"]
+    sizes = {} if weight is None else _sizes(layer, list(weight.shape))
+    for key, value in changed.items():
+        if key in sizes:
+            possible = list(value) == sizes[key] if isinstance(value, (list, tuple)) else [value] == sizes[key]
+            possible = possible and type(value) is not bool
+        else:
+            possible = _possible(value, before[key], 0 if key == "padding" else 1)
+        if not possible:
+            raise ModelError(f"{name}.{key} can't be {str(value)[:80]!r}: the file is damaged")
+        setattr(layer, key, value)
+
+
+def _sizes(layer: nn.Module, shape: list[int]) -> dict[str, list[int]]:
+    """Attributes of a layer that repeat the shape of its weight. A pruner may leave them as they were."""
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        inner = [shape[1] * layer.groups]
+        ends = {"in_channels": shape[:1], "out_channels": inner} if layer.transposed else {"in_channels": inner}
+        return {"out_channels": shape[:1], "kernel_size": shape[2:]} | ends
+    if isinstance(layer, nn.Linear):
+        return {"in_features": shape[1:], "out_features": shape[:1]}
+    if isinstance(layer, nn.Embedding):
+        return {"num_embeddings": shape[:1], "embedding_dim": shape[1:]}
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return {"num_features": shape}
+    return {"normalized_shape": shape, "num_channels": shape} if isinstance(layer, (nn.LayerNorm, nn.GroupNorm)) else {}
+
+
+def _possible(value, before, least: int) -> bool:
+    """Whether an attribute that the factory makes `before` can be `value` in a network whose layers were cut.
+
+    Whole numbers (groups, strides, padding, bits, heads) only fall, to `least` if they were above 0. Shares, rates and
+    epsilons are finite and not below 0. Texts stay.
+    """
+    if isinstance(before, (list, tuple)):
+        same = isinstance(value, (list, tuple)) and len(value) == len(before)
+        return same and all(_possible(a, b, least) for a, b in zip(value, before, strict=True))
+    if isinstance(before, (bool, str)):
+        return type(value) is type(before) and (isinstance(before, bool) or value == before)
+    if isinstance(before, int):
+        return type(value) is int and min(least, before) <= value <= before
+    if value is None:
+        return True
+    top = 1.0 if before is None else max(1.0, abs(before))  # a momentum of None is a plain mean
+    return type(value) in (int, float) and (0 if (before or 0) >= 0 else -top) <= value <= top
+
+
+def _check_vectors(name: str, layer: nn.Module, state: dict) -> None:
+    """ModelError unless a layer's bias and statistics have as many numbers as it has channels, and groups divide it."""
+    weight = state.get(f"{name}.weight" if name else "weight")
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+    if weight is None or not isinstance(layer, kinds):
+        return
+    groups, channels = getattr(layer, "groups", getattr(layer, "num_groups", 1)), len(weight)
+    if getattr(layer, "transposed", False):
+        channels = weight.shape[1] * groups
+    vectors = [state.get(f"{name}.{part}") for part in ("bias", "running_mean", "running_var")]
+    if groups < 1 or channels % groups or any(len(vector) != channels for vector in vectors if vector is not None):
+        raise ModelError(f"{name or 'a layer'}: {channels} channels don't fit its groups or bias: the file is damaged")
 
 
 def _as_built(factory: str, arguments: dict) -> tuple[dict, dict]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from models import ModelError
 from models.fake_quant import QuantConv2d, QuantInput, QuantLinear, QuantReLU
-from models.rebuild import describe, rebuild, register
+from models.rebuild import check_tensor, describe, rebuild, register
 
 CONVOLUTIONS, LAYERS = 7, 10  # the dense layers are three
 
@@ -232,27 +232,28 @@ def from_brevitas(state: dict[str, torch.Tensor], bits: Widths = 8, activation_b
         ModelError: other keys or shapes.
     """
     names = key_map()
-    if odd := sorted(names.keys() ^ state.keys()):
+    if odd := sorted(names.keys() ^ state.keys(), key=str):
         where = "missing" if odd[0] in names else "unknown"
         raise ModelError(f"not a VGG10 checkpoint of the challenge: {len(odd)} keys differ, {odd[0]!r} is {where}")
     weights = [state[key] for key, name in names.items() if name.endswith("layer.weight")]
     try:
-        model = VGG10(
-            bits,
-            activation_bits,
-            filters=tuple(len(weight) for weight in weights[:CONVOLUTIONS]),
-            dense=tuple(len(weight) for weight in weights[CONVOLUTIONS:]),
-            num_classes=len(state["36.weight"]),
-            samples=weights[CONVOLUTIONS].shape[1] // len(weights[CONVOLUTIONS - 1]) * 2**CONVOLUTIONS,
-        )
-        own = model.state_dict()
-        for key, name in names.items():
-            tensor = state[key].unsqueeze(2) if state[key].dim() == 3 else state[key]  # (O, I, 3) -> (O, I, 1, 3)
-            if tensor.shape != own[name].shape:
-                raise ModelError(f"{key!r} is {list(state[key].shape)}, which doesn't fit the layers before it")
-            own[name] = tensor
-    except (IndexError, TypeError) as error:
+        sizes = {
+            "filters": tuple(len(weight) for weight in weights[:CONVOLUTIONS]),
+            "dense": tuple(len(weight) for weight in weights[CONVOLUTIONS:]),
+            "num_classes": len(state["36.weight"]),
+            "samples": weights[CONVOLUTIONS].shape[1] // len(weights[CONVOLUTIONS - 1]) * 2**CONVOLUTIONS,
+        }
+    except (IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"not a VGG10 checkpoint of the challenge: a tensor has the wrong shape ({error})") from error
+    with torch.device("meta"):  # takes no memory, whatever a damaged file claims
+        expected = VGG10(bits, activation_bits, **sizes).state_dict()
+    wide = {}
+    for key, name in names.items():
+        tensor = state[key]
+        wide[name] = tensor.unsqueeze(2) if getattr(tensor, "ndim", 0) == 3 else tensor  # (O, I, 3) -> (O, I, 1, 3)
+        check_tensor(key, wide[name], expected[name], expected[name].shape)
+    model = VGG10(bits, activation_bits, **sizes)
+    own = model.state_dict() | wide
     for name in own:
         if name.endswith("activation.steps"):
             own[name] = torch.tensor(QuantReLU().initial_steps)  # a stored threshold is a learned one
@@ -274,7 +275,10 @@ def from_checkpoint(data: dict, bits: int = 8) -> VGG10:
         return from_brevitas(data, bits)
     if data["kind"] != "modulation":
         raise ModelError(f"a {data['kind']} network, not a modulation network; name a file that holds a VGG10")
-    return rebuild(data)
+    network = rebuild(data)
+    if not isinstance(network, VGG10):
+        raise ModelError(f"{data['factory']} is no modulation network; name a file that holds a VGG10")
+    return network
 
 
 def to_checkpoint(model: VGG10) -> dict:

@@ -202,6 +202,54 @@ def test_a_damaged_archive_is_removed_and_leaves_nothing(tmp_path, damage):
     assert files(tmp_path) == {}
 
 
+@pytest.mark.parametrize("notes", [b"[]", b"no JSON", b"\xff", b'{"url": 3}', b'{"url": "?", "length": "x"}', b"1e999"])
+def test_damaged_notes_of_a_download_count_as_none(server, tmp_path, notes):
+    (tmp_path / "a.part").write_bytes(b"of something else")
+    (tmp_path / "a.json").write_bytes(notes.replace(b'"?"', f'"{server.url}"'.encode()))
+    fetch(server.url, tmp_path / "a")
+    assert files(tmp_path) == {"a": CONTENT} and server.asked == [None]
+
+
+IMPOSSIBLE = {"a file that is a folder, too": {"a": b"x", "a/b": b"y"}, "a name too long": {"n" * 300: b"x"}}
+
+
+@pytest.mark.parametrize("fault", IMPOSSIBLE)
+def test_an_archive_whose_names_no_disk_can_hold_is_not_kept(tmp_path, fault):
+    with pytest.raises(DataError, match="names that no disk can .* is removed; fetch it from a source that you trust"):
+        unpacked(tmp_path, packed({**GOOD, **IMPOSSIBLE[fault]}))
+    assert files(tmp_path) == {}
+
+
+def long_header(size: int) -> bytes:
+    """An archive whose first header is so long."""
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, size
+    return gzip.compress(info.tobuf(tarfile.USTAR_FORMAT) + b"\0" * size, 1)
+
+
+BOMBS = {
+    "a large member": lambda: packed({"zeros": b"\0" * 3_000_000}),
+    "many members": lambda: packed({f"{i}": b"\0" * 400_000 for i in range(6)}),
+    "zeros behind the last": lambda: gzip.compress(gzip.decompress(packed(GOOD)) + b"\0" * 3_000_000, 1),
+    "a long header": lambda: long_header(5_000_000),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_an_archive_that_unpacks_to_more_than_it_may_hold_is_not_kept(tmp_path, monkeypatch, bomb):
+    monkeypatch.setattr(download, "MOST_BYTES", 2e6)
+    monkeypatch.setattr(download, "MOST_RATIO", 1)
+    with pytest.raises(DataError, match="and is removed; fetch it from a source that you trust"):
+        unpacked(tmp_path, BOMBS[bomb]())
+    assert files(tmp_path) == {}
+
+
+def test_a_download_larger_than_what_it_may_be_is_refused_before_it_begins(server, tmp_path):
+    with pytest.raises(DataError, match="more than the 900,000 that it may have"):
+        fetch(server.url, tmp_path / "a", space=900_000)
+    assert files(tmp_path) == {}
+
+
 def test_a_full_disk_keeps_the_archive_and_no_half_contents(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -147,7 +147,7 @@ def test_numbers_in_annotations_that_are_none_are_told(tmp_path):
     written = json.loads(meta.read_text())
     written["annotations"][0]["core:freq_lower_edge"] = "low"
     meta.write_text(json.dumps(written))
-    with pytest.raises(DataError, match="has no numbers"):
+    with pytest.raises(DataError, match="core:freq_lower_edge is 'low', not a number"):
         from data.from_sigmf import annotations_of
 
         annotations_of(open_recording(meta))

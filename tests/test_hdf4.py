@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import DataError
+from data import DataError, hdf4
 from data.hdf4 import read_raster, write_raster
 
 DATA = Path(__file__).parent / "data"
@@ -157,3 +157,15 @@ def test_refuses_to_write_what_is_no_8_bit_picture(tmp_path, array):
     with pytest.raises(DataError, match="cannot be written"):
         write_raster(tmp_path / "no folder" / "a.hdf", np.zeros((2, 2), np.uint8))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_of_a_huge_size_is_refused_before_its_pixels_are_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "mask.hdf"
+    write_raster(path, np.zeros((7, 9), np.uint8))
+    huge = struct.pack(">ii", 60_000, 60_000)
+    path.write_bytes(path.read_bytes().replace(struct.pack(">ii", 9, 7), huge))
+    monkeypatch.setattr(hdf4, "_decode", None)
+    with pytest.raises(DataError, match="claims 60000x60000 pixels"):
+        read_raster(path)
+    with pytest.raises(DataError, match="16,777,216 in all"):
+        write_raster(path, np.zeros((1, 1), np.uint8).repeat(5000, 0).repeat(5000, 1))

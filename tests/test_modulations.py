@@ -7,6 +7,7 @@ import pytest
 from data import DataError, modulations
 from data.modulations import MODULATORS, channel, constellations, fade, generate, make_frames
 from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, open_frames
+from data.workers import locked
 
 SYMBOL = 8  # samples
 LINEAR = tuple(constellations())
@@ -317,6 +318,41 @@ def interrupt_and_complete(folder, monkeypatch, workers):
 
 def test_interrupted_generation_goes_on_and_gives_the_same_file(tmp_path, monkeypatch, cheap_frames):
     interrupt_and_complete(tmp_path, monkeypatch, workers=1)
+
+
+@pytest.mark.parametrize("damage", ["line", "settings", "huge", "all"])
+def test_a_damaged_journal_costs_cells_and_nothing_else(tmp_path, monkeypatch, cheap_frames, damage):
+    generate(tmp_path / "whole", 1, workers=1)
+    write, made = modulations._write_cell, []
+
+    def stop_at_600(job):
+        made.append(job[3])
+        if len(made) == 600:
+            raise KeyboardInterrupt
+        return write(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modulations, "_write_cell", stop_at_600)
+        with pytest.raises(KeyboardInterrupt):
+            generate(tmp_path / "parts", 1, workers=1)
+    journal = tmp_path / ".parts.done"
+    lines = journal.read_bytes().split(b"\n")
+    if damage == "line":
+        lines[5], lines[6], lines[7] = b"\xff", b"9" * 5000, b"[]"
+    else:
+        lines[0] = {"settings": b"\xff", "huge": b"[" * 100_000, "all": b"17"}[damage]
+    journal.write_bytes(b"\n".join(lines))
+    made.clear()
+    monkeypatch.setattr(modulations, "_write_cell", lambda job: made.append(job[3]) or write(job))
+    generate(tmp_path / "parts", 1, workers=1)
+    assert made == ([4, 5, 6, *range(599, 624)] if damage == "line" else list(range(624)))
+    assert np.array_equal(open_frames(tmp_path / "parts").x, open_frames(tmp_path / "whole").x)
+
+
+def test_one_generator_at_a_time(tmp_path, cheap_frames):
+    (tmp_path / ".set.lock").touch()
+    with locked(tmp_path / ".set.lock"), pytest.raises(DataError, match="another process is writing"):
+        generate(tmp_path / "set", 1, workers=1)
 
 
 @pytest.mark.slow

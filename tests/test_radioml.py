@@ -12,7 +12,6 @@ import torch
 
 from data import DataError, radioml
 from data.radioml import (
-    MODULATIONS,
     SNRS,
     Frames,
     batches,
@@ -100,8 +99,6 @@ def break_file(file: h5py.File, how: str) -> None:
         z[0], z[-1] = z[-1], z[0]
     elif how == "class order":
         y[PER_CELL * 26] = y[0]
-    elif how == "names":
-        file.attrs["classes"] = sorted(MODULATIONS)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +110,6 @@ def break_file(file: h5py.File, how: str) -> None:
         ("count", "2495 frames don't make 624 equal cells"),
         ("snr order", "Z is 30 dB in row 0, RadioML 2018.01A has -20 dB"),
         ("class order", "Y in row 104 isn't 4ASK, place 1 of 24"),
-        ("names", "its classes are 128APSK"),
     ],
 )
 def test_a_different_file_is_refused_in_one_sentence(original, tmp_path, how, sentence):
@@ -323,6 +319,8 @@ def test_a_damaged_cache_is_found_and_one_of_another_file_replaced(original, tmp
     content = bytearray(target.read_bytes())
     content[1_000_001] ^= 1
     target.write_bytes(content)
+    with pytest.raises(DataError, match="damaged in the 4096 frames from 0 on; delete it"):
+        open_cache(frames, 4, tmp_path).samples(np.array([3]))
     with pytest.raises(DataError, match="differs from its source"):
         verify_cache(frames, 4, tmp_path)
     other = Frames(-np.asarray(frames.x), frames.labels, frames.snrs, path=frames.path)
@@ -342,6 +340,76 @@ def test_a_cache_that_cannot_be_written_says_why(original, tmp_path):
         open_cache(Frames(x, frames.labels, frames.snrs, path=original), 8, tmp_path)
     with pytest.raises(DataError, match="2 to 8 bits"):
         open_cache(frames, 9, tmp_path)
+
+
+def test_a_block_of_a_cache_is_compared_once_when_it_is_first_read(original, tmp_path, monkeypatch):
+    monkeypatch.setattr(radioml, "BLOCK", 500)
+    frames = open_frames(original)
+    open_cache(frames, 8, tmp_path)
+    cache, sums = open_cache(frames, 8, tmp_path), []
+    crc32 = radioml.zlib.crc32
+    monkeypatch.setattr(radioml.zlib, "crc32", lambda data: sums.append(len(data)) or crc32(data))
+    for rows in ([1, 499], [0], [500, 2495, 2000]):
+        assert torch.equal(cache.samples(np.array(rows)), QuantInput(8)(frames.samples(np.array(rows))))
+    assert sums == [500, 500, 496]
+
+
+@pytest.mark.parametrize("notes", [b"", b"\xff", b"[]", b"1.5", b'{"crc32": 3}', b"null", None])
+def test_damaged_notes_of_a_cache_count_as_none(original, tmp_path, notes):
+    frames = open_frames(original)
+    open_cache(frames, 3, tmp_path)
+    path = tmp_path / "small.hdf5.codes3.json"
+    good = path.read_bytes()
+    facts = json.loads(good) | {"crc32": [True]}
+    path.write_bytes(json.dumps(facts).encode() if notes is None else notes)
+    cache = open_cache(frames, 3, tmp_path)
+    assert path.read_bytes() == good and np.array_equal(cache.x[7], encode(np.asarray(frames.x)[7].T, 3))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38])
+def test_a_sample_that_is_no_number_is_refused_wherever_it_is_read(original, tmp_path, value):
+    x = np.array(open_frames(original).x)
+    x[900, 3, 1] = value
+    frames = from_arrays(x, open_frames(original).labels, path=tmp_path / "mine")
+    assert frames.samples(np.array([899, 901])).isfinite().all()
+    reads = (
+        lambda: frames[900],
+        lambda: list(batches(frames, np.arange(890, 910), 8)),
+        lambda: radioml.loaded(frames, torch.device("cpu")),
+        lambda: open_cache(frames, 8, tmp_path),
+    )
+    for read in reads:
+        with pytest.raises(DataError, match="mine: frame 900 holds a sample that isn't a number"):
+            read()
+
+
+def test_a_file_that_is_damaged_behind_its_header_is_told_where_it_is_opened_or_read(original, tmp_path):
+    content = bytearray(original.read_bytes())
+    content[content.index(b"SNOD")] ^= 1  # the names of the datasets
+    (tmp_path / "names.hdf5").write_bytes(content)
+    with h5py.File(original) as file, h5py.File(tmp_path / "packed.hdf5", "w") as packed:
+        packed.create_dataset("X", data=file["X"][:], chunks=(96, 1024, 2), compression="gzip", compression_opts=1)
+        packed["Y"], packed["Z"] = file["Y"][:], file["Z"][:]
+        place = packed["X"].id.get_chunk_info(3).byte_offset
+    content = bytearray((tmp_path / "packed.hdf5").read_bytes())
+    content[place + 100 : place + 200] = bytes(100)
+    (tmp_path / "packed.hdf5").write_bytes(content)
+    with pytest.raises(DataError, match="names.hdf5: not a readable HDF5 file .*; unpack or fetch it again") as caught:
+        open_frames(tmp_path / "names.hdf5")
+    assert "\n" not in str(caught.value)
+    frames = open_frames(tmp_path / "packed.hdf5")
+    assert torch.equal(frames.samples(np.array([2])), open_frames(original).samples(np.array([2])))
+    with pytest.raises(DataError, match="packed.hdf5: not a readable HDF5 file"):
+        frames.samples(np.array([3 * 96 + 5]))
+
+
+def test_attributes_of_a_file_are_never_read(original, tmp_path, monkeypatch):
+    (tmp_path / "named.hdf5").write_bytes(original.read_bytes())
+    with h5py.File(tmp_path / "named.hdf5", "a") as file:
+        file.attrs["classes"] = ["a name"] * 24  # kept in a heap, in which a damaged one made HDF5 search for ever
+    monkeypatch.setattr(h5py.AttributeManager, "get_id", None)
+    monkeypatch.setattr(h5py.AttributeManager, "__getitem__", None)
+    assert len(open_frames(tmp_path / "named.hdf5")) == 2496
 
 
 def test_the_snrs_are_those_of_the_set():

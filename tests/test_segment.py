@@ -20,7 +20,7 @@ from data.spectrogram import FRAME_SAMPLES, SAMPLE_RATE, spectrogram_image
 from models import segmentation
 from models.rebuild import rebuild
 from tests.conftest import label_by_level, lte_capture
-from utils import checkpoint, labelling, release
+from utils import checkpoint, labelling, pictures, release
 from utils.carriers import Carrier, find_carriers
 from utils.runs import run
 
@@ -271,7 +271,6 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_pat
     checkpoint.save(damaged, checkpoint.load(untrained))
     (tmp_path / "damaged.calibration.json").write_text('{"curves": {"cell": [1]}}')
     assert "damaged.calibration.json: damaged" in fails(tmp_path / "flat.png", "--checkpoint", damaged)
-    assert "try --device cpu" in fails(tmp_path / "flat.png", "--device", "warp", *use)
     monkeypatch.setattr(segment, "STUDENT", tmp_path / "seg_student.pt")
     assert "seg_student.pt: no such checkpoint; train one" in fails(tmp_path / "flat.png")
     for value in ("nan", "inf"):
@@ -413,3 +412,19 @@ runpy.run_path("segment.py", run_name="__main__")"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_a_full_disk_leaves_the_old_picture_or_none_and_never_half_of_one(tmp_path, monkeypatch):
+    picture = Image.new("RGB", (8, 8))
+    pictures.save(picture, tmp_path / "old.png")
+    before = (tmp_path / "old.png").read_bytes()
+
+    def full(self, path, **options):
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    for name in ("old.png", "new.png"):
+        with pytest.raises(OSError, match="No space left"):
+            pictures.save(picture, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.png"] and (tmp_path / "old.png").read_bytes() == before

@@ -3,7 +3,6 @@
 import csv
 import shutil
 import struct
-import sys
 import zlib
 from collections import Counter
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data import DataError, download, spectrum_sensing
+from data import DataError, download, png, spectrum_sensing, writing
 from data.hdf4 import read_raster, write_raster
 from data.spectrum_sensing import (
     IGNORE,
@@ -24,8 +23,8 @@ from data.spectrum_sensing import (
     class_counts,
     class_weights,
     find_frames,
-    frame_snr,
     main,
+    read_frame,
     read_mask,
     read_tensors,
     split,
@@ -325,35 +324,93 @@ def test_an_absent_class_has_weight_zero_and_stays_out_of_the_median():
     assert class_weights(torch.tensor([[[0, 0, 0, 1]]])).tolist() == pytest.approx([2 / 3, 2, 0])
 
 
+def snrs_of(frames):
+    return [frame.snr_db for frame in frames]
+
+
 def test_snr_comes_from_frames_csv(frames_dir):
-    frames = find_frames(frames_dir)
     with open(frames_dir / "frames.csv", newline="") as file:
         table = {row["frame"]: row["snr_db"] for row in csv.DictReader(file)}
-    snr = frame_snr(frames_dir, frames)
-    assert snr == [float(table[frame.name]) if table[frame.name] else None for frame in frames]
-    assert snr[0] is None and 10.0 in snr  # FIELD_frame_1 is empty
+    for frames in (find_frames(frames_dir), find_pictures(frames_dir)):
+        snr = snrs_of(frames)
+        assert snr == [float(table[frame.name]) if table[frame.name] else None for frame in frames]
+        assert snr[0] is None and 10.0 in snr  # FIELD_frame_1 is empty
 
 
-def test_snr_comes_from_the_mat_where_scipy_is_installed(folder, monkeypatch):
+@pytest.mark.parametrize("packed", [False, True])
+def test_snr_comes_from_the_mat_as_scipy_wrote_it(folder, packed):
     savemat = pytest.importorskip("scipy.io").savemat
     (folder / "frames.csv").unlink()
-    frames = find_frames(folder)
-    assert frame_snr(folder, frames) == [None] * len(frames)
-    savemat(folder / "NR_frame_1.mat", {"params": {"SNRdB": 40, "Doppler": 10.0}, "rx": np.zeros(4)})
-    savemat(folder / "NR_frame_2.mat", {"params": np.array([{"SNRdB": 20.0}, {"SNRdB": 50.0}])})
-    savemat(folder / "LTE_frame_1.mat", {"params": {"Doppler": 10.0}})
+    assert snrs_of(find_frames(folder)) == [None] * len(find_frames(folder))
+    deep = {"SNRdB": np.int16([40, -3]), "Doppler": 10.0, "name": "flat", "inner": {"x": [1, 2], "SNRdB": 99}}
+    savemat(folder / "NR_frame_1.mat", {"params": deep, "rx": np.zeros(4)}, do_compression=packed)
+    two = np.array([{"SNRdB": 20.0}, {"SNRdB": 50.0}])
+    savemat(folder / "NR_frame_2.mat", {"rx": 1, "params": two}, do_compression=packed)
+    savemat(folder / "LTE_frame_1.mat", {"params": {"Doppler": 10.0}}, do_compression=packed)
     expected = {"NR_frame_1": 40.0, "NR_frame_2": 50.0}
-    assert frame_snr(folder, frames) == [expected.get(frame.name) for frame in frames]
-    (folder / "NR_frame_1.mat").write_bytes(b"no MATLAB")
-    assert "NR_frame_1.mat cannot be read as a MATLAB file" in complaint(frame_snr, folder, frames)
-    monkeypatch.setitem(sys.modules, "scipy.io", None)  # as if it were not installed
-    assert frame_snr(folder, frames) == [None] * len(frames)
+    frames = find_frames(folder)
+    assert snrs_of(frames) == [expected.get(frame.name) for frame in frames]
 
 
-@pytest.mark.parametrize("text", ["frame,snr\nNR_frame_1,3\n", "frame,snr_db\nNR_frame_1,high\n"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, "40", {"x": 1.0}])
+def test_a_mat_without_a_number_as_its_snr_is_told_when_frames_are_found(folder, value):
+    savemat = pytest.importorskip("scipy.io").savemat
+    (folder / "frames.csv").unlink()
+    savemat(folder / "NR_frame_1.mat", {"params": {"SNRdB": value}})
+    assert f"{folder / 'NR_frame_1.mat'}" in complaint(find_frames, folder)
+
+
+def test_a_damaged_mat_is_told_when_frames_are_found(folder):
+    savemat = pytest.importorskip("scipy.io").savemat
+    (folder / "frames.csv").unlink()
+    path = folder / "NR_frame_1.mat"
+    path.write_bytes(b"no MATLAB")
+    assert "NR_frame_1.mat cannot be read as a MATLAB file" in complaint(find_frames, folder)
+    savemat(path, {"params": {"SNRdB": 40.0}}, do_compression=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2])
+    assert "it is truncated" in complaint(find_frames, folder)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of zlib's checksum
+    assert "it is damaged" in complaint(find_frames, folder)
+
+
+@pytest.mark.parametrize("cell", ["high", "nan", "inf", "1e999", "x" * 131_073, "1001"])
+def test_an_snr_that_is_no_number_is_told_when_frames_are_found(folder, cell):
+    (folder / "frames.csv").write_text(f"frame,snr_db\nNR_frame_1,{cell}\n")
+    for find in (find_frames, find_pictures):
+        assert f"{folder / 'frames.csv'}" in complaint(find, folder)
+
+
+@pytest.mark.parametrize("text", [b"frame,snr\nNR_frame_1,3\n", b"frame,snr_db\n\xff,3\n", b'frame,snr_db\n"NR,3\n'])
 def test_a_strange_frames_csv_is_named(folder, text):
-    (folder / "frames.csv").write_text(text)
-    assert f"{folder / 'frames.csv'} cannot be understood" in complaint(frame_snr, folder, find_frames(folder))
+    (folder / "frames.csv").write_bytes(text)
+    assert f"{folder / 'frames.csv'} cannot be understood" in complaint(find_frames, folder)
+
+
+def test_an_unfinished_set_tells_the_command_that_finishes_it(folder):
+    writing.begin(folder, ["python", "-m", "data.synthetic", writing.FOLDER, "--nr", "7"], {"NR": 7})
+    (folder / "NR_frame_1.png").unlink()  # as a kill may leave it
+    for find, place in ((find_frames, folder), (find_pictures, folder.parent)):
+        told = complaint(find, place)
+        assert "interrupted" in told and f"python -m data.synthetic {folder} --nr 7" in told
+    (folder / writing.MARKER).write_bytes(b"\xff")
+    assert "interrupted; the same command finishes it" in complaint(find_frames, folder)
+
+
+def test_sizes_and_checksums_are_looked_at_before_pixels(folder, monkeypatch):
+    frame = find_frames(folder)[0]
+    good = frame.png.read_bytes()
+    monkeypatch.setattr(png.Image, "open", None)  # whoever decodes fails
+    header = struct.pack(">II", 13_300, 13_300) + good[24:29]
+    large = good[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + good[33:]
+    frame.png.write_bytes(large)
+    assert "13300 x 13300 pixels" in complaint(read_frame, frame)
+    header = struct.pack(">II", 300, 300) + good[24:29]
+    frame.png.write_bytes(good[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + good[33:])
+    assert "is 300x300 and its mask" in complaint(read_frame, frame)
+    middle = len(good) // 2
+    frame.png.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+    assert "differs from its checksum" in complaint(read_frame, frame)
 
 
 # commands
@@ -393,10 +450,10 @@ def test_a_download_given_up_is_finished_by_the_next_one(server, tmp_path, capsy
 
 
 def test_a_stop_between_unpacking_and_renaming_needs_no_second_download(server, tmp_path, monkeypatch):
-    def stopped(path, root):
+    def stopped(path, root, most):
         with monkeypatch.context() as patch:
             patch.setattr(Path, "iterdir", interrupt)
-            download.extract(path, root)
+            download.extract(path, root, most)
 
     def interrupt(*args):
         raise KeyboardInterrupt

@@ -2,14 +2,20 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataError, synthetic
+from data import DataError, exit_code, synthetic, writing
 from data.frames import frame_rng, labelled_frame, make_frame
 from data.hdf4 import read_raster
 from data.mathworks_frames import mathworks_bandwidths, mathworks_scene
@@ -26,6 +32,7 @@ from data.spectrogram import (
     spectrogram_levels,
 )
 from data.spectrum_sensing import IGNORE, find_frames, read_mask
+from data.workers import locked
 from experiments import class_weights
 
 
@@ -263,3 +270,119 @@ def test_other_frames_are_written_read_and_completed(tmp_path, one_process):
     written = frame.png.stat().st_mtime_ns
     synthetic.generate(tmp_path, counts, seed=5)
     assert frame.png.stat().st_mtime_ns == written
+
+
+# ---- interruptions --------------------------------------------------------------------------------------------------
+
+
+def tiny_frame(family, index, seed):
+    """In place of labelled_frame: quick, and of the seed."""
+    rng = np.random.default_rng([seed, len(family), index])
+    carriers = [{"technology": "LTE", "center_hz": 0.0, "bandwidth_hz": 1e7, "snr_db": round(rng.uniform(0, 30), 2)}]
+    return rng.integers(0, 255, (4, 4, 3)).astype(np.uint8), carriers, np.full((4, 4), 255, np.uint8)
+
+
+@pytest.fixture
+def tiny_frames(monkeypatch, one_process):
+    monkeypatch.setattr(synthetic, "labelled_frame", tiny_frame)
+    monkeypatch.setattr(synthetic, "spectrogram_image", lambda picture: picture)
+
+
+def everything(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stop_at", ["write_raster", "save", "first replace", "second replace"])
+def test_picture_and_mask_appear_together_and_an_unfinished_set_says_so(tmp_path, monkeypatch, tiny_frames, stop_at):
+    counts = {"NR": 2, "LTE": 2}
+    synthetic.generate(tmp_path / "whole", counts)
+    left = [{"write_raster": 3, "save": 3, "first replace": 5, "second replace": 6}[stop_at]]  # of the third frame
+
+    def stopping(inner):
+        def call(*arguments, **values):
+            left[0] -= "_frame_" in str(arguments)
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return inner(*arguments, **values)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if stop_at == "write_raster":
+            patch.setattr(writing, "write_raster", stopping(writing.write_raster))
+        elif stop_at == "save":
+            patch.setattr(Image.Image, "save", stopping(Image.Image.save))
+        else:
+            replace = stopping(os.replace)
+            patch.setattr(writing, "os", SimpleNamespace(replace=replace, getpid=os.getpid))
+        with pytest.raises(KeyboardInterrupt):
+            synthetic.generate(tmp_path / "parts", counts)
+    found = everything(tmp_path / "parts")
+    assert json.loads(found["unfinished.json"])["counts"] == counts
+    lone = {name[:-4] for name in found if name.endswith(".hdf")} - {n[:-4] for n in found if n.endswith(".png")}
+    assert not lone or stop_at == "second replace"  # a moment between two renames, which the marker covers
+    with pytest.raises(DataError, match=f"interrupted.* data.synthetic {tmp_path / 'parts'} --nr 2 --lte 2 --comb"):
+        find_frames(tmp_path / "parts")
+    (tmp_path / "parts" / ".NR_frame_1.png.77.part").touch()  # as a kill leaves them
+    (tmp_path / "parts" / ".NR_frame_1.hdf.77.part.77.tmp").touch()
+    synthetic.generate(tmp_path / "parts", counts)
+    assert everything(tmp_path / "parts") == everything(tmp_path / "whole")
+    assert len(find_frames(tmp_path / "parts")) == 4
+
+
+def test_a_damaged_row_of_frames_csv_is_made_again(tmp_path, tiny_frames):
+    synthetic.generate(tmp_path, {"NR": 4})
+    whole, path = everything(tmp_path), tmp_path / "frames.csv"
+    for old, new in (
+        (b"NR_frame_2,", b"NR_fr\xffme_2,"),
+        (b"LTE", b"L\0E"),
+        (b"}]", b"}"),
+        (b"snr_db", b"x" * 140_000),
+    ):
+        path.write_bytes(whole["frames.csv"].replace(old, new, 3))
+        synthetic.generate(tmp_path, {"NR": 4})
+        assert everything(tmp_path) == whole
+
+
+def test_a_full_disk_is_told_with_the_file_and_the_remedy(tmp_path, monkeypatch, tiny_frames, capsys):
+    def full(self, path, **options):
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert synthetic.main([str(tmp_path), "--nr", "1", *"--lte 0 --combined 0 --field 0".split()]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "NR_frame_1.hdf cannot be written (No space left on device); free some space" in told
+    assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob("*.hdf")) + list(tmp_path.glob("*.part"))
+
+
+def test_one_generator_at_a_time(tmp_path, tiny_frames):
+    with locked(tmp_path), pytest.raises(DataError, match="another process is writing"):
+        synthetic.generate(tmp_path, {"NR": 1})
+    synthetic.generate(tmp_path, {"NR": 1})
+
+
+def test_sigterm_stops_a_command_as_ctrl_c_does(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 130
+    assert "run the same command again" in capsys.readouterr().err and signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_generator_says_one_sentence_and_leaves_no_worker(tmp_path, number):
+    command = [sys.executable, "-m", "data.synthetic", str(tmp_path / "set"), "--nr", "50", "--workers", "2"]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    try:
+        while not list((tmp_path / "set").glob("*.png")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        told = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in told
+    assert told.splitlines()[-1] == "stopped; run the same command again to go on"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

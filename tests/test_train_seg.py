@@ -306,7 +306,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, whole, tmp_path, cap
         (["--data-dir", str(tmp_path / "few"), *out], "too few"),
         ([*options, "--out", str(whole)], "--resume"),
         ([*options, "--out", str(whole), "--resume", "--lr", "0.5"], "lr ="),
-        ([*options, *out, "--device", "nothing"], "nothing"),
         ([*options, *out, "--aux-loss"], "auxiliary head"),
         ([*options, *out, "--model", "deeplabv3_resnet50", "--checkpoint", str(whole / "best.pt")], "not a deeplab"),
         ([*further, str(tmp_path / "missing.pt")], "missing.pt"),
@@ -349,3 +348,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(option
     assert "loss is nan in epoch 1, step 4" in capsys.readouterr().err.splitlines()[-1]
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert state["step"] == 3 and all(t.isfinite().all() for t in state["state_dict"].values())
+
+
+def test_a_batch_is_never_larger_than_the_training_part(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_seg, "train", lambda *args: False)
+    for size, expected in (("100000", 16), ("3", 3)):
+        folder = tmp_path / size
+        assert train_seg.main([*options, "--batch-size", size, "--out", str(folder)]) == 130
+        assert json.loads((folder / "config.json").read_text())["batch_size"] == expected

@@ -320,7 +320,7 @@ def test_a_run_is_not_overwritten_and_not_resumed_with_other_values(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="file/r/config.json"):
+    with pytest.raises(RunError, match="file/r: can't be written"):
         runs.start(tmp_path / "file" / "r", {}, False, ())
 
 

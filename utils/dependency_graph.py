@@ -98,11 +98,49 @@ class Plan:
 
     @classmethod
     def load(cls, path):
-        """Read what `save` wrote. Raises PruneError."""
+        """Read what `save` wrote. Raises PruneError: no such file, no plan, or one whose parts don't fit together."""
         try:
-            return cls(**json.loads(Path(path).read_text()))
-        except (ValueError, TypeError) as error:
-            raise PruneError(f"{path} is not a pruning plan ({error}): write one with Plan.save") from None
+            plan = cls(**json.loads(Path(path).read_text("utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise PruneError(f"{path} is not a pruning plan ({first_line(error)}): write one with Plan.save") from None
+        if fault := plan.fault():
+            raise PruneError(f"{path} is not a pruning plan ({fault}): write one with Plan.save")
+        return plan
+
+    def fault(self):
+        """What in the plan is of another type, or can't be carried out on a model of its shapes; or None."""
+
+        def whole(value, least, most):
+            return type(value) is int and least <= value <= most
+
+        if not isinstance(self.shapes, dict):
+            return "shapes is no object"
+        for name, shape in self.shapes.items():
+            if not isinstance(shape, list) or not all(whole(size, 0, 2**40) for size in shape):
+                return f"the shape of {name} is no list of sizes"
+        if not isinstance(self.remove, list) or not all(isinstance(row, list) and len(row) == 3 for row in self.remove):
+            return "remove is no list of tensor, axis and indices"
+        for name, axis, indices in self.remove:
+            if not isinstance(name, str) or name not in self.shapes or not whole(axis, 0, len(self.shapes[name]) - 1):
+                return f"it removes from axis {str(axis)[:20]} of {str(name)[:80]}, whose shape it does not have"
+            size = self.shapes[name][axis]
+            if not isinstance(indices, list) or not all(whole(index, 0, size - 1) for index in indices):
+                return f"it removes what is not an index of the {size} of {name} axis {axis}"
+            if len(set(indices)) < len(indices) or len(indices) == size:
+                return f"it removes an index of {name} axis {axis} twice, or all of them"
+        if len({(name, axis) for name, axis, _ in self.remove}) < len(self.remove):
+            return "it removes from the same axis twice"
+        if not isinstance(self.groups, list) or not isinstance(self.notes, list):
+            return "groups or notes is no list"
+        for group in self.groups:
+            if not isinstance(group, dict) or {"name", "size", "asked", "kept"} - group.keys():
+                return "a group is no object with name, size, asked and kept"
+            asked, size = group["asked"], group["size"]
+            if not isinstance(group["name"], str) or not whole(size, 1, 2**40) or not whole(group["kept"], 1, size):
+                return f"the group {str(group['name'])[:80]} has no sizes"
+            if type(asked) not in (int, float) or not 0 <= asked <= 1:
+                return f"the group {group['name'][:80]} asks for a share of {str(asked)[:20]}"
+        return None if all(isinstance(note, str) for note in self.notes) else "a note is no text"
 
 
 class DependencyGraph:
@@ -592,10 +630,17 @@ def example(text):
     return values.gt(0).to(getattr(torch, dtype)) if dtype else values
 
 
+def side(text):
+    """A type for argparse: pixels along a side of an image."""
+    if not 1 <= int(text) <= 8192:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 8192")
+    return int(text)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description="Print the groups of coupled channels of a model, and what is fixed.")
     parser.add_argument("model", metavar="MODEL", help="of torchvision or timm, such as resnet18, or module:function")
-    parser.add_argument("--size", type=int, default=224, help="height and width of the example image, default 224")
+    parser.add_argument("--size", type=side, default=224, help="height and width of the example image, default 224")
     parser.add_argument("--inputs", nargs="+", metavar="SHAPE", help="instead: 1x3x16x64x64, or 1x16:int64")
     parser.add_argument("--eval-only", action="store_true", help="do not run train mode, which may need targets")
     parser.add_argument("--all", action="store_true", help="every fixed axis, not only a sum by reason")

@@ -25,7 +25,7 @@ from data import augment, bands
 from data.lte_nr import standard_channels
 from data.radioml import MODULATIONS, SNRS, Frames, batches
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
-from data.spectrum_sensing import CLASSES, IGNORE, Frame, class_weights, frame_snr, read_tensors
+from data.spectrum_sensing import CLASSES, IGNORE, Frame, class_weights, read_tensors
 from data.unlabelled import read_pictures
 from models import segmentation
 from models.rebuild import rebuild
@@ -134,7 +134,7 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
         shape = list(labels.shape[1:])
         if rank == 0 and size and size != shape:
             print(f"{title}: {shape[0]} x {shape[1]} pixels, shown to a network of {size[0]} x {size[1]}")
-        groups = metrics.frame_groups(title, [frame.family for frame in frames], frame_snr(root, frames))
+        groups = metrics.frame_groups(title, [frame.family for frame in frames], [frame.snr_db for frame in frames])
         own = matrices = _matrices(alone, images, labels)
         predict = alone
         if shape == [SIZE, SIZE] == (size or shape):
@@ -224,7 +224,7 @@ def keep_logits(teacher: nn.Module, training: TrainingSet, folder: str | Path) -
         digest.update(tensor.cpu().contiguous().numpy())
     path = Path(folder) / f"logits_{digest.hexdigest()[:16]}.pt"
     if all(gather(path.exists())):
-        return checkpoint.load(path)["logits"]
+        return checkpoint.load(path, form={"logits": torch.Tensor})["logits"]
     rank, world = rank_and_world()
     mine, kept, device = slice(rank, None, world), [], next(teacher.parameters()).device
     hook = teacher.classifier.register_forward_hook(lambda layer, inputs, output: kept.append(output.cpu()))

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import DataError
 from data.augment import colormap_index
 from data.evidence import FrameEvidence, Proofs
+from data.png import read_png
 from data.recording import Frame, FrameNotes, columns
 from data.recording_formats import FRAME_SECONDS, Recording
 from data.spectrogram import FRAME_SAMPLES, HZ_PER_PIXEL, PARULA, SIZE
@@ -169,13 +169,12 @@ def picture_of(power: np.ndarray) -> np.ndarray:
 
 def read_picture(path: Path) -> tuple[np.ndarray, list[str]]:
     """A spectrogram as uint8 (256, 256, 3), and a note if it was scaled."""
-    try:
-        with Image.open(path) as image:
-            size, picture = image.size, image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.NEAREST)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: is no readable picture ({error}); name a .png or a recording") from error
-    odd = f"the picture has {size[0]}x{size[1]} pixels and was scaled to {SIZE}x{SIZE}"
-    return np.array(picture), [] if size == (SIZE, SIZE) else [odd]
+    pixels = read_png(path)
+    height, width, _ = pixels.shape
+    if (height, width) == (SIZE, SIZE):
+        return pixels.copy(), []
+    scaled = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    return np.array(scaled), [f"the picture has {width}x{height} pixels and was scaled to {SIZE}x{SIZE}"]
 
 
 def label_picture(picture: np.ndarray, logits_of: Callable, span_hz: float, center_hz: float | None) -> View:

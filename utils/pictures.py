@@ -4,10 +4,10 @@
     waterfall.add(levels_over_time(samples, rows=16), start_s, seconds, low_hz, span_hz)     # frame by frame
     save(waterfall.draw(boxes, palette, "a recording"), "waterfall.png")
     save(bars(("stem", "head"), {"importance": (.2, 1.), "ratio": (.5, .9)}), "table.png")
-    line_chart({"before": [(-20, .04), (30, .93)], "after": ...}, "SNR (dB)", "accuracy").save("accuracy.png")
-    percent_matrix(counts, MODULATIONS, "test").save("confusion.png")
+    save(line_chart({"before": [(-20, .04), (30, .93)], "after": ...}, "SNR (dB)", "accuracy"), "accuracy.png")
+    save(percent_matrix(counts, MODULATIONS, "test"), "confusion.png")
 
-Numpy, torch and Pillow; no plotting library.
+Numpy, torch, Pillow and runs.py, which writes files whole; no plotting library.
 """
 
 import math
@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+
+from utils import runs
 
 # ---- segmentation ---------------------------------------------------------------------------------------------------
 
@@ -379,9 +381,8 @@ def draw_frames(
 
 
 def save(picture: Image.Image, path: str | Path) -> None:
-    """Write a PNG and make its folder. Light compression: quick, and a tenth larger than it could be."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, format="PNG", compress_level=1)
+    """Write a PNG, whole or not at all, and make its folder. Light compression: quick, and a tenth larger."""
+    runs.write_whole(path, lambda file: picture.save(file, format="PNG", compress_level=1))
 
 
 # ---- charts ---------------------------------------------------------------------------------------------------------
@@ -481,14 +482,13 @@ def draw_snr_scores(
         counts: int64 (SNRs, C, C) of the set whose confusions are wanted.
     """
     folder, half = Path(folder), len(snrs) // 2
-    folder.mkdir(parents=True, exist_ok=True)
     curves = {
         name: [(int(snr), value) for snr, value in values["by_snr"].items() if value is not None]
         for name, values in sets.items()
     }
-    line_chart(curves, "SNR (dB)", "accuracy").save(folder / "accuracy_by_snr.png")
-    percent_matrix(counts.sum(0), classes, "all SNRs").save(folder / "confusion.png")
-    percent_matrix(counts[half:].sum(0), classes, f"{snrs[half]} dB and above").save(folder / "confusion_high.png")
+    save(line_chart(curves, "SNR (dB)", "accuracy"), folder / "accuracy_by_snr.png")
+    save(percent_matrix(counts.sum(0), classes, "all SNRs"), folder / "confusion.png")
+    save(percent_matrix(counts[half:].sum(0), classes, f"{snrs[half]} dB and above"), folder / "confusion_high.png")
 
 
 def draw_steps(path: str | Path, rows: Sequence[dict]) -> None:
@@ -496,4 +496,4 @@ def draw_steps(path: str | Path, rows: Sequence[dict]) -> None:
     kinds = {"kept": True, "failed": False}
     series = {name: [(row["score"], row["validation"]) for row in rows if row["good"] == good]
               for name, good in kinds.items()}  # fmt: skip
-    line_chart({name: points for name, points in series.items() if points}, "score", "accuracy", zero=False).save(path)
+    save(line_chart({name: dots for name, dots in series.items() if dots}, "score", "accuracy", zero=False), path)

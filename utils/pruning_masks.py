@@ -26,7 +26,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import nn
@@ -307,6 +307,23 @@ def _clip(layer: nn.Module) -> None:
 
 
 # ---- feedback
+
+
+class Row(TypedDict):
+    """What a step came to, in result.json and in a run's state. Moves have more: what the probes said."""
+
+    step: int
+    method: str
+    p: float
+    nonzero: int
+    compression: float
+    paper_formula: float
+    bops: int
+    weight_bits: int
+    score: float
+    validation: float
+    epochs: int
+    good: bool
 
 
 class Cuts(NamedTuple):

@@ -36,6 +36,13 @@ OWN_PRUNED = Path("runs/pruned/pruned.pt")  # of prune_seg.py
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"  # shipped with this repository
 # What a released file keeps of best.pt. chosen_by: "masks" are the labels of validation, "teacher" its agreement.
 HANDED_ON = ("kind", "classes", "frame_size", "seed", "command", "epoch", "validation", "chosen_by")
+TRAINING = {  # what last.pt of a training holds beside network and optimizer, as checkpoint.misfit takes it
+    "scheduler": checkpoint.schedule,
+    "epoch": int,
+    "step": int,
+    "best": float,
+    "rng": checkpoint.random_state,
+}
 SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # of log w
 
 
@@ -68,6 +75,12 @@ def load_segmentation(path: str | Path) -> dict:
     if list(data.get("classes", CLASSES)) != list(CLASSES):
         raise checkpoint.CheckpointError(
             f"{path}: its classes are {', '.join(data['classes'])}, not {', '.join(CLASSES)}; name another file"
+        )
+    network, arguments = data.get("factory"), data.get("arguments")
+    known = isinstance(network, str) and network.startswith("torchvision.models.segmentation.")
+    if not known or not isinstance(arguments, dict) or arguments.get("num_classes") != len(CLASSES):
+        raise checkpoint.CheckpointError(
+            f"{path}: {str(network)[:80]} with {str(arguments)[:80]} does not tell noise, NR and LTE; name another file"
         )
     return data
 

@@ -9,6 +9,9 @@ no-ops for one process.
 
     rank, world, device = join_processes("cpu")          # gloo on CPUs, nccl on CUDA devices
 
+A run's folder is locked while the run lives (flock on FOLDER/.lock, which the kernel releases whatever ends it), and
+every file in it is written beside its place and then renamed.
+
 Torch only, and only where a function needs it: a script that has parsed its arguments and opened its files with this
 module's errors imports torch, which takes seconds, afterwards.
 """
@@ -17,17 +20,21 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
+import fcntl
 import json
 import math
 import os
 import platform
+import re
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +69,36 @@ def weights_file(text: str) -> Path:
     return Path(text)
 
 
+def path(text: str) -> Path:
+    """A file or folder. An empty text, such as an unset variable of a shell, would name the present folder."""
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} names no file or folder")
+    return Path(text)
+
+
+def words(text: str) -> str:
+    """A text that is not empty."""
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} has no letters that can be printed")
+    return text
+
+
+def device(text: str) -> str:
+    """cpu, or a device that this machine has: cuda, cuda:1, mps. Torch is imported for the latter only."""
+    if text == "cpu":
+        return text
+    found = re.fullmatch(r"(cuda|mps)(:[0-9]{1,4})?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: choose cpu, cuda, cuda:1 or mps")
+    import torch
+
+    backend = torch.cuda if found[1] == "cuda" else torch.mps
+    there = backend.device_count()
+    if int((found[2] or ":0")[1:]) >= there:
+        raise argparse.ArgumentTypeError(f"{text}: {there} such devices can be used here: try --device cpu")
+    return text
+
+
 def _within(kind, name, least, most, above=-math.inf):
     def parse(text: str):
         value = kind(text)  # argparse says which option has no number
@@ -75,7 +112,8 @@ def _within(kind, name, least, most, above=-math.inf):
     return parse
 
 
-count, positive = whole(1), real(above=0)
+count, seed, processes = whole(1), whole(0), whole(1, 1024)
+positive, weight = real(above=0, most=1e15), real(0, 1e6)
 
 
 def fill_in(args: argparse.Namespace, defaults: dict) -> None:
@@ -106,7 +144,7 @@ def start(folder: str | Path, config: dict, resume: bool, must_match: tuple[str,
     """Make a run's folder with its config.json, or check that a resumed run was started with the same options.
 
     A folder holds a run once a checkpoint is in it. Before that, config.json may be from a start that failed, and is
-    written again.
+    written again. The folder is locked from now on; what a killed run left half written is removed.
 
     Args:
         folder: of the run.
@@ -115,18 +153,17 @@ def start(folder: str | Path, config: dict, resume: bool, must_match: tuple[str,
         must_match: keys of `config` that change the result; a resumed run keeps them.
 
     Raises:
-        RunError: the folder holds a run and `resume` is not set, or the run was started with other values.
+        RunError: another process has the folder, it holds a run and `resume` is not set, or the run was started with
+            other values.
     """
     folder = Path(folder)
+    lock(folder)
     path = folder / "config.json"
     begun = any(folder.glob("*.pt"))
     if begun and not resume:
         raise RunError(f"{folder} holds a run: go on with --resume, or choose another folder with --out")
     if begun:
-        try:
-            before = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise RunError(f"{path}: missing or damaged ({error}); start again with another --out") from error
+        before = read_json(path, "start again with another --out")
         for key in must_match:
             if before.get(key) != config[key]:
                 raise RunError(
@@ -138,16 +175,82 @@ def start(folder: str | Path, config: dict, resume: bool, must_match: tuple[str,
     return folder
 
 
+_locked: dict[Path, int] = {}  # the folder of this process's run, and the open file that holds its lock
+LEFT_BEHIND = re.compile(r"\..+\.(pt|json|jsonl|png|csv)\.([a-z0-9_]{8}|[0-9]+)")  # names that write_whole gives
+
+
+def lock(folder: Path | None) -> None:
+    """Make a folder and keep other processes out of it until this one ends, or locks another; None is no folder.
+
+    Raises:
+        RunError: another process has it, or it can't be written.
+    """
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder.resolve()
+        if place in _locked:
+            return
+        while _locked:
+            os.close(_locked.popitem()[1])
+        file = os.open(place / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(file)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise RunError(f"{folder}: another process works in it; wait, or choose another with --out") from error
+            print(f"note: {folder} can't be locked ({error.strerror}): start no second run in it", file=sys.stderr)
+            return
+        _locked[place] = file
+        for left in [*folder.iterdir(), *folder.glob("pictures/.*")]:
+            if LEFT_BEHIND.fullmatch(left.name) and left.is_file():
+                left.unlink()
+    except OSError as error:
+        raise RunError(f"{folder}: can't be written ({error.strerror}); choose another folder with --out") from error
+
+
+def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file beside `path`, flush it to the disk and rename it: readers see the old file or the new.
+
+    Folders are made. OSError, or what `write` raises: the file at `path` stays as it was, and nothing lies beside it.
+    """
+    path, temporary = Path(path), None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        temporary = None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
 def write_json(path: str | Path, values: dict) -> None:
     """Write plain values; a reader sees the old file or the new one, never half of it. RunError: the disk refuses."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(values, indent=2) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_whole(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise RunError(f"{path}: can't be written ({error.strerror}); choose another folder") from error
+
+
+def read_json(path: str | Path, remedy: str) -> dict:
+    """The object that a JSON file holds. RunError, which ends with the remedy: missing, no UTF-8 text, or no object."""
+    try:
+        values = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, or a number of 5000 digits
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise RunError(f"{path}: missing or damaged ({reason}); {remedy}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: damaged (holds a {type(values).__name__}, not an object); {remedy}")
+    return values
 
 
 # Of several processes only the first one speaks and writes the log.
@@ -161,9 +264,12 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 def log(folder: str | Path, **values) -> None:
     """Append one line to log.jsonl."""
-    if rank_and_world()[0] == 0:
-        with open(Path(folder) / "log.jsonl", "a") as file:
-            file.write(json.dumps(values) + "\n")
+    if rank_and_world()[0] > 0:
+        return
+    path = Path(folder) / "log.jsonl"
+    before = path.read_bytes() if path.exists() else b""
+    before += b"\n" if before and not before.endswith(b"\n") else b""  # a kill of an older version leaves half a line
+    write_whole(path, lambda file: file.write(before + json.dumps(values).encode() + b"\n"))
 
 
 def tell(folder: str | Path, line: dict, **more) -> None:
@@ -172,18 +278,50 @@ def tell(folder: str | Path, line: dict, **more) -> None:
     say("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
 
 
+def read_log(folder: str | Path, least: int = 0) -> list[dict | None]:
+    """The lines of log.jsonl, from the oldest; None for one that is damaged. Empty if there is no log.
+
+    A line is whole if it is a JSON object whose epoch is a whole number, `least` or more, and whose losses, rates and
+    scores are finite or null. What it says beyond that, nothing can check.
+    """
+
+    def finite(value) -> bool:
+        if isinstance(value, (dict, list)):
+            return all(map(finite, value.values() if isinstance(value, dict) else value))
+        return not isinstance(value, float) or math.isfinite(value)
+
+    def parsed(line: bytes) -> dict | None:
+        try:
+            values = json.loads(line.decode("utf-8"))
+            whole = isinstance(values, dict) and finite(values)
+        except (ValueError, RecursionError):
+            return None
+        return values if whole and type(values.get("epoch", 0)) is int and values.get("epoch", 0) >= least else None
+
+    path = Path(folder) / "log.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [parsed(line) for line in (lines[:-1] if lines and not lines[-1] else lines)]
+
+
+def _keep(folder: str | Path, lines: list[dict | None]) -> int:
+    """Write log.jsonl anew with the lines that are whole; how many these are."""
+    path, whole = Path(folder) / "log.jsonl", [line for line in lines if line is not None]
+    if len(whole) < len(lines):
+        print(f"note: {path}: {len(lines) - len(whole)} damaged lines are left out", file=sys.stderr)
+    if path.exists():
+        text = "".join(f"{json.dumps(line)}\n" for line in whole)
+        write_whole(path, lambda file: file.write(text.encode()))
+    return len(whole)
+
+
 def cut_log(folder: str | Path, epochs: int) -> None:
-    """Drop lines of epochs that a resumed run will do again, and a last line that a kill left unfinished."""
+    """Drop lines of epochs that a resumed run will do again, and lines that are damaged."""
     if rank_and_world()[0] > 0:
         return
-    path = Path(folder) / "log.jsonl"
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            kept += [line] if json.loads(line).get("epoch", 0) <= epochs else []
-        except json.JSONDecodeError:
-            break
-    path.write_text("".join(f"{line}\n" for line in kept))
+    lines = read_log(folder)
+    if lines and lines[-1] is None:
+        lines.pop()  # what a kill of an older version left unfinished
+    _keep(folder, [line for line in lines if line is None or line.get("epoch", 0) <= epochs])
 
 
 def check_loss(value: float, epoch: int, step: int, folder: Path) -> None:
@@ -195,11 +333,13 @@ def check_loss(value: float, epoch: int, step: int, folder: Path) -> None:
         )
 
 
-def keep_lines(folder: str | Path, count: int) -> None:
-    """Keep the first lines of log.jsonl: drop what was logged after the state that a resumed run goes on from."""
-    path = Path(folder) / "log.jsonl"
-    if rank_and_world()[0] == 0 and path.exists():
-        path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:count]))
+def keep_lines(folder: str | Path, count: int) -> int:
+    """Keep the first lines of log.jsonl: drop what was logged after the state that a resumed run goes on from.
+
+    Returns:
+        How many lines there are now: `count`, less those that are damaged or missing.
+    """
+    return _keep(folder, read_log(folder)[:count])
 
 
 def hardware(device: str | torch.device = "cpu") -> str:
@@ -325,10 +465,15 @@ def join_processes(device: str) -> Processes:
     return Processes(dist.get_rank(), world, torch.device(device))
 
 
-def single_process(device: str) -> torch.device:
-    """The device of a script that runs as one process. RunError: torchrun started it, or there is no such device."""
+def alone() -> None:
+    """RunError: torchrun has started several processes of a script that runs as one."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise RunError(f"{Path(sys.argv[0]).name} runs as one process: start it with python, not torchrun")
+
+
+def single_process(device: str) -> torch.device:
+    """The device of a script that runs as one process. RunError: torchrun started it, or there is no such device."""
+    alone()
     return join_processes(device).device
 
 
@@ -342,19 +487,23 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def first_process(action: Callable[[], object], *errors: type[Exception]) -> object:
-    """Let rank 0 do something while the others wait. All return its value, or raise one of `errors` as RunError."""
+    """Let rank 0 do something while the others wait. All return its value, or raise one of `errors` as RunError.
+
+    A single process just does it, and its errors stay what they are.
+    """
     import torch.distributed as dist
 
+    if not dist.is_initialized():
+        return action()
     value, fault = None, None
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if dist.get_rank() == 0:
         try:
             value = action()
         except errors as error:
             fault = str(error)
-    if dist.is_initialized():
-        told = [value, fault]
-        dist.broadcast_object_list(told)
-        value, fault = told
+    told = [value, fault]
+    dist.broadcast_object_list(told)
+    value, fault = told
     if fault:
         raise RunError(fault)
     return value
@@ -366,7 +515,9 @@ def in_turn(action: Callable[[], object], *errors: type[Exception]) -> object:
     Rank 0 comes first, then one process of each other machine, then all others. So nothing is written twice, whether
     the machines share a disk or not. One of `errors` in any process ends all of them, as RunError.
     """
-    rank, _ = rank_and_world()
+    rank, world = rank_and_world()
+    if world == 1:
+        return action()
     turn = 0 if rank == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
     value = fault = None
     for present in range(3):
