@@ -342,19 +342,23 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def first_process(action: Callable[[], object], *errors: type[Exception]) -> object:
-    """Let rank 0 do something while the others wait. All return its value, or raise one of `errors` as RunError."""
+    """Let rank 0 do something while the others wait. All return its value, or raise one of `errors` as RunError.
+
+    A single process just does it, and its errors stay what they are.
+    """
     import torch.distributed as dist
 
+    if not dist.is_initialized():
+        return action()
     value, fault = None, None
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if dist.get_rank() == 0:
         try:
             value = action()
         except errors as error:
             fault = str(error)
-    if dist.is_initialized():
-        told = [value, fault]
-        dist.broadcast_object_list(told)
-        value, fault = told
+    told = [value, fault]
+    dist.broadcast_object_list(told)
+    value, fault = told
     if fault:
         raise RunError(fault)
     return value
@@ -366,7 +370,9 @@ def in_turn(action: Callable[[], object], *errors: type[Exception]) -> object:
     Rank 0 comes first, then one process of each other machine, then all others. So nothing is written twice, whether
     the machines share a disk or not. One of `errors` in any process ends all of them, as RunError.
     """
-    rank, _ = rank_and_world()
+    rank, world = rank_and_world()
+    if world == 1:
+        return action()
     turn = 0 if rank == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
     value = fault = None
     for present in range(3):
