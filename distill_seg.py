@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     best = checkpoint.load_shared(args.out / "best.pt", kind="segmentation")
     if args.save_weights:
         best = release.released(best, None if label_free else training, device)
-    facts = report(best, sets, args.data_dir, args.out, device)
+    facts = report(best, sets, args.out, device)
     if args.save_weights:
         release.write(args.save_weights, best, facts)
     if not sets:

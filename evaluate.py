@@ -112,7 +112,7 @@ def compare_segmentation(saved: dict, root: Path, part: str, folders: dict, devi
     facts = {}
     for path, data in saved.items():
         print(f"\n{path}")
-        facts[path] = report(data, {part: frames}, root, folders[path], device)
+        facts[path] = report(data, {part: frames}, folders[path], device)
 
     # Size and speed, on the CPU
     networks = {path: rebuild(data).eval() for path, data in saved.items()}

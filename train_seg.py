@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
     if args.save_weights:
         best = release.released(best, training, device)
-    facts = report(best, sets, args.data_dir, args.out, device)
+    facts = report(best, sets, args.out, device)
     if args.save_weights:
         release.write(args.save_weights, best, facts)
     return 0

@@ -111,8 +111,9 @@ def _fetch_rest(url: str, part: Path, notes: Path, space: float | None) -> None:
         else:
             have, length = 0, response.headers.get("Content-Length")
             length = None if length is None else int(length)
-        if space and max(length or 0, have) > space:
-            raise DataError(f"{url} has {length:,} bytes, more than the {space:,.0f} that it may have; {ELSEWHERE}")
+        announced = max(length or 0, have)
+        if space and announced > space:
+            raise DataError(f"{url} has {announced:,} bytes, more than the {space:,.0f} that it may have; {ELSEWHERE}")
         check_space(part, (space or 2 * (length or 0)) - have)
 
         # Write it.
@@ -142,7 +143,9 @@ def _known(notes: Path, url: str) -> dict:
     except (OSError, ValueError, RecursionError):
         return {}
     kinds = {"url": str, "length": int | None, "version": str | None}
-    if not isinstance(known, dict) or not all(isinstance(known.get(key), kind) for key, kind in kinds.items()):
+    if not isinstance(known, dict) or not kinds.keys() <= known.keys():
+        return {}
+    if not all(isinstance(known[key], kind) for key, kind in kinds.items()):
         return {}
     return known if known["url"] == url else {}
 

@@ -4,7 +4,8 @@
         ...
     frames = rows_of(dataset, np.array([3, 1]), path)
 
-Attributes of a damaged file are not read: HDF5 1.14 searches a damaged heap for their text without an end.
+What is here catches errors, not hangs: HDF5 1.14 searches a damaged heap without an end for the text of an attribute,
+so readers leave attributes alone.
 """
 
 from collections.abc import Iterator

@@ -368,7 +368,7 @@ def _begin(part: Path, journal: Path, settings: dict) -> tuple[int, set[int]]:
     if begun is None:
         with told(part):
             with _create(part, settings) as file:
-                file.attrs["generator"] = json.dumps(settings)
+                file.attrs["generator"] = np.bytes_(json.dumps(settings))  # of fixed length, so not in a heap
                 file["X"][-1] = 0  # so that HDF5 decides where X is in the file
             with open(part, "r+b") as file:  # reserve the space now: a memory map cannot report a full disk
                 os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
@@ -478,11 +478,11 @@ def generate(
         places = [(cell, offset + i * size) for i, cell in enumerate(cells) if cell not in done]
         jobs = [Job(unfinished, place, frames_per_cell, cell, seed, delay_spread) for cell, place in places]
         processes = min(workers or os.cpu_count(), len(jobs) or 1)
+        worker = partial(as_worker, os.getpid())
         with interrupts_ignored():
-            pool = multiprocessing.get_context("spawn").Pool(processes, as_worker) if processes > 1 else nullcontext()
-        bar = tqdm(
-            desc=str(path), total=len(cells) * frames_per_cell, initial=len(done) * frames_per_cell, unit="frame"
-        )
+            pool = multiprocessing.get_context("spawn").Pool(processes, worker) if processes > 1 else nullcontext()
+        whole, before = len(cells) * frames_per_cell, len(done) * frames_per_cell
+        bar = tqdm(desc=str(path), total=whole, initial=before, unit="frame")
         with pool, told(journal), journal.open("a") as file, bar:
             for cell in pool.imap_unordered(_write_cell, jobs) if processes > 1 else map(_write_cell, jobs):
                 file.write(f"{cell}\n")  # only complete cells are listed
@@ -498,7 +498,8 @@ def _made_with(path: Path) -> str | None:
     if not h5py.is_hdf5(path):
         return None
     with open_hdf5(path) as file:
-        return file.attrs.get("generator")
+        told = file.attrs.get("generator")
+        return told.decode() if isinstance(told, bytes) else told
 
 
 def default_file(workers: int | None = None, few: bool = False) -> Path:

@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -181,8 +182,9 @@ def _generate_missing(journal, done, jobs, workers):
         (root / frame_name(family, 0)).parent.mkdir(exist_ok=True)
     write_whole(journal, lambda path: _write_rows(path, done.values()))
     processes = min(workers or os.cpu_count(), len(jobs))
+    worker = partial(as_worker, os.getpid())
     with interrupts_ignored():
-        pool = multiprocessing.get_context("spawn").Pool(processes, as_worker)
+        pool = multiprocessing.get_context("spawn").Pool(processes, worker)
     with pool, told(journal), journal.open("a", newline="", encoding="utf-8") as file:
         rows = pool.imap(_write_frame, jobs)
         for row in tqdm(rows, total=len(jobs), desc=f"generating {root}", unit="frame"):

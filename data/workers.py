@@ -2,7 +2,7 @@
 
     with locked(folder):                                            # a second process is told so
         with interrupts_ignored():
-            pool = multiprocessing.get_context("spawn").Pool(8, as_worker)
+            pool = multiprocessing.get_context("spawn").Pool(8, partial(as_worker, os.getpid()))
 
 Standard library only.
 """
@@ -35,14 +35,18 @@ def locked(place: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def as_worker() -> None:
+def as_worker(parent: int) -> None:
     """Prepare a worker process: its parent handles Ctrl-C, and without its parent (SIGKILL) it ends at once.
 
     Otherwise a killed generator's workers would go on writing while the next call already does the same work.
+
+    Args: parent, its process number.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed while this process was importing
+        os._exit(1)
 
 
 @contextmanager

@@ -220,7 +220,7 @@ def score_teacher(setup: Setup) -> dict:
     parts = split(find_frames(setup.data_dir))
     sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
     data = checkpoint.load(setup.teacher)
-    scored = report(data, sets, setup.data_dir, None, torch.device(setup.device))["network_alone"]
+    scored = report(data, sets, None, torch.device(setup.device))["network_alone"]
     facts = {"size": "dense teacher", "way": "", **costs(data), "sets": short(scored), "commands": [command()]}
     return facts | {"hardware": hardware(setup.device), "torch": torch.__version__}
 

@@ -7,8 +7,8 @@ Each frame has one kind of data/others.py, with LTE and NR carriers beside it in
 the same frames. Counted are the pixels whose label is noise and which are more than two columns away from any carrier:
 the share called LTE or NR, of all such pixels of the frame (share) and of those where the emission is stronger than the
 noise (visible). Wanted of the kinds that are trained on: below 2% in the mean, none above 10%. The kinds measured only
-are a drone's OFDM and a tuner's plateau, which the picture can't tell from carriers. Each network's numbers go to
-experiments/results/open_world/, by default of the network alone.
+are those that the picture can't tell from carriers (data/others.py): a drone's OFDM, and steady, flat bands. Each
+network's numbers go to experiments/results/open_world/, by default of the network alone.
 """
 
 import argparse

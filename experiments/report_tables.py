@@ -106,6 +106,43 @@ def segmentation_sets(name: str | Path) -> str:
     return f"{table(titles, rows)}\n\n{about}{machine(data)}, PyTorch {data['torch']}. Command: `{data['trained_by']}`"
 
 
+NETWORKS = {  # of two trainings: file in experiments/results/fresh_frames and open_world, name in a table
+    "runs_before_seg_teacher": "teacher before",
+    "weights_seg_teacher": "teacher",
+    "runs_before_seg_student": "student before",
+    "weights_seg_student": "student",
+}
+
+
+def fresh_frames() -> str:
+    """Networks before and after OTHER frames, on the same frames that no training has seen."""
+    rows, facts = [], {}
+    for name, title in NETWORKS.items():
+        data, world = (read(RESULTS / folder / f"{name}.json") for folder in ("fresh_frames", "open_world"))
+        cells = [f"{share(score['mean_iou'])}{_interval(score)}" for score in data["sets"].values()]
+        rows.append([title, *cells, f"{world['mean']:.1%}", f"{world['worst'][1]:.1%} ({world['worst'][0]})"])
+        facts = {one: score["frames"] for one, score in data["sets"].items()}
+    titles = [f"{one} ({count})" for one, count in facts.items()]
+    text = table(["network", *titles, "OTHER called LTE or NR", "worst kind"], rows)
+    return f"{text}\n\n`{data['command']}`, `{world['command']}`, {machine(data)}."
+
+
+def _interval(score: dict) -> str:
+    low_high = score.get("difference")
+    return f" ({low_high[0]:+.3f} to {low_high[1]:+.3f})" if low_high else ""
+
+
+def open_world() -> str:
+    """By kind of OTHER frames: the share of their pixels without a carrier that each network calls LTE or NR."""
+    worlds = {title: read(RESULTS / "open_world" / f"{name}.json")["kinds"] for name, title in NETWORKS.items()}
+    kinds = sorted(worlds["student"], key=lambda kind: -(worlds["student"][kind]["share"] or 0))
+    rows = []
+    for kind in kinds:
+        shares = [world[kind]["share"] for world in worlds.values()]
+        rows.append([kind, *("-" if value is None else f"{value:.1%}" for value in shares)])
+    return table(["kind", *worlds], rows)
+
+
 def segmentation_reference() -> str:
     """A network that knows real frames only, on generated ones."""
     data = read(RESULTS / "segmentation_reference/result.json")

@@ -15,6 +15,7 @@ MODULES and has a tuple READERS.
 
 import argparse
 import copy
+import faulthandler
 import importlib
 import importlib.util
 import math
@@ -218,6 +219,7 @@ def silenced() -> Iterator[None]:
 
 def child(reader: Reader, pristine: Path, seed: int, numbers: list[int], pipe: int) -> None:
     """Judge mutants in this process; a line "number, outcome, what was told" for each goes into the pipe."""
+    faulthandler.disable()  # pytest's, for its own crashes
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # stderr is silenced while a mutant is read: what else fails is the tool's own fault
     with silenced():

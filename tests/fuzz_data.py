@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from data import DataError
+from data import DataError, download, modulations, synthetic, writing
 from data.from_sigmf import annotations_of
 from data.hdf4 import read_raster, write_raster
-from data.radioml import create_file, fingerprint, from_arrays, open_cache, open_frames
+from data.radioml import CELLS, create_file, fingerprint, from_arrays, open_cache, open_frames
 from data.recording_formats import open_recording
 from data.spectrum_sensing import find_frames, read_frame
 from data.unlabelled import find_pictures, read_pictures
@@ -386,6 +386,52 @@ def float_samples(folder, rng):
     (folder / "a.sigmf-meta").write_text(json.dumps(meta))
 
 
+# ---- what generators and the downloader note ------------------------------------------------------------------------
+
+URL, CELL_LINES = "http://127.0.0.1/a", 40
+
+
+def make_notes(folder):
+    rows = [[name, name.partition("_")[0], 0, 10.5, '[{"snr_db": 10.5}]'] for name in NAMES]
+    synthetic._write_rows(folder / "frames.csv", rows)
+    (folder / "journal").write_text("\n".join(['{"seed": 0}', *map(str, range(CELL_LINES))]) + "\n")
+    (folder / "a.json").write_text(json.dumps({"url": URL, "length": 7, "version": '"one"'}))
+    writing.begin(folder, ["python", "-m", "data.synthetic", writing.FOLDER, "--nr", "3"], {"NR": 3})
+
+
+def read_notes(folder):
+    rows = synthetic._read_rows(folder / "frames.csv")
+    settings, cells = modulations._read_journal(folder / "journal")
+    try:
+        writing.refuse_unfinished(folder / writing.MARKER)
+    except DataError as told:
+        return rows, settings, cells, download._known(folder / "a.json", URL), str(told)
+
+
+def wrong_notes(value, valid):
+    rows, settings, cells, known, told = value
+    if any(len(row) != 5 or not abs(float(row[3] or 0)) <= 1000 or row[0] != name for name, row in rows.items()):
+        return f"a row is {rows}"
+    if not (settings is None or isinstance(settings, dict)) or not cells <= set(range(CELLS)):
+        return f"the journal is {settings}, {cells}"
+    if known and not (known["url"] == URL and isinstance(known["length"], int | None)):
+        return f"the download's notes are {known}"
+    if "interrupted" not in told:
+        return f"the unfinished set says {told}"
+
+
+def other_json(folder, rng):
+    path = folder / rng.choice(("a.json", writing.MARKER))
+    path.write_text(json.dumps(damaged_value(json.loads(path.read_bytes()), rng)))
+
+
+def other_journal(folder, rng):
+    path = folder / "journal"
+    lines = path.read_text().split("\n")
+    lines[rng.choice((0, 0, rng.randrange(len(lines))))] = str(nasty(rng))
+    path.write_text("\n".join(lines))
+
+
 OURS = (DataError,)
 NO_PIXELS = "nothing tells whether pixels are right"
 NUMBERS = "each sample is counted once, finite, and at most 2^31; nothing tells whether samples are right"
@@ -443,4 +489,13 @@ READERS = (
     ),
     Reader("SigMF archive", make_sigmf_archive, read_recording("b.sigmf"), OURS, NUMBERS, wrong_recording),
     Reader("WAV", make_wav, read_recording("a.wav"), OURS, NUMBERS, wrong_recording),
+    Reader(
+        "notes",
+        make_notes,
+        read_notes,
+        OURS,
+        "damaged rows, cells and notes of generators and downloads count as none; nothing tells another digit",
+        wrong_notes,
+        (other_cell, other_json, other_journal),
+    ),
 )

@@ -23,6 +23,7 @@ from pathlib import Path
 MODULES = ("tests.kills_of_runs",)  # modules with more PARTS
 ROOT = Path(__file__).parent.parent
 PATIENCE = 600  # seconds for one uninterrupted run
+LINGER = 60  # seconds that a worker may take to import before it finds its parent dead
 
 Part = Callable[[Path, int, random.Random], list[str]]
 
@@ -58,15 +59,18 @@ def environment() -> dict:
 
 
 def left_over(cwd: Path) -> int:
-    """How many processes still work in a folder, a second after a kill."""
-    time.sleep(1)
-    found = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            found += Path(os.readlink(process / "cwd")) == cwd
-        except OSError:
-            continue  # it has ended, or it isn't ours
+    """How many processes still work in a folder after a kill, once those that were just starting have noticed it."""
+    end = time.monotonic() + LINGER
+    while (found := sum(works_in(process, cwd) for process in Path("/proc").glob("[0-9]*"))) and time.monotonic() < end:
+        time.sleep(0.2)
     return found
+
+
+def works_in(process: Path, cwd: Path) -> bool:
+    try:
+        return Path(os.readlink(process / "cwd")) == cwd
+    except OSError:
+        return False  # it has ended, or it isn't ours
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -95,31 +99,32 @@ GENERATORS = {
 
 def generators(folder: Path, kills: int, rng: random.Random) -> list[str]:
     """SIGKILL both generators at random moments of a run; go on each time; compare with an uninterrupted run."""
-    lines = []
-    for module, (place, *options) in GENERATORS.items():
-        command = [sys.executable, "-m", module]
-        base = folder / module
-        base.mkdir()
-        seconds = run_whole([*command, place, *options], base)
-        killed = rounds = orphans = 0
+    return [generator(module, folder, kills, rng) for module in GENERATORS]
+
+
+def generator(module: str, folder: Path, kills: int, rng: random.Random) -> str:
+    place, *options = GENERATORS[module]
+    command, base = [sys.executable, "-m", module], folder / module
+    base.mkdir()
+    seconds = run_whole([*command, place, *options], base)
+    killed = rounds = files = 0
+    while killed < kills:
+        rounds += 1
+        target = base / f"round{rounds}"
+        goes_on = [*command, place.replace("whole", target.name), *options]
         while killed < kills:
-            rounds += 1
-            target = base / f"round{rounds}"
-            goes_on = [*command, place.replace("whole", target.name), *options]
-            while killed < kills:
-                code = run_killed(goes_on, base, rng.uniform(0.3, 1.0) * seconds / 2)
-                if code is None:
-                    break
-                assert code == -signal.SIGKILL, code
-                killed += 1
-                orphans += left_over(base)
-                if rng.random() < 0.2:  # otherwise short bursts might never finish a frame
-                    break
-            run_whole(goes_on, base)
-            files = assert_same_files(base / "whole", target)
-        assert not orphans, f"{orphans} workers went on after their parent was killed"
-        lines.append(f"| {module} | {killed} SIGKILLs in {rounds} sets | all {files} files byte for byte equal |")
-    return lines
+            code = run_killed(goes_on, base, rng.uniform(0.3, 1.0) * seconds / 2)
+            if code is None:
+                break
+            assert code == -signal.SIGKILL, code
+            killed += 1
+            workers = left_over(base)
+            assert not workers, f"{workers} workers of {module} went on after their parent was killed"
+            if rng.random() < 0.2:  # otherwise short bursts might never finish a frame
+                break
+        run_whole(goes_on, base)
+        files = assert_same_files(base / "whole", target)
+    return f"| {module} | {killed} SIGKILLs in {rounds} sets | all {files} files of each byte for byte equal |"
 
 
 PARTS: dict[str, Part] = {"generators": generators}

@@ -44,8 +44,8 @@ SCRIPTS = {
     ),
     "feedback_magnitude_pruning.py": (
         feedback_magnitude_pruning,
-        [*AMC, "--epoch-frames", "160", "--checkpoint", "{data}/net.pt", "--threshold", ".045", "--p", ".3"]
-        + ["--step-epochs", "2", "--budget", "5", "--lr", ".01"],
+        [*AMC, "--epoch-frames", "320", "--checkpoint", "{data}/net.pt", "--threshold", ".06", "--p", ".3"]
+        + ["--step-epochs", "4", "--budget", "6", "--lr", ".01"],
     ),
     "train_seg.py": (train_seg, [*SEG, "--model", LRASPP]),
     "distill_seg.py": (distill_seg, [*SEG, "--teacher", "{data}/teacher.pt", "--student", "{data}/teacher.pt"]),

@@ -202,7 +202,9 @@ def test_a_damaged_archive_is_removed_and_leaves_nothing(tmp_path, damage):
     assert files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("notes", [b"[]", b"no JSON", b"\xff", b'{"url": 3}', b'{"url": "?", "length": "x"}', b"1e999"])
+@pytest.mark.parametrize(
+    "notes", [b"[]", b"no JSON", b"\xff", b'{"url": 3}', b'{"url": "?", "length": "x"}', b'{"url": "?"}', b"1e999"]
+)
 def test_damaged_notes_of_a_download_count_as_none(server, tmp_path, notes):
     (tmp_path / "a.part").write_bytes(b"of something else")
     (tmp_path / "a.json").write_bytes(notes.replace(b'"?"', f'"{server.url}"'.encode()))

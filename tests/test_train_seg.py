@@ -184,7 +184,7 @@ def test_two_processes_of_torchrun_give_the_metrics_of_the_whole_set(frames, tmp
     parts = split(find_frames(frames))
     sets = {name: parts[name] for name in ("test", "combined")}
     best = checkpoint.load(tmp_path / "run" / "best.pt")
-    assert evaluation.report(best, sets, frames, None, torch.device("cpu"))["sets"] == together
+    assert evaluation.report(best, sets, None, torch.device("cpu"))["sets"] == together
     state = checkpoint.load(tmp_path / "run" / "last.pt")
     assert len(state["rng"]) == 2 and not torch.equal(state["rng"][0]["torch"], state["rng"][1]["torch"])
 

@@ -1,7 +1,7 @@
 """A network on a set of frames: the scores that every script reports, counted in one way.
 
     evaluate(network, images, labels)["mean_iou"]                    # segmentation, as after each epoch
-    facts = report(data, {"test": frames}, root, out, device)        # a saved network: tables, result.json, pictures
+    facts = report(data, {"test": frames}, out, device)              # a saved network: tables, result.json, pictures
     amc_accuracy(network, frames, rows, device)                      # modulations
 
 Models and data meet here: utils/metrics.py counts and divides, this file shows the frames to a network. Several
@@ -104,7 +104,7 @@ def recalibrate(network: nn.Module, training: TrainingSet) -> None:
     recalibrate_batch_norm(network, (segmentation.as_input(part, training.palette) for part in parts))
 
 
-def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | None, device: torch.device) -> dict:
+def report(data: dict, sets: dict[str, list[Frame]], out: Path | None, device: torch.device) -> dict:
     """Score a saved network on sets of frames: tables on stdout, result.json and pictures in a folder.
 
     Each set is scored twice: with standard channels fitted to the network's bands (data/bands.py), and the network
@@ -114,7 +114,6 @@ def report(data: dict, sets: dict[str, list[Frame]], root: Path, out: Path | Non
     Args:
         data: a checkpoint of a segmentation network.
         sets: {title: frames}.
-        root: the folder of the frames, whose frames.csv knows their SNR.
         out: the folder to write to, if any.
 
     Returns:
