@@ -5,6 +5,7 @@
     python distill_seg.py --student runs/pruned/pruned.pt --alpha 0                # fine-tuning: labels only
     python distill_seg.py --student runs/pruned/pruned.pt --beta 0                 # label-free: reads no label
     python distill_seg.py --student runs/pruned/pruned.pt --from-scratch --alpha 0 # the control: new weights
+    torchrun --nproc-per-node=2 distill_seg.py --student runs/pruned/pruned.pt     # several devices
 
 The loss is alpha * KD(teacher) + beta * class-weighted cross entropy + gamma * KD(EMA). KD, knowledge distillation, has
 a factor for each --kd (WEIGHT in utils/kd_losses.py); EMA is the moving average of the student's weights. The teacher
@@ -12,13 +13,12 @@ is frozen and sees the same augmented frames. With --keep-logits it sees each fr
 moved with the labels. 20 epochs of the default set take 70 minutes on one core, or 35 with --keep-logits. With --beta 0
 neither training nor validation labels are read: the epoch is chosen by agreement with the teacher on the validation
 part, and frames without labels will do. --generations trains born-again networks (Furlanello 2018, arXiv:1805.04770):
-each starts anew and is taught by the best student of the one before. Folder, log, pictures and --resume are those of
-train_seg.py. evaluate.py scores the result on other frames, export.py writes it as .pt2 or .onnx.
+each starts anew and is taught by the best student of the one before. Folder, log, pictures, --resume and several
+devices are as in train_seg.py. evaluate.py scores the result on other frames, export.py writes it as .pt2 or .onnx.
 """
 
 import argparse
 import copy
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -31,18 +31,39 @@ from tqdm import tqdm
 
 from data import DataError, augment
 from data.on_device import gathered, on_device
-from data.spectrogram import PARULA
-from data.spectrum_sensing import Frame, class_weights, find_frames, read_tensors, split
+from data.spectrum_sensing import read_tensors
 from data.synthetic import default_set
-from data.unlabelled import find_pictures, read_pictures, with_release
+from data.unlabelled import find_parts, read_pictures
 from models import ModelError, segmentation
 from models.fast_layers import speed_up
+from models.joint_norm import join_batch_norm
 from models.rebuild import rebuild
 from utils import checkpoint, kd_losses, release, runs
 from utils.dependency_graph import PruneError
-from utils.evaluation import evaluate, keep_logits, labelled_by, recalibrate, report
-from utils.runs import RunError, StopSignal, config_of, cut_log, decisive, log, path, run, single_process, start
-from utils.training import Batch, CapturedStep, LossReader, TrainingSet, bf16_autocast, epoch_order, make_optimizer
+from utils.evaluation import evaluate, keep_logits, labelled_by, read_training, recalibrate, report
+from utils.runs import (
+    RunError,
+    StopSignal,
+    check_loss,
+    first_process,
+    gather,
+    in_turn,
+    join_processes,
+    mean_over_processes,
+    path,
+    run,
+)
+from utils.training import (
+    Batch,
+    CapturedStep,
+    LossReader,
+    TrainingSet,
+    bf16_autocast,
+    distributed,
+    epoch_order,
+    joint_cross_entropy,
+    make_optimizer,
+)
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError, PruneError, kd_losses.DistillationError)
 PRESETS = {
@@ -84,7 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--target-params", type=runs.count, default=299_000, help="of a student that is cut here")
     parser.add_argument("--mirror", action="store_true", help="augment by flips in frequency, add no carriers")
     parser.add_argument("--epochs", type=runs.count, help=f"of a generation, default {_defaults('epochs')}")
-    parser.add_argument("--batch-size", type=runs.count, help=f"default {_defaults('batch_size')}")
+    parser.add_argument("--batch-size", type=runs.count, help=f"for each process, default {_defaults('batch_size')}")
     parser.add_argument("--lr", type=runs.positive, help=f"highest learning rate, default {_defaults('lr')}")
     parser.add_argument("--seed", type=runs.seed, default=0, help="of order, augmentation, new weights")
     parser.add_argument(
@@ -122,7 +143,8 @@ def _defaults(name: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    device = single_process(args.device)
+    processes = join_processes(args.device)
+    _, world, device = processes
 
     # Networks
     args.teacher = args.teacher or release.default_teacher()
@@ -131,16 +153,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.student:
         of_student = release.load_segmentation(args.student)
     else:
-        of_student = release.cut_student(of_teacher, args.target_params)
+        of_student = first_process(lambda: release.cut_student(of_teacher, args.target_params), PruneError)
     teacher = freeze(rebuild(of_teacher), device)
 
     # Data: with --beta 0 labels are read of those frames only that are scored at the end
-    args.data_dir = args.data_dir or default_set(args.workers)
+    args.data_dir = args.data_dir or in_turn(lambda: default_set(args.workers), DataError)
     label_free = args.beta == 0
     parts, sets = find_parts(args.data_dir, args.more_frames, label_free)
     if args.save_weights and not sets:
         raise RunError(f"{args.data_dir} has no labels to score by: leave --save-weights out and take best.pt")
-    training, digest = read_training(parts["train"], args.preset, teacher if label_free else None)
+    training, digest = read_training(parts["train"], args.preset == "default", teacher if label_free else None)
     args.batch_size = max(2, min(args.batch_size, len(training.images)))  # more would be the same frames again
     shown = parts["validation"]
     validation = labelled_by(teacher, read_pictures(shown)) if label_free else Batch(*read_tensors(shown))
@@ -152,70 +174,69 @@ def main(argv: list[str] | None = None) -> int:
     state = checkpoint.resumed(args.out / "last.pt", args.resume, form, rebuild, "segmentation")
     checksums = {"training_pictures_sha256": digest, "teacher_sha256": checkpoint.sha256(args.teacher)}
     checksums |= {"student_sha256": checkpoint.sha256(args.student) if args.student else None}
-    config = config_of(args, training_frames=len(training.images), **checksums)
-    start(args.out, config, args.resume, decisive(config, "student", "teacher"))
+    config = runs.config_of(args, processes=world, training_frames=len(training.images), **checksums)
+    must_match = runs.decisive(config, "student", "teacher")
+    first_process(lambda: runs.start(args.out, config, args.resume, must_match), RunError)
 
     # Train one generation after the other
     done = state["epoch"] // args.epochs if state else 0
     for number in range(done, args.generations):
         if number:
-            teacher = freeze(rebuild(checkpoint.load(args.out / f"generation_{number}.pt")), device)
-            print(f"generation {number + 1}: taught by the best student of generation {number}", flush=True)
+            teacher = freeze(rebuild(checkpoint.load_shared(args.out / f"generation_{number}.pt")), device)
+            runs.say(f"generation {number + 1}: taught by the best student of generation {number}")
         begun = state and number == done and state["epoch"] + state["step"] > done * args.epochs
         student = rebuild(state) if begun else new_student(of_student, args.from_scratch, args.seed)
         kept = keep_logits(teacher, training, args.out.parent) if args.alpha and args.keep_logits else None
         generation = Generation(number, student, teacher, kept, of_student, state if begun else None)
         with StopSignal() as stop:
-            finished = train(args, generation, training, validation, device, stop)
+            finished = train(args, generation, training, validation, processes, stop)
         if not finished:
-            print(f"stopped; {args.out}/last.pt holds everything, go on with --resume", file=sys.stderr)
+            runs.say(f"stopped; {args.out}/last.pt holds everything, go on with --resume", sys.stderr)
             return 130
 
     # Report the best epoch, once: as it is, or as it is handed on
-    best = checkpoint.load(args.out / "best.pt", kind="segmentation")
+    best = checkpoint.load_shared(args.out / "best.pt", kind="segmentation")
     if args.save_weights:
         best = release.released(best, None if label_free else training, device)
     facts = report(best, sets, args.out, device)
     if args.save_weights:
         release.write(args.save_weights, best, facts)
     if not sets:
-        print("no labels, so nothing was scored: log.jsonl has the agreement with the teacher")
+        runs.say("no labels, so nothing was scored: log.jsonl has the agreement with the teacher")
     return 0
 
 
-def train(args, generation: Generation, training: TrainingSet, validation: Batch, device, stop: StopSignal) -> bool:
+def train(args, generation: Generation, training: TrainingSet, validation: Batch, processes, stop: StopSignal) -> bool:
     """The training loop of one generation. False if `stop` was requested; last.pt then has all that going on needs."""
+    rank, world, device = processes
     number, _, _, kept, origin, state = generation
     taught = on_device([training.images, training.labels] + ([] if kept is None else [kept]), device)
     images, labels, *_ = taught  # (N, H, W) uint8, and (N, C, h, w) float
-    steps = max(1, len(images) // args.batch_size)  # of an epoch
+    steps = max(1, len(images) // (args.batch_size * world))  # of an epoch
     augmented = args.preset == "default"
     student, losses = learner(args, generation, training, device)
-    ema = losses.ema
 
     # Optimizer; a resumed run goes on with its state
     optimizer, scheduler = make_optimizer(student, args.lr, args.epochs, steps, args.preset == "published")
+    moving = {"optimizer": optimizer, "scheduler": scheduler, "average": losses.ema}
     first_epoch, first_step, sums, best = number * args.epochs, 0, [0.0] * 4, -1.0
-    torch.manual_seed(args.seed + 1000 * number)
+    torch.manual_seed(args.seed + 1000 * number + rank)  # augmentation differs between processes
     if state:
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
         first_epoch, first_step, sums, best = (state[key] for key in ("epoch", "step", "sums", "best"))
-        if ema:
-            ema.load_state_dict(state["average"])
-        checkpoint.set_rng_state(state["rng"])
-    cut_log(args.out, first_epoch)
+        restore(state, moving, rank)
+    model = distributed(student)
+    runs.cut_log(args.out, first_epoch)
 
     def update(decay, x, y, wanted=None):  # all that a step changes on the device
-        terms = losses.terms(student, x, y, wanted)
+        terms = losses.terms(model, x, y, wanted)
         loss = args.alpha * terms.kd + args.beta * terms.ce + args.gamma * terms.own
         optimizer.zero_grad()
         loss.backward()
         if augmented:
             nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        if ema:
-            kd_losses.update_ema(ema, student, decay)
+        if losses.ema:
+            kd_losses.update_ema(losses.ema, student, decay)
         return torch.stack((loss, *terms)).detach()
 
     train_step, reader = CapturedStep(update, optimizer), LossReader(device)
@@ -225,21 +246,22 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
         checkpoint.save(args.out / name, data | more)
 
     def save_last(epoch: int, step: int, sums: list[float]) -> None:
-        inner = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-        inner |= {"average": ema.state_dict()} if ema else {}
-        save("last.pt", epoch=epoch, step=step, sums=sums, best=best, rng=checkpoint.rng_state(), **inner)
+        inner = {name: part.state_dict() for name, part in moving.items() if part}
+        rng = gather(checkpoint.rng_state())
+        save("last.pt", epoch=epoch, step=step, sums=sums, best=best, rng=rng, **inner)
 
     last_epoch = (number + 1) * args.epochs
     for epoch in range(first_epoch, last_epoch):
-        order = epoch_order(len(images), steps * args.batch_size, args.seed, epoch).to(images.device)
+        order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch).to(images.device)
         half = augmented and epoch % args.epochs < args.epochs * 5 // 6  # as train_seg.py: whole frames at the end
         rows = labels.shape[1] // 2 if half else labels.shape[1]
         student.train()
         began = time.perf_counter()
-        name = f"epoch {epoch + 1}/{args.generations * args.epochs}"
         todo = range(first_step, steps)
-        batches = gathered(taught, (order[step::steps] for step in todo), device)
-        for step, batch in zip(tqdm(todo, name, unit="step", file=sys.stderr), batches, strict=True):
+        chosen = (order[step * world + rank :: steps * world] for step in todo)  # each step and process takes its own
+        title = f"epoch {epoch + 1}/{args.generations * args.epochs}"
+        bar = tqdm(todo, title, unit="step", disable=rank > 0, file=sys.stderr)
+        for step, batch in zip(bar, gathered(taught, chosen, device), strict=True):
             x, y, wanted = prepare(Batch(*batch), training.palette, augmented, rows, args.mirror)
             decay = kd_losses.ema_decay(scheduler.last_epoch + 1) if augmented else 0.999  # steps with this one
             values = train_step(decay, x, y) if wanted is None else train_step(decay, x, y, wanted)
@@ -247,13 +269,14 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
             stopping, due = stop.requested, (step + 1) % args.save_every == 0
             read = reader.add(values, now=stopping or due or step + 1 == steps)
             for at, values in enumerate(read, step + 1 - len(read)):
-                runs.check_loss(values[0], epoch, at, args.out)
+                *values, stopping = mean_over_processes([*values, float(stopping)])
+                check_loss(values[0], epoch, at, args.out)
                 sums = [total + value for total, value in zip(sums, values, strict=True)]
             if stopping or due:
                 save_last(epoch, step + 1, sums)
             if stopping:
                 return False
-        trained = (steps - first_step) * args.batch_size / (time.perf_counter() - began)
+        trained = (steps - first_step) * args.batch_size * world / (time.perf_counter() - began)
 
         # Choose on the validation part
         if augmented:
@@ -266,22 +289,31 @@ def train(args, generation: Generation, training: TrainingSet, validation: Batch
         judged = "validation_miou" if args.beta else "validation_agreement"
         line = {"epoch": epoch + 1, **means, "lr": scheduler.get_last_lr()[0], judged: result["mean_iou"]}
         line |= {"images_per_second": round(trained, 2)}
-        log(args.out, **line)
-        print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
+        runs.tell(args.out, line)
         first_step, sums = 0, [0.0] * 4
         if epoch + 1 == last_epoch < args.generations * args.epochs:
-            checkpoint.save(args.out / f"generation_{number + 1}.pt", checkpoint.load(args.out / "best.pt"))
+            checkpoint.save(args.out / f"generation_{number + 1}.pt", checkpoint.load_shared(args.out / "best.pt"))
         save_last(epoch + 1, 0, sums)
     return True
+
+
+def restore(state: dict, parts: dict, rank: int) -> None:
+    """Put back what last.pt holds of optimizer, scheduler and EMA, and this process's random state."""
+    for name, part in parts.items():
+        if part:
+            part.load_state_dict(state[name])
+    checkpoint.set_rng_state(state["rng"][rank])
 
 
 def learner(args, generation: Generation, training: TrainingSet, device) -> tuple[nn.Module, kd_losses.Losses]:
     """The student on its device, and the losses that it learns from, with its EMA if that is asked for."""
     student = speed_up(generation.student).to(device, memory_format=torch.channels_last)
     ema = freeze(copy.deepcopy(student), device) if args.gamma else None
+    join_batch_norm(student)
     losses = kd_losses.Losses(generation.teacher, ema, args.alpha, args.beta, args.kd, args.temperature)
     losses.weights = None if training.weights is None else training.weights.to(device)
     losses.weighted_kd = args.preset == "published"
+    losses.cross_entropy = joint_cross_entropy
     losses.autocast = bf16_autocast(device, wanted=args.preset == "default")
     return student, losses
 
@@ -321,37 +353,6 @@ def new_student(of_student: dict, from_scratch: bool, seed: int) -> nn.Module:
         segmentation.initialise(network)
         segmentation.zero_outer_taps(network)
     return network
-
-
-def find_parts(folder: Path, more: list[Path], label_free: bool) -> tuple[dict, dict]:
-    """The parts of the set, and those that are scored at the end; frames without labels are not scored."""
-    find = find_pictures if label_free else find_frames
-    parts = split(find(folder), more=[frame for other in more for frame in find(other)])
-    if not parts["validation"] or not parts["test"]:
-        raise RunError(f"{folder}: too few frames to split, 6 single-signal ones are needed")
-    sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
-    if label_free:
-        labelled = {name: [frame for frame in frames if frame.hdf.exists()] for name, frames in sets.items()}
-        sets = {name: with_release(frames) for name, frames in labelled.items() if frames}
-    return parts, sets
-
-
-def read_training(frames: list[Frame], preset: str, labeller: nn.Module | None) -> tuple[TrainingSet, str]:
-    """The training part and the SHA-256 of its pictures; `labeller` is the teacher where no labels are read."""
-    if labeller is None:
-        images, labels = read_tensors(frames)
-        weights = class_weights(labels)
-    else:
-        images = read_pictures(frames)
-        labels = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(len(images), *images.shape[-2:])  # takes no memory
-        # The published KD weights the classes; the teacher's labels of some frames tell their shares.
-        weights = class_weights(labelled_by(labeller, images[:256]).labels) if preset == "published" else None
-    levels, palette = images, None
-    if preset == "default":
-        levels, palette = augment.as_levels(images, torch.from_numpy(PARULA))
-        if palette is None:
-            print("training pictures are not all in parula colours: no level jitter")
-    return TrainingSet(levels, labels, palette, weights), hashlib.sha256(images.numpy()).hexdigest()
 
 
 if __name__ == "__main__":

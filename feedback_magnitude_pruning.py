@@ -4,6 +4,7 @@
     python feedback_magnitude_pruning.py --data-file FILE.hdf5 --checkpoint runs/amc/best.pt --out runs/fmp
     python feedback_magnitude_pruning.py --data-file FILE.hdf5 --score lamp --p 0.4 --resume   # goes on if interrupted
     python feedback_magnitude_pruning.py --data-file FILE.hdf5 --moves --p .3 --alpha 1 --schedule cosine  # cheapest
+    torchrun --nproc-per-node=2 feedback_magnitude_pruning.py --data-file FILE.hdf5                 # several devices
 
 FILE.hdf5 is RadioML 2018.01A, or python -m data.modulations FILE.hdf5; without it a small file is made. train_amc.py
 trains networks for --checkpoint. IMP (iterative magnitude pruning, Han 2015, arXiv:1506.02626) prunes a share p of the
@@ -33,15 +34,16 @@ from data import DataError
 from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
 from data.radioml import Frames, batches, fingerprint, open_cache, open_frames, resident, split
 from models import ModelError
+from models.joint_norm import join_batch_norm
 from models.rebuild import rebuild
 from models.vgg10 import VGG10, from_checkpoint
-from utils import checkpoint, evaluation, pictures, pruning_masks, runs
+from utils import checkpoint, evaluation, pictures, pruning_masks, release, runs, training
 from utils.cost import challenge_score, papers_compression
 from utils.dependency_graph import PruneError
 from utils.kd_losses import pixel_kd
 from utils.pruning_masks import MOVES, SCORES, Cuts, Moves, Pruned, Series, apply_masks, cost_of
-from utils.runs import RunError, StopSignal, command, config_of, decisive, log, path, run, single_process, start
-from utils.training import CapturedStep, LossReader, Progress, amc_defaults, bf16_autocast, epoch_rows, falling_rate
+from utils.runs import RunError, StopSignal, command, first_process, in_turn, mean_over_processes, path, rank_and_world
+from utils.training import CapturedStep, LossReader, Progress, bf16_autocast, distributed, epoch_rows, falling_rate
 
 ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # what a user can mend: exit code 2
 BASELINE = Path(__file__).parent / "weights" / "amc_baseline.pt"
@@ -84,14 +86,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
     parser.add_argument("--seed", type=runs.seed, default=0, help="of the order of frames; the split is fixed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if there is one")
-    parser.add_argument(
-        "--save-every", type=runs.count, metavar="N", help="steps between last.pt, default 200, CUDA 1000"
-    )
+    parser.add_argument("--save-every", type=runs.count, metavar="N", help="steps a last.pt, default 200, CUDA 1000")
     parser.add_argument("--device", type=runs.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
-    parser.add_argument(
-        "--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write them, halved, and JSON"
-    )
+    parser.add_argument("--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, + JSON")
     cuts = parser.add_argument_group("cuts")
     cuts.add_argument("--p", type=SHARE, default=0.2, help="share of remaining weights to prune, default .2")
     cuts.add_argument("--n", type=runs.real(above=1, most=99), default=2.0, help="divides p after a failure, default 2")
@@ -105,23 +103,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cuts.add_argument("--keep", type=SHARE, default=0.942, help="share of --teacher's accuracy, default .942")
     cuts.add_argument("--threshold", type=SHARE, help="accuracy to hold instead, .56 in the challenge")
     cuts.add_argument("--replay-faults", action="store_true", help="as published: a failure ends all training")
-    training = parser.add_argument_group("training after a cut")
-    training.add_argument("--step-epochs", type=runs.count, default=50, help="most epochs of one step, default 50")
-    training.add_argument("--patience", type=runs.count, default=15, help="epochs without improvement, default 15")
-    training.add_argument("--budget", type=runs.count, help=f"most epochs of all; with the small file {SMALL_BUDGET}")
-    training.add_argument("--epoch-frames", type=runs.count, help="frames of an epoch, default the whole training part")
-    training.add_argument("--batch-size", type=runs.whole(2), help="default 128, on CUDA 512")
-    training.add_argument("--lr", type=runs.positive, help="of Adam after each cut, default 1e-3, on CUDA 2e-3")
-    training.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
-    training.add_argument("--fine-tune", action="store_true", help="recover at a tenth of --lr instead of rewinding it")
-    training.add_argument("--alpha", type=runs.weight, default=0.0, help="of the teacher (KD), default 0")
-    training.add_argument("--beta", type=runs.weight, default=1.0, help="of the labels, default 1")
-    training.add_argument("--temperature", type=runs.positive, default=1.0, help="of KD, default 1")
+    after = parser.add_argument_group("training after a cut")
+    after.add_argument("--step-epochs", type=runs.count, default=50, help="most epochs of one step, default 50")
+    after.add_argument("--patience", type=runs.count, default=15, help="epochs without improvement, default 15")
+    after.add_argument("--budget", type=runs.count, help=f"most epochs of all; with the small file {SMALL_BUDGET}")
+    after.add_argument("--epoch-frames", type=runs.count, help="frames of an epoch, default the whole training part")
+    after.add_argument("--batch-size", type=runs.whole(2), help="for each process, default 128, on CUDA 512")
+    after.add_argument("--lr", type=runs.positive, help="of Adam after each cut, default 1e-3, on CUDA 2e-3")
+    after.add_argument("--schedule", choices=["plateau", "cosine"], default="plateau", help="how the rate falls")
+    after.add_argument("--fine-tune", action="store_true", help="recover at a tenth of --lr instead of rewinding it")
+    after.add_argument("--alpha", type=runs.weight, default=0.0, help="of the teacher (KD), default 0")
+    after.add_argument("--beta", type=runs.weight, default=1.0, help="of the labels, default 1")
+    after.add_argument("--temperature", type=runs.positive, default=1.0, help="of KD, default 1")
     args = parser.parse_args(argv)
     method, bits = PRESETS[args.preset or f"{args.method or 'fmp'}-4bit"]
     args.method = args.method or method
     args.bits = bits if args.bits is None else args.bits
-    runs.fill_in(args, amc_defaults(args.device))
+    runs.fill_in(args, training.amc_defaults(args.device))
     args.teacher = args.teacher or args.checkpoint
     args.moves = list(MOVES) if args.moves == [] else args.moves
     args.score = args.score or ("lamp-cost" if args.moves else "magnitude")
@@ -136,10 +134,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    device = single_process(args.device)
+    _, world, device = runs.join_processes(args.device)
 
     # Network, masks and state: from last.pt if the run goes on
-    args.data_file = args.data_file or default_file(args.workers)
+    args.data_file = args.data_file or in_turn(lambda: default_file(args.workers), DataError)
     args.budget = args.budget or (SMALL_BUDGET if args.data_file == SMALL_FILE else None)
     source = open_frames(args.data_file)
     parts = split(source)
@@ -157,24 +155,26 @@ def main(argv: list[str] | None = None) -> int:
         optimizer.load_state_dict(before["optimizer"])
 
     # Data: the input layer rounds samples to codes of its bits, so a cache beside the file holds the codes already
-    frames = open_cache(source, model.network.input.bits)
+    frames = in_turn(lambda: open_cache(source, model.network.input.bits), DataError)
 
     # The run's folder: written only now that everything could be read and built
-    config = config_of(args, training_frames=len(parts["train"]), data=fingerprint(frames))
-    start(args.out, config, args.resume, decisive(config, "checkpoint", "teacher"))
-    state.lines = runs.keep_lines(args.out, state.lines)
+    config = runs.config_of(args, processes=world, training_frames=len(parts["train"]), data=fingerprint(frames))
+    must_match = runs.decisive(config, "checkpoint", "teacher")
+    first_process(lambda: runs.start(args.out, config, args.resume, must_match), RunError)
+    state.lines = first_process(lambda: runs.keep_lines(args.out, state.lines))
     frames = resident(frames, device)
     judge = evaluation.Judge(frames, parts, device, state.goal, state.first_goal)
     taught = None
     if args.alpha and not state.finished:
         teacher = from_checkpoint(checkpoint.load(args.teacher)).to(device)
-        taught = evaluation.KeptLogits.of(teacher, open_cache(source, teacher.input.bits), parts["train"], device)
+        codes = in_turn(lambda: open_cache(source, teacher.input.bits), DataError)
+        taught = evaluation.KeptLogits.of(teacher, codes, parts["train"], device)
 
     # Train until the accuracy is back; keep the network, or go back to the last good one; cut again
     with StopSignal() as stop:
         while not state.finished:
             if not recover(args, model, optimizer, state, judge, taught, stop):
-                print(f"stopped; {last} holds everything, go on with --resume", file=sys.stderr)
+                runs.say(f"stopped; {last} holds everything, go on with --resume", sys.stderr)
                 return 130
             model = keep_or_go_back(args.out, model, state, cuts)
             spent = state.epoch >= (args.budget or math.inf)
@@ -186,13 +186,12 @@ def main(argv: list[str] | None = None) -> int:
             save_last(args.out, model, optimizer, state)
 
     # Score the result, and the network without any cut, on the test part, once
-    best = checkpoint.load(args.out / "best.pt", "cpu", "modulation", BEST)
+    best = checkpoint.load_shared(args.out / "best.pt", "cpu", "modulation", BEST)
     if args.save_weights:  # what is reported is then what that file holds
         best["state_dict"] = checkpoint.halve(best["state_dict"])
     facts = report(args, best, state, frames, parts["test"], device)
     if args.save_weights:
-        checkpoint.save_weights(args.save_weights, {key: best[key] for key in best if key != "masks"}, facts)
-        print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e3:.0f} kB")
+        release.write(args.save_weights, {key: best[key] for key in best if key != "masks"}, facts)
     return 0
 
 
@@ -200,10 +199,10 @@ def begin(args, cuts: Cuts, source: Frames, rows, device: torch.device) -> tuple
     """The network to prune, at its new widths, and the accuracy that it has to hold on the validation `rows`."""
     data = checkpoint.load(args.checkpoint)
     teacher = from_checkpoint(checkpoint.load(args.teacher)).to(device)
-    codes = open_cache(source, teacher.input.bits)
+    codes = in_turn(lambda: open_cache(source, teacher.input.bits), DataError)
     reference, on_first_look = evaluation.Judge.references(teacher, codes, rows, device)
     goal, first_goal = (args.threshold or args.keep * accuracy for accuracy in (reference, on_first_look))
-    print(f"{args.teacher}: {reference:.4f} on validation, to be held: {goal:.4f}", flush=True)
+    runs.say(f"{args.teacher}: {reference:.4f} on validation, to be held: {goal:.4f}")
     network = from_checkpoint(data)
     if not args.keep_bits:
         network = network.requantised(args.bits)
@@ -219,17 +218,19 @@ def begin(args, cuts: Cuts, source: Frames, rows, device: torch.device) -> tuple
 def recover(args, model: Pruned, optimizer, state: State, judge, taught, stop: StopSignal) -> bool:
     """The training loop of a step, until accuracy, epochs, patience or budget end it; False if the user stopped it."""
     network, masks = model
+    rank, world = rank_and_world()
     now, weights, device, rows = state.recovery, network.weights(), judge.device, judge.parts["train"]
     batch_size = min(args.batch_size, len(rows))
-    batch_count = max(1, min(args.epoch_frames or len(rows), len(rows)) // batch_size)
+    batch_count = max(1, min(args.epoch_frames or len(rows), len(rows)) // (batch_size * world))
     lr = args.lr * (0.1 if args.fine_tune and state.step else 1)  # rewound at each cut (Renda 2020, arXiv:2003.02389)
     longest = args.step_epochs * state.feedback.stretch
     limit = min(longest, now.epochs + (args.budget or math.inf) - state.epoch)
     autocast = bf16_autocast(device)
+    trained = distributed(join_batch_norm(network), unused=True)  # thresholds have no gradient in their initial steps
 
     def update(x, label, wanted=None):  # all that a step changes on the device
         with autocast:
-            logits = network(x)  # (B, 24)
+            logits = trained(x)  # (B, 24)
             loss = args.beta * F.cross_entropy(logits, label)
             if wanted is not None:
                 loss = loss + args.alpha * pixel_kd(logits, wanted, args.temperature)
@@ -245,28 +246,29 @@ def recover(args, model: Pruned, optimizer, state: State, judge, taught, stop: S
         now.accuracy, state.held = judge(network)
 
     while not state.held and now.epochs < limit and now.waited < args.patience:
-        order = epoch_rows(rows, batch_count, batch_size, args.seed, state.epoch)[now.batch * batch_size :]
+        order = epoch_rows(rows, batch_count, batch_size * world, args.seed, state.epoch)[rank::world]
+        order = order[now.batch * batch_size :]
         left = batches(judge.frames, order, batch_size, device=device)
         left = taught.beside(left, order, batch_size) if taught else left
         title, first = f"step {state.step}, epoch {now.epochs + 1} of at most {limit}", now.batch
         began = time.perf_counter()
         network.train()
-        for inputs in tqdm(left, title, batch_count, initial=first, unit="batch", leave=False, file=sys.stderr):
+        for inputs in tqdm(left, title, batch_count, False, sys.stderr, initial=first, unit="batch", disable=rank > 0):
             done, total = now.epochs * batch_count + now.batch, longest * batch_count
             optimizer.param_groups[0]["lr"] = falling_rate(lr, args.schedule, done, total, now.drops)
             loss = train_step(*inputs)
             now.batch += 1
-            stopping = stop.requested
-            saving = stopping or now.batch % args.save_every == 0
-            read = losses.add(loss, now=saving or now.batch == batch_count)
+            stopping, due = stop.requested, now.batch % args.save_every == 0
+            read = losses.add(loss, now=stopping or due or now.batch == batch_count)
             for at, value in enumerate(read, now.batch - len(read)):
+                value, stopping = mean_over_processes([value, float(stopping)])
                 runs.check_loss(value, state.epoch, at, args.out)
                 now.loss_sum += value
-            if saving:
+            if stopping or due:
                 save_last(args.out, model, optimizer, state)
             if stopping:
                 return False
-        speed = (batch_count - first) * batch_size / (time.perf_counter() - began)
+        speed = (batch_count - first) * batch_size * world / (time.perf_counter() - began)
 
         # Judge on the validation part
         state.epoch += 1
@@ -274,9 +276,8 @@ def recover(args, model: Pruned, optimizer, state: State, judge, taught, stop: S
         accuracy, state.held = judge(network)
         now.end_epoch(accuracy)
         line |= {"lr": optimizer.param_groups[0]["lr"], "validation": now.accuracy}
-        log(args.out, **line, frames_per_second=round(speed, 1))
+        runs.tell(args.out, line, frames_per_second=round(speed, 1))
         state.lines += 1
-        print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
         save_last(args.out, model, optimizer, state)
     return True
 
@@ -309,7 +310,7 @@ def keep_or_go_back(out: Path, model: Pruned, state: State, cuts: Cuts) -> Prune
     state.feedback.note(good, cost["score"], cuts)
     if good:
         return model
-    best = checkpoint.load(out / "best.pt", "cpu", "modulation", BEST)
+    best = checkpoint.load_shared(out / "best.pt", "cpu", "modulation", BEST)
     state.stale = cuts.replay_faults  # as published: the optimizer moves another network, and the masks are lost
     masks = pruning_masks.ones(best["masks"]) if cuts.replay_faults else best["masks"]
     return Pruned(rebuild(best), masks).to(next(model.network.parameters()).device)
@@ -324,10 +325,10 @@ def add_row(out: Path, cost: dict, state: State, good: bool) -> None:
     row |= {key: cost[key] for key in ("bops", "weight_bits", "score")}
     row |= {"validation": state.recovery.accuracy, "epochs": state.recovery.epochs, "good": good} | cut
     state.rows.append(row)
-    log(out, epoch=state.epoch, **row)
+    runs.log(out, epoch=state.epoch, **row)
     state.lines += 1
     shown = {key: f"{value:.6g}" if type(value) is float else value for key, value in row.items() if key != "probed"}
-    print("  ".join(f"{key} {value}" for key, value in shown.items()))
+    runs.say("  ".join(f"{key} {value}" for key, value in shown.items()))
 
 
 def save_last(out: Path, model: Pruned, optimizer: torch.optim.Adam, state: State) -> None:
@@ -339,7 +340,8 @@ def save_last(out: Path, model: Pruned, optimizer: torch.optim.Adam, state: Stat
 def report(args, best: dict, state: State, frames, rows, device: torch.device) -> dict:
     """Score the result and the network without any cut; the facts of result.json."""
     out = args.out
-    networks = {"test": rebuild(best).to(device), "unpruned": rebuild(checkpoint.load(out / "unpruned.pt")).to(device)}
+    unpruned = checkpoint.load_shared(out / "unpruned.pt")
+    networks = {"test": rebuild(best).to(device), "unpruned": rebuild(unpruned).to(device)}
     true = state.weights / challenge_score(cost_of(networks["test"]))["nonzero"]
     formula = papers_compression(state.rows)
     facts = {"method": "moves" if args.moves else args.method, "bits": networks["test"].bits}
@@ -347,10 +349,11 @@ def report(args, best: dict, state: State, frames, rows, device: torch.device) -
     facts |= {"validation": best["validation"], "epochs": state.epoch, "steps": state.rows}
     facts |= {"true_compression": true, "compression_by_the_papers_formula": formula}
     facts = evaluation.report_amc(networks, frames, rows, device, facts, out)
-    print(f"true compression {true:.2f}x (the paper's formula, 1 / (1 - p) of each good step: {formula:.2f}x)")
-    pictures.draw_steps(out / "pictures" / "score_and_accuracy.png", state.rows)
+    runs.say(f"true compression {true:.2f}x (the paper's formula, 1 / (1 - p) of each good step: {formula:.2f}x)")
+    if facts:
+        pictures.draw_steps(out / "pictures" / "score_and_accuracy.png", state.rows)
     return facts
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, *ERRORS))
+    sys.exit(runs.run(main, *ERRORS))

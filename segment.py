@@ -4,6 +4,7 @@
     python segment.py capture.sigmf-meta --annotate                        # and write them into the metadata
     python segment.py capture.bin --datatype ci8 --sample-rate 19.2e6 --center-frequency 1815.3e6
     rtl_sdr -f 1815.3e6 -s 1.92e6 - | python segment.py - --datatype cu8 --sample-rate 1.92e6
+    python segment.py captures/*.sigmf-meta --workers 8                    # many: one table, a folder for each
     python segment.py spectrogram.png                                      # 256x256 pixels of 240 kHz x 156 us
 
 Processing takes about .1 s per 40 ms on one core. A frame is 40 ms of the recording. The network labels the pixels of
@@ -42,7 +43,8 @@ NOTHING_FOUND = 3  # exit code
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recording", type=path, help="SigMF, WAV, bare I/Q samples, a spectrogram .png, or - (a pipe)")
+    tells = "SigMF, WAV, bare I/Q samples, a spectrogram .png, or - (a pipe)"
+    parser.add_argument("recording", type=path, nargs="+", help=tells)
     parser.add_argument("--datatype", type=runs.words, help="of bare samples: ci8, cu8, ci16_le, cf32_le")
     parser.add_argument("--sample-rate", type=runs.positive, metavar="HZ", help="of bare samples; a picture's width")
     parser.add_argument(
@@ -63,9 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--no-evidence", action="store_true", help="let the network decide alone")
     parser.add_argument("--pictures", type=runs.whole(0), default=0, metavar="N", help="also draw the first N frames")
-    parser.add_argument(
-        "--workers", type=runs.processes, default=1, metavar="N", help="for a long recording, default 1"
-    )
+    parser.add_argument("--workers", type=runs.processes, default=1, metavar="N", help="that share frames, default 1")
     parser.add_argument("--device", type=runs.device, help="default cuda if there is one, else cpu")
     return parser.parse_args(argv)
 
@@ -73,60 +73,91 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     runs.alone()
+    calls = calls_of(args)
 
     # What is to be labelled. All that can be wrong with it is told before torch is imported, which takes seconds.
-    recording = stream = None
-    is_picture = args.recording.suffix.lower() == ".png"
-    if str(args.recording) == "-":
-        stream = open_stream(args)
+    recordings, stream = [], None
+    is_picture = calls[0].recording.suffix.lower() == ".png"
+    if str(calls[0].recording) == "-":
+        stream = open_stream(calls[0])
     elif is_picture:
         if args.annotate:
-            raise RunError(f"{args.recording}: a picture can't be annotated; leave --annotate out")
-        if not args.recording.is_file():
-            raise DataError(f"{args.recording}: no such file; name a .png or a recording")
+            raise RunError(f"{calls[0].recording}: a picture can't be annotated; leave --annotate out")
+        if not calls[0].recording.is_file():
+            raise DataError(f"{calls[0].recording}: no such file; name a .png or a recording")
     else:
-        recording = open_recording(args.recording, args.datatype, args.sample_rate, args.center_frequency, args.channel)
-        if args.annotate:
+        form = args.datatype, args.sample_rate, args.center_frequency, args.channel
+        recordings = [open_recording(call.recording, *form) for call in calls]
+        for recording in recordings if args.annotate else ():
             check_annotatable(recording)
     if not args.checkpoint.is_file():
         raise RunError(f"{args.checkpoint}: no such checkpoint; train one with train_seg.py, or name another")
 
     from utils import labelling
-    from utils.carriers import Calibration, join, share_of_recording
+    from utils.carriers import Calibration
 
-    rows_of_waterfall = max(16, min(256, -(-1024 // len(recording)))) if recording else 16  # of a frame
-    settings = labelling.Settings(
+    calibration = Calibration.beside(args.checkpoint)
+
+    # Frames: rows of each are merged with those of the frames before
+    if is_picture:
+        surveys = [survey_picture(calls[0], labelling.load_network(args.checkpoint, args.device))]
+    elif stream:
+        surveys = [survey_stream(calls[0], stream, settings_of(calls[0]), calibration)]
+    else:
+        settings = [settings_of(call, len(recording)) for call, recording in zip(calls, recordings, strict=True)]
+        results = labelling.label_recordings(recordings, settings, args.workers)
+        jobs = zip(results, calls, recordings, strict=True)
+        surveys = (survey_recording(call, recording, own) for own, call, recording in jobs)
+
+    # Each whole recording: a folder, and its rows; then the table of all
+    found, facts = [], []
+    for i, survey in enumerate(surveys):
+        found.append((survey, rows_of(survey, calibration, with_samples=not is_picture and not args.no_evidence)))
+        facts.append(write_result(calls[i], *found[-1]))
+    show(args, found, facts)
+    for recording, (_, carriers) in zip(recordings, found, strict=True) if args.annotate else ():
+        meta_path = metadata_path(recording)
+        write_json(meta_path, annotated_metadata(recording, annotations(carriers), GENERATOR))
+        print(f"{meta_path}: annotated", file=sys.stderr if args.json or args.csv else sys.stdout)
+    return 0 if any(row.technology != "other" for _, carriers in found for row in carriers) else NOTHING_FOUND
+
+
+def calls_of(args) -> list[argparse.Namespace]:
+    """The arguments for each recording. Of several, each has a folder below --out with its name."""
+    names, calls = Counter(), []
+    for place in args.recording:
+        if len(args.recording) > 1 and (str(place) == "-" or place.suffix.lower() == ".png"):
+            raise RunError(f"{place}: a pipe or a picture is named alone; leave the other recordings out")
+        names[place.stem] += 1
+        folder = place.stem if names[place.stem] == 1 else f"{place.stem}_{names[place.stem]}"
+        out = args.out / folder if len(args.recording) > 1 else args.out
+        calls.append(argparse.Namespace(**vars(args) | {"recording": place, "out": out}))
+    return calls
+
+
+def settings_of(args, frames: int | None = None):
+    """labelling.Settings for a recording of so many frames; None: for a stream."""
+    from utils.labelling import Settings
+
+    return Settings(
         checkpoint=args.checkpoint,
         device=args.device,
         evidence=not args.no_evidence,
         blind_seconds=args.blind_search,
         pictures=args.pictures,
         out=args.out,
-        waterfall_rows=rows_of_waterfall,
+        waterfall_rows=max(16, min(256, -(-1024 // frames))) if frames else 16,  # of a frame
     )
-    calibration = Calibration.beside(args.checkpoint)
 
-    # Frames: rows of each are merged with those of the frames before
-    if is_picture:
-        survey = survey_picture(args, labelling.load_network(args.checkpoint, args.device))
-    elif stream:
-        survey = survey_stream(args, stream, settings, calibration)
-    else:
-        survey = survey_recording(args, recording, settings)
 
-    # The whole recording: one row a carrier, with its share of all time and a calibrated confidence
+def rows_of(survey, calibration, with_samples: bool) -> list:
+    """A row for each carrier of the whole recording, with its share of all time and a calibrated confidence."""
+    from utils.carriers import join, share_of_recording
+
     carriers = join(survey.carriers)
     share_of_recording(carriers, survey.shown)
-    calibration.apply(carriers, with_samples=not is_picture and not args.no_evidence)
-    carriers.sort(key=lambda carrier: (not carrier.absolute, carrier.lower_hz, carrier.upper_hz))
-
-    # Table, JSON, waterfall, annotations
-    report(args, survey, carriers)
-    if args.annotate:
-        meta_path = metadata_path(recording)
-        write_json(meta_path, annotated_metadata(recording, annotations(carriers), GENERATOR))
-        print(f"{meta_path}: annotated", file=sys.stderr if args.json or args.csv else sys.stdout)
-    return 0 if any(carrier.technology != "other" for carrier in carriers) else NOTHING_FOUND
+    calibration.apply(carriers, with_samples=with_samples)
+    return sorted(carriers, key=lambda carrier: (not carrier.absolute, carrier.lower_hz, carrier.upper_hz))
 
 
 # ---- frame by frame -------------------------------------------------------------------------------------------------
@@ -158,19 +189,12 @@ class Survey:
         self.waterfall.add(result.levels, (result.start - first) / rate, result.count / rate, low_hz, result.span_hz)
 
 
-def survey_recording(args, recording, settings) -> Survey:
+def survey_recording(args, recording, results) -> Survey:
     from tqdm import tqdm
 
-    from utils import labelling
-
     survey = Survey(args.recording.name, (recording.sample_rate, recording.offset), list(recording.notes))
-    if args.workers > 1:
-        results = labelling.label_by_workers(recording, settings, args.workers)
-    else:
-        logits_of = labelling.load_network(args.checkpoint, args.device)
-        results = labelling.label(recording.frames(), logits_of, settings)
     prepare(args.out)
-    for result in tqdm(results, total=len(recording), unit="frame", file=sys.stderr):
+    for result in tqdm(results, args.recording.name, len(recording), unit="frame", file=sys.stderr):
         survey.add(result)
     survey.notes += survey.frame_notes.lines(recording)
     return survey
@@ -246,28 +270,39 @@ def survey_stream(args, stream, settings, calibration) -> Survey:
 # ---- what is printed and written ------------------------------------------------------------------------------------
 
 
-def report(args, survey: Survey, carriers: list) -> None:
-    """Print the rows and write result.json and waterfall.png."""
-    from utils.carriers import comma_separated, table
-
+def write_result(args, survey: Survey, carriers: list) -> dict:
+    """Write result.json and waterfall.png; the values of the former."""
     rows = [carrier.plain(*survey.clock) for carrier in carriers]
     checkpoint = args.checkpoint
     checkpoint = checkpoint.relative_to(Path.cwd()) if checkpoint.is_relative_to(Path.cwd()) else checkpoint
     result = {"recording": survey.name, "frames": survey.frames, "checkpoint": str(checkpoint), "command": command()}
     result |= survey.facts | {"notes": survey.notes, "carriers": rows}
-    streaming = survey.name == "-"
-    if args.json:
-        print(json.dumps({"event": "end"} | result) if streaming else json.dumps(result, indent=2))
-    elif args.csv:
-        print("" if streaming else comma_separated(rows), end="")
-    else:
-        print(table(carriers, *survey.clock))
-    if not args.json:
-        for note in survey.notes:
-            print(f"note: {note}", file=sys.stderr if args.csv else sys.stdout)
     write_json(args.out / "result.json", result)
     if survey.waterfall.rows:
         save_waterfall(survey, carriers, args.out / "waterfall.png")
+    return result
+
+
+def show(args, found: list[tuple[Survey, list]], facts: list[dict]) -> None:
+    """Print the rows of all recordings; of several also write them into one result.json."""
+    from utils.carriers import comma_separated, table, table_of_several
+
+    several, streaming = len(found) > 1, found[0][0].name == "-"
+    rows = [{"recording": one["recording"]} | row if several else row for one in facts for row in one["carriers"]]
+    whole = {"recordings": facts} if several else facts[0]
+    if args.json:
+        print(json.dumps({"event": "end"} | whole) if streaming else json.dumps(whole, indent=2))
+    elif args.csv:
+        print("" if streaming else comma_separated(rows), end="")
+    elif several:
+        print(table_of_several([(survey.name, carriers, *survey.clock) for survey, carriers in found]))
+    else:
+        print(table(found[0][1], *found[0][0].clock))
+    notes = [(f"{survey.name}: " if several else "") + note for survey, _ in found for note in survey.notes]
+    for note in [] if args.json else notes:
+        print(f"note: {note}", file=sys.stderr if args.csv else sys.stdout)
+    if several:
+        write_json(args.out / "result.json", whole)
 
 
 def save_waterfall(survey: Survey, carriers: list, path: Path) -> None:

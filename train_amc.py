@@ -4,14 +4,16 @@
     python train_amc.py --data-file FILE.hdf5 --out runs/amc               # 20 epochs; --resume after an interruption
     python train_amc.py --data-file FILE.hdf5 --checkpoint weights/amc_baseline.pt --lr 3e-4 --out runs/amc_further
     python train_amc.py --filters 16 --dense 32 --epoch-frames 2560        # a small network, a minute
+    torchrun --nproc-per-node=2 train_amc.py --data-file FILE.hdf5         # several devices
 
 FILE.hdf5 is RadioML 2018.01A, or python -m data.modulations FILE.hdf5. The network is that of ITU's lightning-fast
 modulation challenge (models/vgg10.py), trained by Adam. The best epoch is chosen on the validation part; the test part
 is scored once, at the end. The shipped weights/amc_baseline.pt has an accuracy of .546 on the test part of a generated
 file, over all signal-to-noise ratios from -20 to +30 dB. One core without AMX (the matrix unit of newer Xeons) trains
 300 frames a second. On CUDA a step is one CUDA graph (utils/training.py), data that fit lie on the GPU, and batch size
-and learning rate have defaults of their own. feedback_magnitude_pruning.py prunes the result. The run's folder gets
-config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
+and learning rate have defaults of their own. Several devices compute what one does with their joint batch, statistics
+and percentiles included. feedback_magnitude_pruning.py prunes the result. The run's folder gets config.json, log.jsonl,
+last.pt, best.pt, result.json and pictures/.
 
 "Frame" means one example here: 1024 samples with one modulation and one signal-to-noise ratio.
 """
@@ -30,13 +32,39 @@ from data import DataError
 from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
 from data.radioml import batches, fingerprint, open_cache, open_frames, resident, split
 from models import ModelError
+from models.joint_norm import join_batch_norm
 from models.rebuild import rebuild
 from models.vgg10 import VGG10, from_checkpoint
-from utils import checkpoint, runs
+from utils import checkpoint, release, runs
 from utils.evaluation import amc_accuracy, describe_amc, report_amc
 from utils.pruning_masks import Pruned, apply_masks, nonzero_masks
-from utils.runs import StopSignal, command, config_of, cut_log, decisive, log, path, run, single_process, start
-from utils.training import CapturedStep, LossReader, Progress, amc_defaults, bf16_autocast, epoch_rows, falling_rate
+from utils.runs import (
+    RunError,
+    StopSignal,
+    command,
+    config_of,
+    cut_log,
+    decisive,
+    first_process,
+    in_turn,
+    join_processes,
+    mean_over_processes,
+    path,
+    rank_and_world,
+    run,
+    say,
+    start,
+)
+from utils.training import (
+    CapturedStep,
+    LossReader,
+    Progress,
+    amc_defaults,
+    bf16_autocast,
+    distributed,
+    epoch_rows,
+    falling_rate,
+)
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # what a user can mend: one sentence, exit code 2
 EPOCHS, SMALL_EPOCHS = 20, 8  # default of --epochs: for a file of the user's, and for the small generated one
@@ -67,7 +95,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--epochs", type=runs.count, help=f"default {EPOCHS}; with the small generated file {SMALL_EPOCHS}"
     )
     parser.add_argument("--epoch-frames", type=runs.count, help="frames of an epoch, default the whole training part")
-    parser.add_argument("--batch-size", type=runs.whole(2), help="default 128, on CUDA 512")
+    parser.add_argument("--batch-size", type=runs.whole(2), help="for each process, default 128, on CUDA 512")
     parser.add_argument(
         "--lr", type=runs.positive, help="learning rate of Adam at the start, default 1e-3, on CUDA 2e-3"
     )
@@ -93,10 +121,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    device = single_process(args.device)
+    _, world, device = join_processes(args.device)
 
     # Network with the masks of its zeros, and progress: from last.pt if the run goes on
-    args.data_file = args.data_file or default_file(args.workers)
+    args.data_file = args.data_file or in_turn(lambda: default_file(args.workers), DataError)
     args.epochs = args.epochs or (SMALL_EPOCHS if args.data_file == SMALL_FILE else EPOCHS)
     source = open_frames(args.data_file)
     torch.manual_seed(args.seed)
@@ -109,36 +137,36 @@ def main(argv: list[str] | None = None) -> int:
         network, history = new_network(args)
         model, progress = Pruned(network, nonzero_masks(network.weights())), Progress()
     model = model.to(device)
+    join_batch_norm(model.network)
     optimizer = torch.optim.Adam(model.network.parameters(), args.lr, fused=device.type in ("cpu", "cuda"))
     if before:
         optimizer.load_state_dict(before["optimizer"])
 
     # Data: the input layer rounds samples to codes of its bits, so a cache beside the file holds the codes already
-    frames = open_cache(source, model.network.input.bits)
+    frames = in_turn(lambda: open_cache(source, model.network.input.bits), DataError)
     parts = split(frames)
     counts = ", ".join(f"{len(rows)} of {name}" for name, rows in parts.items())
-    print(f"{args.data_file}: {counts} frames; {args.epochs} epochs at {model.network.bits} bits", flush=True)
+    say(f"{args.data_file}: {counts} frames; {args.epochs} epochs at {model.network.bits} bits")
 
     # The run's folder: written only now that everything could be read and built
-    config = config_of(args, training_frames=len(parts["train"]), data=fingerprint(frames))
-    start(args.out, config, args.resume, decisive(config, "checkpoint"))
+    config = config_of(args, processes=world, training_frames=len(parts["train"]), data=fingerprint(frames))
+    first_process(lambda: start(args.out, config, args.resume, decisive(config, "checkpoint")), RunError)
     cut_log(args.out, progress.epochs)
     frames = resident(frames, device)
 
     if not train(args, model, history, optimizer, progress, frames, parts):
-        print(f"stopped; {last} holds everything, go on with --resume", file=sys.stderr)
+        say(f"stopped; {last} holds everything, go on with --resume", sys.stderr)
         return 130
 
     # Score the best epoch on the test part, once
-    best = checkpoint.load(args.out / "best.pt", "cpu", "modulation", BEST)
+    best = checkpoint.load_shared(args.out / "best.pt", "cpu", "modulation", BEST)
     if args.save_weights:  # what is reported is then what that file holds
         best["state_dict"] = checkpoint.halve(best["state_dict"])
     facts = {"trained_by": best["command"], "commands": best["history"], "bits": model.network.bits, "seed": args.seed}
     facts |= {"validation": best["validation"], "epoch": best["epoch"], "epochs": args.epochs}
     facts = report_amc({"test": rebuild(best).to(device)}, frames, parts["test"], device, facts, args.out)
     if args.save_weights:
-        checkpoint.save_weights(args.save_weights, best, facts)
-        print(f"{args.save_weights} written, {args.save_weights.stat().st_size / 1e3:.0f} kB")
+        release.write(args.save_weights, best, facts)
     return 0
 
 
@@ -159,14 +187,15 @@ def new_network(args: argparse.Namespace) -> tuple[VGG10, list[str]]:
 def train(args, model: Pruned, history: list[str], optimizer, progress: Progress, frames, parts: dict) -> bool:
     """The training loop; False if the user stopped it, with everything saved in last.pt."""
     network, masks = model
-    device = next(network.parameters()).device
+    (rank, world), device = rank_and_world(), next(network.parameters()).device
     batch_size = min(args.batch_size, len(parts["train"]))
-    steps = max(1, min(args.epoch_frames or len(parts["train"]), len(parts["train"])) // batch_size)
+    steps = max(1, min(args.epoch_frames or len(parts["train"]), len(parts["train"])) // (batch_size * world))
+    trained = distributed(network, unused=True)  # thresholds have no gradient in their initial steps
     weights, autocast = network.weights(), bf16_autocast(device)
 
     def update(x, label):  # all that a step changes on the device
         with autocast:
-            loss = F.cross_entropy(network(x), label)  # (B, 24), (B,)
+            loss = F.cross_entropy(trained(x), label)  # (B, 24), (B,)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -184,28 +213,30 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
     with StopSignal() as stop:
         while progress.epochs < args.epochs:
             # Rows of this epoch, batch after batch; a resumed epoch goes on where it stopped
-            order = epoch_rows(parts["train"], steps, batch_size, args.seed, progress.epochs)
+            order = epoch_rows(parts["train"], steps, batch_size * world, args.seed, progress.epochs)
+            order = order[rank::world]  # each process takes its own
             left = batches(frames, order[progress.batch * batch_size :], batch_size, device=device)
             title, first = f"epoch {progress.epochs + 1}/{args.epochs}", progress.batch
             began = time.perf_counter()
             network.train()
-            for x, label in tqdm(left, title, steps, initial=first, unit="step", leave=False, file=sys.stderr):
+            bar = {"initial": first, "unit": "step", "leave": False, "disable": rank > 0, "file": sys.stderr}
+            for x, label in tqdm(left, title, steps, **bar):
                 done, total = progress.epochs * steps + progress.batch, args.epochs * steps
                 rate = falling_rate(args.lr, args.schedule, done, total, progress.drops)
                 optimizer.param_groups[0]["lr"] = rate
                 loss = train_step(x, label)
                 progress.batch += 1
-                stopping = stop.requested
-                saving = stopping or progress.batch % args.save_every == 0
-                read = losses.add(loss, now=saving or progress.batch == steps)
+                stopping, due = stop.requested, progress.batch % args.save_every == 0
+                read = losses.add(loss, now=stopping or due or progress.batch == steps)
                 for at, value in enumerate(read, progress.batch - len(read)):
+                    value, stopping = mean_over_processes([value, float(stopping)])
                     runs.check_loss(value, progress.epochs, at, args.out)
                     progress.loss_sum += value
-                if saving:
+                if stopping or due:
                     save_last()
                 if stopping:
                     return False
-            speed = (steps - first) * batch_size / (time.perf_counter() - began)
+            speed = (steps - first) * batch_size * world / (time.perf_counter() - began)
 
             # Choose on the validation part
             mean_loss = progress.loss_sum / steps
@@ -215,8 +246,7 @@ def train(args, model: Pruned, history: list[str], optimizer, progress: Progress
                 checkpoint.save(args.out / "best.pt", describe_amc(network, args.seed) | chosen)
             line = {"epoch": progress.epochs, "loss": mean_loss}
             line |= {"lr": optimizer.param_groups[0]["lr"], "validation": accuracy}
-            log(args.out, **line, frames_per_second=round(speed, 1))
-            print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
+            runs.tell(args.out, line, frames_per_second=round(speed, 1))
             save_last()
     return True
 

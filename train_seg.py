@@ -11,6 +11,12 @@ of them live (the others meet only padding, models/fast_layers.py). The best epo
 Test, combined and own frames are scored once, at the end, with standard channels fitted to the network's bands
 (data/bands.py) and without. `python evaluate.py runs/seg/best.pt` scores the network on other frames. The run's folder
 (runs/seg unless --out names another) gets config.json, log.jsonl, last.pt, best.pt, result.json and pictures/.
+
+Several processes compute a step as one process with their joint batch does, up to rounding: batch norm's statistics,
+the class-weighted mean of the loss, and gradients are those of all frames. What differs: each process draws its own
+augmentation and dropout and takes the carriers that it adds from its own frames; steps are not CUDA graphs. The files
+are written by the first process; the other machines need the same input files and no run's folder. --resume needs as
+many processes as before.
 """
 
 import argparse
@@ -21,8 +27,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data import DataError, augment
@@ -32,6 +36,7 @@ from data.spectrum_sensing import CLASSES, IGNORE, class_weights, find_frames, r
 from data.synthetic import default_set
 from models import ModelError, segmentation
 from models.fast_layers import speed_up
+from models.joint_norm import join_batch_norm
 from models.rebuild import rebuild
 from utils import checkpoint, release, runs
 from utils.evaluation import evaluate, recalibrate, report
@@ -44,14 +49,25 @@ from utils.runs import (
     decisive,
     first_process,
     gather,
+    in_turn,
     join_processes,
-    log,
     mean_over_processes,
     path,
     run,
+    say,
     start,
 )
-from utils.training import Batch, CapturedStep, LossReader, TrainingSet, bf16_autocast, epoch_order, make_optimizer
+from utils.training import (
+    Batch,
+    CapturedStep,
+    LossReader,
+    TrainingSet,
+    bf16_autocast,
+    distributed,
+    epoch_order,
+    joint_cross_entropy,
+    make_optimizer,
+)
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)  # faults that a user can mend: one sentence, exit code 2
 PRESETS = {
@@ -113,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Data: the training and validation parts in memory, pictures as levels of the colormap
     if args.data_dir is None:
-        args.data_dir = first_process(lambda: default_set(args.workers), DataError)
+        args.data_dir = in_turn(lambda: default_set(args.workers), DataError)
     frames = find_frames(args.data_dir)
     more = [frame for folder in args.more_frames for frame in find_frames(folder)]
     parts = split(frames, train_on_combined=args.train_on_combined, more=more)
@@ -124,8 +140,8 @@ def main(argv: list[str] | None = None) -> int:
     palette = None
     if args.preset == "default":
         images, palette = augment.as_levels(images, torch.from_numpy(PARULA))
-        if palette is None and rank == 0:
-            print("training pictures are not all in parula colours: no level jitter")
+        if palette is None:
+            say("training pictures are not all in parula colours: no level jitter")
     training = TrainingSet(images, labels, palette, class_weights(labels))
     validation = Batch(*on_device(read_tensors(parts["validation"], progress=rank == 0), device))
 
@@ -151,12 +167,11 @@ def main(argv: list[str] | None = None) -> int:
     with StopSignal() as stop:
         finished = train(args, network, state, training, validation, processes, stop)
     if not finished:
-        if rank == 0:
-            print(f"stopped; {args.out}/last.pt holds everything, go on with --resume", file=sys.stderr)
+        say(f"stopped; {args.out}/last.pt holds everything, go on with --resume", sys.stderr)
         return 130
 
     # Report the best epoch, once: as it is, or as it is handed on
-    best = checkpoint.load(args.out / "best.pt", kind="segmentation")
+    best = checkpoint.load_shared(args.out / "best.pt", kind="segmentation")
     sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
     if args.save_weights:
         best = release.released(best, training, device)
@@ -176,7 +191,7 @@ def train(args, network, state: dict | None, training: TrainingSet, validation: 
     name, arguments = segmentation.factory(args.model, len(CLASSES), args.aux_loss)
 
     # Network and optimizer; a resumed run goes on with their state
-    network = speed_up(network).to(device, memory_format=torch.channels_last)
+    network = join_batch_norm(speed_up(network).to(device, memory_format=torch.channels_last))
     optimizer, scheduler = make_optimizer(network, args.lr, args.epochs, steps, args.preset == "published")
     first_epoch, first_step, loss_sum, best = 0, 0, 0.0, -1.0
     torch.manual_seed(args.seed + rank)  # augmentation and dropout differ between processes
@@ -185,10 +200,9 @@ def train(args, network, state: dict | None, training: TrainingSet, validation: 
         scheduler.load_state_dict(state["scheduler"])
         first_epoch, first_step, loss_sum, best = (state[key] for key in ("epoch", "step", "loss_sum", "best"))
         checkpoint.set_rng_state(state["rng"][rank])
-    model = DistributedDataParallel(network) if world > 1 else network  # batch norm sees each process's batch only
+    model = distributed(network)
     autocast = bf16_autocast(device, wanted=augmented)
-    if rank == 0:
-        cut_log(args.out, first_epoch)
+    cut_log(args.out, first_epoch)
 
     def update(x, y):  # all that a step changes on the device
         with autocast:
@@ -200,18 +214,16 @@ def train(args, network, state: dict | None, training: TrainingSet, validation: 
         optimizer.step()
         return loss.detach()
 
-    capture, every = (None, None) if world == 1 else (False, 1)  # several processes agree on every step
-    train_step, losses = CapturedStep(update, optimizer, capture=capture), LossReader(device, every)
+    train_step, losses = CapturedStep(update, optimizer), LossReader(device)
 
     def save(name_of_file: str, **more) -> None:
         data = release.saved(network, name, arguments, args.seed, labels.shape[1:])
         checkpoint.save(args.out / name_of_file, data | more)
 
     def save_last(epoch: int, step: int, loss_sum: float) -> None:
-        rng = gather(checkpoint.rng_state())
-        if rank == 0:
-            inner = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "rng": rng}
-            save("last.pt", epoch=epoch, step=step, loss_sum=loss_sum, best=best, **inner)
+        inner = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+        inner["rng"] = gather(checkpoint.rng_state())
+        save("last.pt", epoch=epoch, step=step, loss_sum=loss_sum, best=best, **inner)
 
     for epoch in range(first_epoch, args.epochs):
         order = epoch_order(len(images), steps * args.batch_size * world, args.seed, epoch).to(images.device)
@@ -246,13 +258,10 @@ def train(args, network, state: dict | None, training: TrainingSet, validation: 
         result = evaluate(network, validation.images, validation.labels)
         if result["mean_iou"] > best:
             best = result["mean_iou"]
-            if rank == 0:
-                save("best.pt", epoch=epoch + 1, validation=result)
-        if rank == 0:
-            line = {"epoch": epoch + 1, "loss": loss_sum / steps, "lr": scheduler.get_last_lr()[0]}
-            line |= {"validation_miou": result["mean_iou"], "images_per_second": round(trained, 2)}
-            log(args.out, **line)
-            print("  ".join(f"{key} {value:.4g}" for key, value in line.items()), flush=True)
+            save("best.pt", epoch=epoch + 1, validation=result)
+        line = {"epoch": epoch + 1, "loss": loss_sum / steps, "lr": scheduler.get_last_lr()[0]}
+        line |= {"validation_miou": result["mean_iou"], "images_per_second": round(trained, 2)}
+        runs.tell(args.out, line)
         first_step, loss_sum = 0, 0.0
         save_last(epoch + 1, 0, 0.0)
     return True
@@ -280,9 +289,9 @@ def new_network(model: str, preset: str, pretrained_backbone: bool = False, aux_
 
 def loss_of(logits: dict, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Class-weighted cross entropy of {"out": (B, 3, H, W)} with labels (B, H, W), and half of that of "aux"."""
-    loss = F.cross_entropy(logits["out"].float(), y, weights, ignore_index=IGNORE)
+    loss = joint_cross_entropy(logits["out"].float(), y, weights, ignore_index=IGNORE)
     if "aux" in logits:
-        loss = loss + 0.5 * F.cross_entropy(logits["aux"].float(), y, weights, ignore_index=IGNORE)
+        loss = loss + 0.5 * joint_cross_entropy(logits["aux"].float(), y, weights, ignore_index=IGNORE)
     return loss
 
 

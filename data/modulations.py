@@ -6,6 +6,11 @@ The file has the layout of the original, and radioml.py reads both: X float32 (N
 int64 (N, 1) in dB, ordered by modulation, then by SNR. If the command is interrupted, run it again: it continues where
 it stopped. The frames depend on the seed, not on the number of workers.
 
+Several machines share the work: with --part 2/3 and otherwise the same options one of them writes
+radioml.part2of3.hdf5, with a third of the cells (a class at an SNR). Copy the parts into one folder and run the command
+there once more, without --part: it copies their cells, makes those that are missing, and writes the file that a single
+machine would have written, byte for byte. The parts can be deleted then.
+
 The original was published without its generator. The paper (O'Shea, Roy and Clancy 2018, arXiv:1712.04578, table I)
 does not give all settings. A word beside each setting below says where its value comes from:
 
@@ -24,12 +29,14 @@ those of the original.
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -40,7 +47,8 @@ from data import SEED, WORKERS, DataError, exit_code, place, ranged
 from data.hdf5 import open_hdf5
 from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, create_file
 from data.workers import as_worker, interrupts_ignored, locked
-from data.writing import told, write_whole
+from data.writing import WHOLE, Part, parts_beside, told, write_whole
+from data.writing import part as part_of
 
 # For scripts that are given no file, see `default_file`. Numbers are frames of each class at each SNR.
 KNOWN_FILES = "datasets/GOLD_XYZ_OSC.0001_1024.hdf5", "datasets/radioml.hdf5"
@@ -328,17 +336,27 @@ def make_frames(
     return np.ascontiguousarray(x, np.complex64).view(np.float32).reshape(count, SAMPLES, 2)
 
 
-def _write_cell(job: tuple[Path, int, int, int, int, float]) -> int:
-    """Write the frames of one cell (one class at one SNR) to their place in the file. Returns the cell's number."""
+class Job(NamedTuple):
+    """A cell to write: one class at one SNR."""
+
+    path: Path
+    offset: int  # bytes before its frames in the file
+    frames_per_cell: int
+    cell: int
+    seed: int
+    delay_spread: float
+
+
+def _write_cell(job: Job) -> int:
+    """Write the frames of one cell to their place in the file. Returns the cell's number."""
     path, offset, frames_per_cell, cell, seed, delay_spread = job
     torch.set_num_threads(1)
-    x = np.memmap(path, np.float32, "r+", offset, (CELLS * frames_per_cell, SAMPLES, 2))
+    x = np.memmap(path, np.float32, "r+", offset, (frames_per_cell, SAMPLES, 2))
     modulation, snr = MODULATIONS[cell // len(SNRS)], SNRS[cell % len(SNRS)]
     rng = np.random.default_rng([seed, cell])
     for start in range(0, frames_per_cell, BATCH):
         count = min(BATCH, frames_per_cell - start)
-        first = cell * frames_per_cell + start
-        x[first : first + count] = make_frames(modulation, snr, count, rng, delay_spread)
+        x[start : start + count] = make_frames(modulation, snr, count, rng, delay_spread)
     return cell
 
 
@@ -349,7 +367,7 @@ def _begin(part: Path, journal: Path, settings: dict) -> tuple[int, set[int]]:
         raise DataError(f"{part} was begun with other options: repeat those, or delete it and {journal}")
     if begun is None:
         with told(part):
-            with create_file(part, settings["frames_per_cell"]) as file:
+            with _create(part, settings) as file:
                 file.attrs["generator"] = np.bytes_(json.dumps(settings))  # of fixed length, so not in a heap
                 file["X"][-1] = 0  # so that HDF5 decides where X is in the file
             with open(part, "r+b") as file:  # reserve the space now: a memory map cannot report a full disk
@@ -358,6 +376,41 @@ def _begin(part: Path, journal: Path, settings: dict) -> tuple[int, set[int]]:
     write_whole(journal, lambda path: path.write_text("\n".join(lines) + "\n"))  # without damaged lines
     with open_hdf5(part) as file:
         return file["X"].id.get_offset(), done
+
+
+def _create(path: Path, settings: dict) -> h5py.File:
+    """An empty file: in the original layout, or of a part, X alone with the frames of its cells."""
+    if "part" not in settings:
+        return create_file(path, settings["frames_per_cell"])
+    frames = len(Part(*settings["part"]).taken(range(CELLS))) * settings["frames_per_cell"]
+    file = h5py.File(path, "w")
+    file.create_dataset("X", (frames, SAMPLES, 2), np.float32, fill_time="never")
+    return file
+
+
+def _parts_of(path: Path, settings: dict) -> dict[Path, Part]:
+    """The parts that lie beside a file's place. DataError: one has other frames."""
+    found = {}
+    for own in parts_beside(path):
+        made = json.loads(_made_with(own) or "{}")
+        found[own] = Part(*made.pop("part", WHOLE))
+        if made != settings:
+            raise DataError(f"{own} has other frames: repeat its options, or move it away")
+    return found
+
+
+def _join(parts: dict[Path, Part], unfinished: Path, offset: int, frames_per_cell: int) -> set[int]:
+    """Copy the cells of the parts to their places in the unfinished file; their numbers."""
+    shape = frames_per_cell, SAMPLES, 2
+    size, done = 4 * math.prod(shape), set()
+    for own, part in parts.items():
+        with open_hdf5(own) as source:
+            start = source["X"].id.get_offset()
+        for i, cell in enumerate(part.taken(range(CELLS))):
+            frames = np.memmap(own, np.float32, "r", start + i * size, shape)
+            np.memmap(unfinished, np.float32, "r+", offset + cell * size, shape)[:] = frames
+            done.add(cell)
+    return done
 
 
 def _read_journal(path: Path) -> tuple[dict | None, set[int]]:
@@ -382,10 +435,11 @@ def generate(
     seed: int = 0,
     workers: int | None = None,
     delay_spread: float = DELAY_SPREAD,
+    part: Part = WHOLE,
 ) -> None:
-    """Write a file in the original layout. It exists under its name only when complete.
+    """Write a file in the original layout, or a part of it. It exists under its name only when complete.
 
-    What an earlier, interrupted call has written is kept.
+    What an earlier, interrupted call has written is kept, and what parts beside it hold is copied.
 
     Args:
         path: the file.
@@ -393,6 +447,7 @@ def generate(
         seed: of all frames.
         workers: number of processes, one for each core by default; the frames do not depend on it.
         delay_spread: of Rayleigh taps, in samples.
+        part: which part; it is written beside the file's place, see Part.beside.
 
     Raises:
         DataError: an argument is out of range, or a file with other options exists.
@@ -400,6 +455,9 @@ def generate(
     # Are the options possible, and is there work to do?
     path = Path(path)
     settings = {"frames_per_cell": frames_per_cell, "seed": seed, "delay_spread": delay_spread}
+    cells = part.taken(range(CELLS))
+    if part != WHOLE:
+        path, settings = part.beside(path), settings | {"part": list(part)}
     if frames_per_cell < 1 or seed < 0 or not 0 <= delay_spread < WINDOW or workers is not None and workers < 1:
         limits = f"seed 0 or more, delay spread from 0 to less than {WINDOW}"
         raise DataError(f"frames per cell and workers must be 1 or more, {limits}")
@@ -409,23 +467,28 @@ def generate(
         raise DataError(f"{path} is there already and has other frames; delete it or name another file")
 
     # Generate the missing cells.
-    part, journal, lock = (path.with_name(f".{path.name}.{end}") for end in ("part", "done", "lock"))
+    parts = _parts_of(path, settings) if part == WHOLE else {}
+    unfinished, journal, lock = (path.with_name(f".{path.name}.{end}") for end in ("part", "done", "lock"))
     path.parent.mkdir(parents=True, exist_ok=True)
     lock.touch()  # a file of its own, since HDF5 locks its files itself
     with locked(lock):
-        offset, done = _begin(part, journal, settings)
-        jobs = [(part, offset, frames_per_cell, cell, seed, delay_spread) for cell in range(CELLS) if cell not in done]
+        offset, done = _begin(unfinished, journal, settings)
+        done |= _join(parts, unfinished, offset, frames_per_cell)
+        size = 8 * SAMPLES * frames_per_cell  # of a cell, bytes
+        places = [(cell, offset + i * size) for i, cell in enumerate(cells) if cell not in done]
+        jobs = [Job(unfinished, place, frames_per_cell, cell, seed, delay_spread) for cell, place in places]
         processes = min(workers or os.cpu_count(), len(jobs) or 1)
         worker = partial(as_worker, os.getpid())
         with interrupts_ignored():
             pool = multiprocessing.get_context("spawn").Pool(processes, worker) if processes > 1 else nullcontext()
-        bar = tqdm(desc=str(path), total=CELLS * frames_per_cell, initial=len(done) * frames_per_cell, unit="frame")
+        whole, before = len(cells) * frames_per_cell, len(done) * frames_per_cell
+        bar = tqdm(desc=str(path), total=whole, initial=before, unit="frame")
         with pool, told(journal), journal.open("a") as file, bar:
             for cell in pool.imap_unordered(_write_cell, jobs) if processes > 1 else map(_write_cell, jobs):
                 file.write(f"{cell}\n")  # only complete cells are listed
                 file.flush()
                 bar.update(frames_per_cell)
-        os.replace(part, path)
+        os.replace(unfinished, path)
         journal.unlink()
         lock.unlink()
 
@@ -468,6 +531,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--workers", type=WORKERS, default=None, help="processes, default all cores")
+    parser.add_argument("--part", type=part_of, default=WHOLE, metavar="I/N", help="make the I-th of N parts")
     return parser.parse_args(argv)
 
 
@@ -475,8 +539,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
 
     def work() -> None:
-        generate(args.file, args.frames_per_cell, args.seed, args.workers, args.delay_spread)
-        print(f"{CELLS * args.frames_per_cell} frames in {args.file}")
+        generate(args.file, args.frames_per_cell, args.seed, args.workers, args.delay_spread, args.part)
+        file = args.file if args.part == WHOLE else args.part.beside(args.file)
+        print(f"{len(args.part.taken(range(CELLS))) * args.frames_per_cell} frames in {file}")
 
     return exit_code(work)
 

@@ -7,6 +7,10 @@ Each frame becomes a picture (.png) and its labels (.hdf). NR_ and LTE_ frames a
 LTE_NR/, frames as a receiver meets them outside a laboratory in FIELD/, and with --other N frames with what is neither
 LTE nor NR in OTHER/ (see data/frames.py). frames.csv lists the carriers and the SNR of each frame. If the command is
 interrupted, run it again: it continues where it stopped. The times are for two cores.
+
+Several machines share the work: with --part 1/3, 2/3, 3/3 and otherwise the same options each makes a part, in a folder
+of its own. Copy them into one folder and run the command there once more, without --part. It makes what is missing and
+writes frames.csv; the folder then equals one that a single machine made, byte for byte.
 """
 
 import argparse
@@ -27,7 +31,19 @@ from data.spectrogram import FRAME_SAMPLES, LABELS, SAMPLE_RATE, spectrogram_ima
 from data.spectrum_sensing import FOLDERS
 from data.values import MOST_DB
 from data.workers import as_worker, interrupts_ignored, locked
-from data.writing import FOLDER, MARKER, begin, finish, remove_leftovers, told, write_pair, write_whole
+from data.writing import (
+    FOLDER,
+    MARKER,
+    WHOLE,
+    begin,
+    finish,
+    part,
+    parts_beside,
+    remove_leftovers,
+    told,
+    write_pair,
+    write_whole,
+)
 
 DEFAULT_COUNTS = {"NR": 900, "LTE": 900, "LTE_NR": 900, "FIELD": 1800, "OTHER": 0}
 SMALL_COUNTS = {"NR": 60, "LTE": 60, "LTE_NR": 30, "FIELD": 120}  # for scripts that are given no data set
@@ -111,13 +127,14 @@ def _write_rows(path, rows):
         csv.writer(file).writerows([COLUMNS, *rows])
 
 
-def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
-    """Write a data set. Frames that an earlier, interrupted call has completed are kept.
+def generate(directory, counts=None, seed=0, workers=None, keep_iq=False, part=WHOLE):
+    """Write a data set, or a part of it. Frames that an earlier, interrupted call has completed are kept.
 
     Until it is complete, the folder says that it is not (data/writing.py), and find_frames refuses it.
 
     Args: counts, {family: number of frames}, DEFAULT_COUNTS if None; workers, number of processes, one for each core if
-    None; keep_iq, also write SigMF recordings (complex64, 20 MB a frame).
+    None; keep_iq, also write SigMF recordings (complex64, 20 MB a frame); part, a data.writing.Part: only its frames
+    are made, and the folder stays unfinished.
     Raises: DataError if the folder holds frames of another seed or another process writes it, for a negative seed or no
     workers, or if the disk refuses.
     """
@@ -127,36 +144,40 @@ def generate(directory, counts=None, seed=0, workers=None, keep_iq=False):
     root.mkdir(parents=True, exist_ok=True)
     with locked(root):
         remove_leftovers({(root / frame_name(family, 0)).parent for family in FOLDERS})
-        _generate(root, counts, seed, workers, keep_iq)
+        _generate(root, counts, seed, workers, keep_iq, part)
 
 
-def _generate(root, counts, seed, workers, keep_iq):
+def _generate(root, counts, seed, workers, keep_iq, part):
     # What is there already.
     journal = root / "frames.csv"
-    done = _read_rows(journal)
+    parts = parts_beside(journal)
+    done = {name: row for path in (*parts, journal) for name, row in _read_rows(path).items()}
     seeds = {row[2] for row in done.values()} - {str(seed)}
     if seeds:
         raise DataError(f"{journal} lists frames of seed {min(seeds)}, not {seed}; choose another folder or that seed")
 
     # What is missing.
     jobs = []
-    for family, count in counts.items():
-        for index in range(1, count + 1):
-            name = frame_name(family, index)
-            complete = name in done and all((root / f"{name}.{end}").exists() for end in ("png", "hdf"))
-            if not complete or keep_iq and not (root / f"{name}.sigmf-meta").exists():  # written after the data
-                jobs.append((str(root), family, index, seed, keep_iq))
-    if jobs:
+    for family, index in part.taken([(family, 1 + i) for family, count in counts.items() for i in range(count)]):
+        name = frame_name(family, index)
+        complete = name in done and all((root / f"{name}.{end}").exists() for end in ("png", "hdf"))
+        if not complete or keep_iq and not (root / f"{name}.sigmf-meta").exists():  # written after the data
+            jobs.append((str(root), family, index, seed, keep_iq))
+    if jobs or part != WHOLE:
         begin(root, _command(counts, seed, keep_iq), counts)
-        _generate_missing(root, done, jobs, workers)
-    if (root / MARKER).exists():
-        write_whole(journal, lambda path: _write_rows(path, _read_rows(journal).values()))
+    if jobs:
+        _generate_missing(journal if part == WHOLE else part.beside(journal), done, jobs, workers)
+    if part == WHOLE and (parts or (root / MARKER).exists()):
+        done |= _read_rows(journal)
+        write_whole(journal, lambda path: _write_rows(path, done.values()))
+        for path in parts:
+            path.unlink()
         finish(root)
 
 
-def _generate_missing(root, done, jobs, workers):
-    """Do the jobs, and add a row to frames.csv for each frame that is not among `done`, in the order of the jobs."""
-    journal = root / "frames.csv"
+def _generate_missing(journal, done, jobs, workers):
+    """Do the jobs, and add a row to the journal for each frame that is not among `done`, in the order of the jobs."""
+    root = journal.parent
     for family in {job[1] for job in jobs}:
         (root / frame_name(family, 0)).parent.mkdir(exist_ok=True)
     write_whole(journal, lambda path: _write_rows(path, done.values()))
@@ -216,6 +237,7 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--workers", type=WORKERS, default=None, help="processes, default all cores")
     parser.add_argument("--keep-iq", action="store_true", help="also write SigMF recordings, 20 MB a frame")
+    parser.add_argument("--part", type=part, default=WHOLE, metavar="I/N", help="make the I-th of N parts")
     return parser.parse_args(argv)
 
 
@@ -224,8 +246,10 @@ def main(argv=None):
     counts = {"NR": args.nr, "LTE": args.lte, "LTE_NR": args.combined, "FIELD": args.field, "OTHER": args.other}
 
     def work() -> None:
-        generate(args.directory, counts, args.seed, args.workers, args.keep_iq)
-        print(f"{sum(counts.values())} frames in {args.directory}")
+        generate(args.directory, counts, args.seed, args.workers, args.keep_iq, args.part)
+        whole = sum(counts.values())
+        made = len(args.part.taken(range(whole)))
+        print(f"{made} frames in {args.directory}" + (f", of the {whole} of the set" if made < whole else ""))
 
     return exit_code(work)
 

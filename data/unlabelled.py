@@ -2,6 +2,7 @@
 
 frames = find_pictures("my_recordings")         # as data.spectrum_sensing.find_frames, but no mask is needed
 images = read_pictures(frames)                  # uint8 (N, 3, H, W)
+parts, sets = find_parts("my_recordings", [], label_free=True)
 """
 
 import sys
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from data import DataError
 from data.hdf4 import read_raster
 from data.png import png_size, read_png
-from data.spectrum_sensing import Frame, family_of, with_snrs
+from data.spectrum_sensing import Frame, family_of, find_frames, split, with_snrs
 from data.writing import MARKER, refuse_unfinished
 
 
@@ -60,3 +61,25 @@ def with_release(frames: list[Frame]) -> list[Frame]:
         values |= set(np.unique(read_raster(frame.hdf)).tolist())
     labels = "four" if values & {85, 170} and 127 not in values else "three"
     return [replace(frame, labels="four" if frame.family == "OTHER" else labels) for frame in frames]
+
+
+def find_parts(folder: Path, more: list[Path], label_free: bool) -> tuple[dict, dict]:
+    """The parts of a set, by data.spectrum_sensing.split, and those of them that can be scored: {name: frames}.
+
+    Args:
+        folder: of the set.
+        more: further folders to train on.
+        label_free: frames need no mask; those without one are not scored.
+
+    Raises:
+        DataError: there are too few frames.
+    """
+    find = find_pictures if label_free else find_frames
+    parts = split(find(folder), more=[frame for other in more for frame in find(other)])
+    if not parts["validation"] or not parts["test"]:
+        raise DataError(f"{folder}: too few frames to split, 10 single-signal ones are needed")
+    sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
+    if label_free:
+        labelled = {name: [frame for frame in frames if frame.hdf.exists()] for name, frames in sets.items()}
+        sets = {name: with_release(frames) for name, frames in labelled.items() if frames}
+    return parts, sets

@@ -8,12 +8,15 @@ A file is written beside its place, as .NAME.PID.part, and renamed. While a set 
 unfinished.json: the counts that are wanted, and the command that finishes it, which readers of the set then tell.
 """
 
+import argparse
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -76,6 +79,41 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
         for names in ("*_frame_", "frames.csv", MARKER):
             for path in folder.glob(f".{names}*.part*"):  # write_raster adds a second ending
                 path.unlink(missing_ok=True)
+
+
+# ---- parts of a set, for several machines ---------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """The number-th of `of` parts of a set, counted from 1. Every of-th item belongs to a part, from number - 1 on."""
+
+    number: int
+    of: int
+
+    def taken(self, items: Sequence) -> Sequence:
+        return items[self.number - 1 :: self.of]
+
+    def beside(self, path: Path) -> Path:
+        """Where the part of what will be NAME.END lies: NAME.part2of3.END."""
+        return path.with_name(f"{path.stem}.part{self.number}of{self.of}{path.suffix}")
+
+
+WHOLE = Part(1, 1)
+
+
+def part(text: str) -> Part:
+    """The option --part: "2/3"."""
+    number, slash, of = text.partition("/")
+    digits = all(word.isascii() and word.isdigit() and len(word) < 6 for word in (number, of))
+    if not slash or not digits or not 1 <= int(number) <= int(of):
+        raise argparse.ArgumentTypeError(f"{text} is no part: say 1/3, 2/3 and 3/3")
+    return Part(int(number), int(of))
+
+
+def parts_beside(path: Path) -> list[Path]:
+    """All parts of NAME.END that lie where it will be."""
+    named = re.compile(re.escape(path.stem) + r"\.part\d+of\d+" + re.escape(path.suffix))
+    return sorted(other for other in path.parent.glob("*") if named.fullmatch(other.name))
 
 
 # ---- unfinished sets ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ autocast too. The file needs torch, and ModelError of models/__init__.py.
 import math
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -78,6 +79,23 @@ class _QuantisedReLU(torch.autograd.Function):
         return inside, of_scale.reshape(scale.shape), None
 
 
+class _OfAllProcesses(torch.autograd.Function):
+    """(M,) of each process -> (processes, M) in all of them; gradients are added up over the processes."""
+
+    @staticmethod
+    def forward(ctx, own):
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank()]
+
+
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sum of products without a temporary tensor. Training tensors lie in memory as (N, H, W, C): none is copied."""
     a, b = (tensor.movedim(1, -1).reshape(-1) if tensor.dim() > 1 else tensor for tensor in (a, b))
@@ -125,7 +143,8 @@ class QuantReLU(nn.Module):
 
     `threshold` is the largest value that the codes can express. In the first `initial_steps` training steps it is not
     learned: each step uses the 99.999th percentile of its own ReLU output, and `threshold` is their running mean. The
-    buffer `steps` counts those done, so training from a checkpoint equals training that never stopped.
+    buffer `steps` counts those done, so training from a checkpoint equals training that never stopped. With several
+    processes (torch.distributed) the percentile is that of their joint output; all batches must be equally large.
 
     Args:
         bits: 2 to 8.
@@ -166,8 +185,15 @@ class QuantReLU(nn.Module):
     def _observe(self, x: torch.Tensor) -> torch.Tensor:
         """This batch's percentile, with its gradient; running mean and number of steps are updated."""
         positive = F.relu(x).flatten()
-        k = math.floor(0.01 * self.percentile * positive.numel() + 0.5)
-        threshold = positive.kthvalue(k).values
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        total = positive.numel() * world
+        k = math.floor(0.01 * self.percentile * total + 0.5)
+        if world == 1:
+            threshold = positive.kthvalue(k).values
+        else:  # the k-th smallest of all is the least of the total - k + 1 largest, and these are among each one's own
+            largest = total - k + 1
+            own = positive.topk(min(largest, positive.numel())).values
+            threshold = _OfAllProcesses.apply(own).flatten().topk(largest).values[-1]
         with torch.no_grad():
             if self.steps == 0:
                 self.threshold.copy_(threshold)

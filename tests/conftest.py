@@ -7,10 +7,11 @@ import io
 import json
 import os
 import signal
+import socket
 import tarfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -330,3 +331,36 @@ def kill_inside(module, name: str, count: int, main, argv: list[str]) -> int:
         traceback.print_exc()
     finally:
         os._exit(1)
+
+
+def two_processes(work: Callable[[], object]) -> list:
+    """work() in each of two children that find each other as torchrun's do (gloo); what they return, by rank.
+
+    What comes back must be plain values or tensors. A child that fails tells on stderr, and gives None.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    children = []
+    for rank in range(2):
+        reader, writer = os.pipe()
+        if child := os.fork():
+            os.close(writer)
+            children.append((child, reader))
+            continue
+        try:
+            os.environ |= meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with open(writer, "wb") as pipe:
+                torch.save(work(), pipe)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    told = []
+    for child, reader in children:
+        with open(reader, "rb") as pipe:
+            content = pipe.read()
+        os.waitpid(child, 0)
+        told.append(torch.load(io.BytesIO(content), weights_only=True) if content else None)
+    return told

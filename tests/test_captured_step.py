@@ -212,7 +212,7 @@ def test_a_loss_that_is_read_late_still_stops_the_run_and_keeps_the_last_good_ch
     # Not a number from the 5th step on; the checkpoint is due after the 3rd, and again after the 6th
     for script, argv, step in ((train_amc, amc_options, "batch"), (train_seg, seg, "step")):
         with monkeypatch.context() as patch:
-            patch.setattr(script.F, "cross_entropy", poisoned_at(5))
+            patch.setattr(F, "cross_entropy", poisoned_at(5))
             argv = [*argv, "--save-every", "3", "--out", str(tmp_path / script.__name__)]
             assert runs.run(lambda script=script, argv=argv: script.main(argv), *script.ERRORS) == 2
         assert "loss is nan in epoch 1" in capsys.readouterr().err.splitlines()[-1]

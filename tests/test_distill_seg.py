@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -17,7 +18,7 @@ from data.spectrum_sensing import find_frames, read_tensors, split
 from data.unlabelled import find_pictures, read_pictures
 from models import segmentation
 from models.rebuild import describe, rebuild
-from tests.conftest import assert_equal, kill_inside, write_levels
+from tests.conftest import assert_equal, kill_inside, two_processes, write_levels
 from utils import checkpoint, kd_losses, release, runs
 from utils.evaluation import keep_logits
 from utils.training import Batch, TrainingSet, recalibrate_batch_norm
@@ -145,7 +146,7 @@ def test_a_run_killed_in_both_generations_ends_like_one_that_was_not(options, tm
     assert distill_seg.main([*argv, "--out", str(tmp_path / "whole")]) == 0
     argv += ["--out", str(tmp_path / "run")]
     # with epoch 1 validated but not logged; and in the second step of the second generation
-    for place, reached in (((distill_seg, "log", 1), (0, 2)), ((nn.utils, "clip_grad_norm_", 2), (1, 1))):
+    for place, reached in (((distill_seg.runs, "log", 1), (0, 2)), ((nn.utils, "clip_grad_norm_", 2), (1, 1))):
         assert kill_inside(*place, distill_seg.main, argv) == signal.SIGKILL
         state = checkpoint.load(tmp_path / "run/last.pt")
         assert (state["epoch"], state["step"]) == reached
@@ -157,6 +158,45 @@ def test_a_run_killed_in_both_generations_ends_like_one_that_was_not(options, tm
         assert_equal(*states)
     logs = [[{**line, "images_per_second": 0} for line in log_of(tmp_path / folder)] for folder in ("run", "whole")]
     assert logs[0] == logs[1] and len(logs[0]) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_share_frames_stop_together_and_go_on_bit_for_bit(options, tmp_path):
+    argv = [*options, "--batch-size", "4", "--generations", "2", "--gamma", "1", "--keep-logits", "--resume"]
+    argv += ["--device", "cpu", "--out"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert two_processes(lambda: distill_seg.main([*argv, str(whole)])) == [0, 0]
+    assert [line["epoch"] for line in log_of(whole)] == [1, 2]  # one process writes
+    result = json.loads((whole / "result.json").read_text())
+    assert result["sets"]["test"]["pixels"] == 2 * 64 * 64
+    state = checkpoint.load(whole / "last.pt")
+    assert len(state["rng"]) == 2 and not torch.equal(state["rng"][0]["torch"], state["rng"][1]["torch"])
+    kept = [len(checkpoint.load(path)["logits"]) for path in tmp_path.glob("logits_*.pt")]
+    assert kept == [16, 16]  # of the two generations' teachers
+
+    def interrupted() -> int:
+        inner, calls = nn.utils.clip_grad_norm_, []
+
+        def clip(*args):  # Ctrl-C reaches the second process only, in the first step of the second generation
+            calls.append(1)
+            if len(calls) == 3 and runs.rank_and_world()[0] == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return inner(*args)
+
+        nn.utils.clip_grad_norm_ = clip
+        return distill_seg.main([*argv, str(run)])
+
+    assert two_processes(interrupted) == [130, 130]
+    assert [checkpoint.load(run / "last.pt")[key] for key in ("epoch", "step")] == [1, 1]
+    assert runs.run(lambda: distill_seg.main([*argv, str(run)]), *distill_seg.ERRORS) == 2  # another number of them
+    assert two_processes(lambda: distill_seg.main([*argv, str(run)])) == [0, 0]
+    for name in ("last.pt", "best.pt", "generation_1.pt"):
+        states = [checkpoint.load(folder / name) for folder in (run, whole)]
+        for state in states:
+            state["rng"] = [rng["torch"] for rng in state.get("rng", [])]
+        assert_equal(*states)
+    logs = [[{**line, "images_per_second": 0} for line in log_of(folder)] for folder in (run, whole)]
+    assert logs[0] == logs[1]
 
 
 def test_more_frames_teach_without_labels_as_well(options, tmp_path):

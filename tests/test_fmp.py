@@ -4,6 +4,7 @@ python -m pytest tests/test_fmp.py
 """
 
 import json
+import os
 import signal
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import feedback_magnitude_pruning as fmp
 import train_amc
 from models.rebuild import rebuild
-from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of
+from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of, two_processes
 from utils import checkpoint, evaluation, pruning_masks, runs
 from utils.cost import challenge_score
 from utils.pruning_masks import cost_of
@@ -82,11 +83,36 @@ def test_fmp_in_series_goes_back_and_divides_p_and_ends_the_same_after_kills(opt
     assert rates == {0.01}  # rewound after each cut
 
     argv += ["--resume", "--out", str(tmp_path / "run")]
-    for place in (("log", 3), ("keep_or_go_back", 1), ("add_row", 2), ("save_last", 4)):
+    assert kill_inside(runs, "log", 3, fmp.main, argv) == signal.SIGKILL
+    for place in (("keep_or_go_back", 1), ("add_row", 2), ("save_last", 4)):
         assert kill_inside(fmp, *place, fmp.main, argv) == signal.SIGKILL
     assert kill_inside(pruning_masks, "cut_weights", 1, fmp.main, argv) == signal.SIGKILL
     assert fmp.main(argv) == 0
     assert_equal(contents(tmp_path / "run"), contents(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_two_processes_prune_as_one_command_and_go_on_bit_for_bit(options, tmp_path):
+    argv = [*options, "--moves", "prune", "--p", "0.5", "--min-p", "0.3", "--budget", "2", "--alpha", "1", "--resume"]
+    argv += ["--device", "cpu", "--keep", "0.2", "--out"]
+
+    def interrupted() -> int:
+        inner, calls = fmp.apply_masks, []
+
+        def terminated(*args):
+            inner(*args)
+            calls.append(None)
+            if len(calls) == 3 and runs.rank_and_world()[0] == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        fmp.apply_masks = terminated
+        return fmp.main([*argv, str(tmp_path / "run")])
+
+    assert two_processes(interrupted) == [130, 130]
+    for name in ("run", "whole"):
+        assert two_processes(lambda name=name: fmp.main([*argv, str(tmp_path / name)])) == [0, 0]
+    assert_equal(contents(tmp_path / "run"), contents(tmp_path / "whole"))
+    assert any(row["good"] and row["step"] for row in steps_of(tmp_path / "whole"))  # it has cut something
 
 
 def test_masks_hold_after_every_optimizer_step(options, tmp_path, monkeypatch):

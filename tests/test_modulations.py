@@ -1,5 +1,7 @@
 """The generator of modulations, judged as signal processing: pytest tests/test_modulations.py"""
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -353,6 +355,25 @@ def test_one_generator_at_a_time(tmp_path, cheap_frames):
     (tmp_path / ".set.lock").touch()
     with locked(tmp_path / ".set.lock"), pytest.raises(DataError, match="another process is writing"):
         generate(tmp_path / "set", 1, workers=1)
+
+
+def test_parts_of_several_machines_join_into_the_file_of_one_byte_for_byte(tmp_path, cheap_frames):
+    machines = [tmp_path / name for name in ("one", "two", "three")]
+    for number, folder in enumerate(machines[:2], 1):
+        argv = [str(folder / "set.hdf5"), *"--frames-per-cell 1 --workers 1 --part".split(), f"{number}/3"]
+        assert modulations.main(argv) == 0
+        assert [file.name for file in folder.iterdir()] == [f"set.part{number}of3.hdf5"]  # its name says: a part
+    assert (machines[0] / "set.part1of3.hdf5").stat().st_size < 1.01 * CELLS / 3 * SAMPLES * 8
+    for folder in machines[1:2]:
+        shutil.copytree(folder, machines[0], dirs_exist_ok=True)
+    with pytest.raises(DataError, match="set.part1of3.hdf5 has other frames"):
+        generate(machines[0] / "set.hdf5", 1, seed=1, workers=1)
+    generate(machines[0] / "set.hdf5", 1, workers=1)  # the third part is made here
+    generate(tmp_path / "set.hdf5", 1, workers=1)
+    assert (machines[0] / "set.hdf5").read_bytes() == (tmp_path / "set.hdf5").read_bytes()
+    for wrong in ("0/3", "4/3", "3", "a/b", "1/0", "-1/2"):
+        with pytest.raises(SystemExit):
+            modulations.main([str(tmp_path / "x"), f"--part={wrong}"])
 
 
 @pytest.mark.slow

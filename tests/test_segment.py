@@ -363,6 +363,45 @@ def test_workers_give_the_results_of_one_process(tmp_path, capsys):
     assert results[0] == results[1] and results[0]["frames"] == 60
 
 
+def several(folder: Path) -> list[Path]:
+    """Two recordings with carriers and one with noise alone."""
+    rate = 5e6
+    bands = [[(-2e6, -0.6e6, 12)], [(0.5e6, 2e6, 25, 0.5)], []]
+    return [write_sigmf(folder, band(rate, 200_000, own), rate, name=f"rec{i}") for i, own in enumerate(bands)]
+
+
+def test_several_recordings_give_one_table_and_each_the_rows_that_it_has_alone(find, tmp_path, capsys):
+    paths = several(tmp_path)
+    alone = [find(path)["carriers"] for path in paths]
+    capsys.readouterr()
+    together = find(*paths)["recordings"]
+    printed = capsys.readouterr().out
+    assert [one["carriers"] for one in together] == alone and [len(rows) for rows in alone] == [1, 1, 0]
+    assert [line.split()[0] for line in printed.splitlines()[1:4]] == [f"rec{i}.sigmf-meta" for i in range(3)]
+    assert "rec2.sigmf-meta  no LTE or NR" in printed
+    for i, rows in enumerate(alone):
+        assert json.loads((tmp_path / f"out/rec{i}/result.json").read_text())["carriers"] == rows
+    find(*paths, "--csv")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("recording,technology") and len(lines) == 3 and lines[2].startswith("rec1.sigmf-meta,")
+    with pytest.raises(segment.RunError, match="named alone"):
+        segment.main([str(paths[0]), str(tmp_path / "frame.png")])
+    again = find(paths[0], paths[0])  # of one name: a folder each
+    assert len(again["recordings"]) == 2 and (tmp_path / "out/rec0_2/result.json").exists()
+
+
+@pytest.mark.slow
+def test_several_recordings_give_the_same_with_several_processes(tmp_path, capsys):
+    paths = [str(path) for path in several(tmp_path)]
+    results = []
+    for workers in ("1", "3"):
+        assert segment.main([*paths, "--json", "--workers", workers, "--out", str(tmp_path / "out")]) in (0, 3)
+        results.append(json.loads(capsys.readouterr().out)["recordings"])
+    for result in results[0] + results[1]:
+        del result["command"]
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("delay", [0.2, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.6, 2.0))])
 def test_ctrl_c_never_shows_a_traceback(tmp_path, delay):
     meta = write_sigmf(tmp_path, band(5e6, 2_000_000, []), 5e6)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from data.spectrogram import (
 )
 from data.spectrum_sensing import IGNORE, find_frames, read_mask
 from data.workers import locked
+from data.writing import Part
 from experiments import class_weights
 from tests.kills import environment, left_over
 
@@ -256,6 +258,32 @@ def test_an_interrupted_set_is_completed_and_another_seed_refused(tmp_path, one_
         with pytest.raises(DataError, match="can't be used"):
             synthetic.generate(tmp_path / "none", {"LTE": 1}, **wrong)
     assert not (tmp_path / "none").exists()
+
+
+def test_parts_of_several_machines_are_the_set_of_one_byte_for_byte(tmp_path, monkeypatch, one_process):
+    def quick(family, index, seed):  # stands in for a frame
+        level = np.random.default_rng([seed, index, len(family)]).integers(256)
+        carriers = [{"technology": "LTE", "snr_db": 0.1 * index, "label": 'a "b", c'}]
+        return np.zeros(4), carriers, np.full((256, 256), level, np.uint8)
+
+    monkeypatch.setattr(synthetic, "labelled_frame", quick)
+    monkeypatch.setattr(synthetic, "spectrogram_image", lambda iq: np.zeros((256, 256, 3), np.uint8))
+    counts = {"NR": 3, "LTE": 2, "FIELD": 3}
+    synthetic.generate(tmp_path / "one", counts, seed=2)
+    joined = tmp_path / "joined"
+    for number in (3, 1):
+        synthetic.generate(tmp_path / f"part{number}", counts, seed=2, part=Part(number, 3))
+        with pytest.raises(DataError, match="interrupted"):
+            find_frames(tmp_path / f"part{number}")
+        shutil.copytree(tmp_path / f"part{number}", joined, dirs_exist_ok=True)
+    pictures = len(list(joined.rglob("*.png")))
+    assert pictures == 5  # of 8: frames 1, 3, 4, 6 and 7 are parts one and three
+    synthetic.generate(joined, counts, seed=2)
+
+    def contents(root):
+        return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    assert contents(joined) == contents(tmp_path / "one")
 
 
 def test_other_frames_are_written_read_and_completed(tmp_path, one_process):

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import train_amc
-from data.radioml import MODULATIONS, SNRS, open_frames, split
+from data.radioml import MODULATIONS, SNRS, open_cache, open_frames, split
 from models.rebuild import rebuild
-from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of
+from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of, two_processes
 from utils import checkpoint, runs
-from utils.evaluation import describe_amc
+from utils.evaluation import amc_accuracy, describe_amc
 from utils.training import Progress, falling_rate
 
 
@@ -49,10 +49,44 @@ def test_the_baseline_learns_and_its_scores_equal_an_independent_count(radioml_f
 def test_a_run_that_was_killed_again_and_again_ends_like_one_that_was_not(options, amc_baseline, tmp_path):
     argv = [*options, "--resume", "--out", str(tmp_path / "run")]
     # in an epoch, before and after the first epoch's line in the log, and before the result
-    for place in (("apply_masks", 35), ("amc_accuracy", 1), ("log", 1), ("amc_accuracy", 2), ("report_amc", 1)):
-        assert kill_inside(train_amc, *place, train_amc.main, argv) == signal.SIGKILL
+    epochs_end = (train_amc, "amc_accuracy"), (runs, "log")
+    for place in ((train_amc, "apply_masks", 35), *((*end, 1) for end in epochs_end), (*epochs_end[0], 2)):
+        assert kill_inside(*place, train_amc.main, argv) == signal.SIGKILL
+    assert kill_inside(train_amc, "report_amc", 1, train_amc.main, argv) == signal.SIGKILL
     assert train_amc.main(argv) == 0
     assert_equal(contents(tmp_path / "run"), contents(amc_baseline))
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on_bit_for_bit(radioml_file, tmp_path):
+    argv = ["--data-file", str(radioml_file), *AMC_SMALL, "--filters", "8", "--dense", "16", "--epochs", "2"]
+    argv += ["--device", "cpu", "--resume", "--save-weights", str(tmp_path / "w.pt"), "--out"]
+
+    def interrupted() -> int:
+        inner, calls = train_amc.apply_masks, []
+
+        def terminated(*args):
+            inner(*args)
+            calls.append(None)
+            if len(calls) == 30 and runs.rank_and_world()[0] == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        train_amc.apply_masks = terminated
+        return train_amc.main([*argv, str(tmp_path / "run")])
+
+    assert two_processes(interrupted) == [130, 130]
+    state = checkpoint.load(tmp_path / "run/last.pt")
+    assert (state["progress"]["epochs"], state["progress"]["batch"]) == (
+        1,
+        11,
+    )  # after an epoch of 624 / (16 * 2) = 19 steps
+    for name in ("run", "whole"):
+        assert two_processes(lambda name=name: train_amc.main([*argv, str(tmp_path / name)])) == [0, 0]
+    assert_equal(contents(tmp_path / "run"), contents(tmp_path / "whole"))
+    network, frames = rebuild(checkpoint.load(tmp_path / "w.pt")), open_frames(radioml_file)
+    alone = amc_accuracy(network, open_cache(frames, 8), split(frames)["test"], torch.device("cpu"))
+    assert alone == contents(tmp_path / "whole")["result"]["sets"]["test"]["accuracy"]  # of the whole set
+    assert runs.run(lambda: train_amc.main([*argv, str(tmp_path / "run")]), *train_amc.ERRORS) == 2
 
 
 def test_a_termination_signal_saves_the_run_which_goes_on_later(options, amc_baseline, tmp_path, monkeypatch, capsys):

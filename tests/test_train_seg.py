@@ -118,7 +118,7 @@ def die_at(module, name, count):
         return inner(*args, **values) if left[0] else os.kill(os.getpid(), signal.SIGKILL)
     setattr(module, name, counting)
 
-places = (train_seg.nn.utils, "clip_grad_norm_", 4), (train_seg, "cut_log", 1), (train_seg, "log", 1)
+places = (train_seg.nn.utils, "clip_grad_norm_", 4), (train_seg, "cut_log", 1), (train_seg.runs, "log", 1)
 for module, name, count in places:
     child = os.fork()
     if not child:
@@ -342,7 +342,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(option
         calls.append(1)
         return inner(*args, **kwargs) * (float("nan") if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(train_seg.F, "cross_entropy", poisoned)
+    monkeypatch.setattr(nn.functional, "cross_entropy", poisoned)
     argv = [*options, "--out", str(tmp_path / "run"), "--save-every", "3"]
     assert runs.run(lambda: train_seg.main(argv), *train_seg.ERRORS) == 2
     assert "loss is nan in epoch 1, step 4" in capsys.readouterr().err.splitlines()[-1]

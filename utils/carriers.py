@@ -734,6 +734,19 @@ def table(carriers: list[Carrier], sample_rate: float | None = None, first_sampl
     return "\n".join(found)
 
 
+def table_of_several(found: list[tuple[str, list[Carrier], float, int]]) -> str:
+    """One table of several recordings: for each its name, carriers, sample rate in Hz and number of first sample."""
+    width = max(len(name) for name, *_ in found)
+    lines = [f"{'':{width}}  {table_head()}"]
+    for name, carriers, *clock in found:
+        lines += [f"{name:{width}}  {_line(carrier, *carrier.times_s(*clock))}" for carrier in carriers]
+        if all(carrier.technology == "other" for carrier in carriers):
+            lines.append(f"{name:{width}}  no LTE or NR carrier found")
+    if not all(carrier.absolute for _, carriers, *_ in found for carrier in carriers):
+        lines.append("some frequencies are relative to the capture's centre; --center-frequency HZ makes them absolute")
+    return "\n".join(lines)
+
+
 def table_head() -> str:
     head = f"{'':5}  {'lower MHz':>12}  {'upper MHz':>12}  {'centre MHz':>12}  {'width MHz':>9}  level  seen  active"
     return head + f"  {'from s':>8}  {'to s':>8}  confidence  evidence"
@@ -747,7 +760,7 @@ def event_line(event: str, carrier: Carrier, time_s: float, clock: tuple[float, 
 def comma_separated(rows: list[dict], head: bool = True) -> str:
     """CSV of rows as Carrier.plain makes them, without cells and runs, which are lists; with `head` names first."""
     names = [name for name in Carrier("", 0, 0, False, None, 0).plain(None) if name not in ("cells", "runs")]
-    names = [name for name in (rows[0] if rows else ()) if name in ("event", "time_s")] + names
+    names = [name for name in (rows[0] if rows else ()) if name in ("recording", "event", "time_s")] + names
     text = io.StringIO()
     writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     if head:

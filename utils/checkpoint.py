@@ -58,6 +58,8 @@ class CheckpointError(ValueError):
 def save(path: str | Path, data: dict) -> None:
     """Write a dictionary of tensors and plain values; at no moment does `path` hold half a file.
 
+    Of several processes (torch.distributed) only the first one writes.
+
     Raises:
         CheckpointError: a value is neither tensor nor plain, or the disk refuses; a file at `path` stays as it was.
     """
@@ -65,7 +67,8 @@ def save(path: str | Path, data: dict) -> None:
     if fault:
         raise CheckpointError(f"{path}: {fault}, convert it before saving")
     data = {**data, "checksum": checksum(data)}
-    _write(Path(path), lambda file: torch.save(data, file))
+    if runs.rank_and_world()[0] == 0:
+        _write(Path(path), lambda file: torch.save(data, file))
 
 
 def save_weights(path: str | Path, data: dict, facts: dict) -> None:
@@ -178,6 +181,14 @@ def _read(path: Path) -> dict:
     return data
 
 
+def load_shared(path: str | Path, *args, **options) -> dict:
+    """What the first process loads, in all of them: only its machine need have the run's folder. Arguments as `load`'s.
+
+    RunError: see load.
+    """
+    return runs.first_process(lambda: load(path, *args, **options), CheckpointError)
+
+
 def _check_records(file: typing.BinaryIO) -> None:
     """Before torch reads a file: the CRC of each of its records, which torch passes over, and what its tensors claim.
 
@@ -243,6 +254,8 @@ def resumed(
 ) -> dict | None:
     """What a run's last.pt holds, whole and fit to go on from; None if that isn't `wanted` or there is none.
 
+    Of several processes the first one reads it for all.
+
     Args:
         path: of last.pt.
         wanted: whether the run is asked to go on (--resume).
@@ -255,7 +268,10 @@ def resumed(
     Raises:
         CheckpointError: another file, such as best.pt under this name, or a damaged one.
     """
-    path = Path(path)
+    return runs.first_process(lambda: _resumed(Path(path), wanted, form, rebuild, kind), CheckpointError)
+
+
+def _resumed(path: Path, wanted: bool, form: dict, rebuild: Callable, kind: str | None) -> dict | None:
     if not wanted or not path.exists():
         return None
     data = load(path, kind=kind)

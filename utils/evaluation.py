@@ -25,14 +25,15 @@ from data import augment, bands
 from data.lte_nr import standard_channels
 from data.radioml import MODULATIONS, SNRS, Frames, batches
 from data.spectrogram import HZ_PER_PIXEL, PARULA, SIZE
-from data.spectrum_sensing import CLASSES, IGNORE, Frame, read_tensors
+from data.spectrum_sensing import CLASSES, IGNORE, Frame, class_weights, read_tensors
+from data.unlabelled import read_pictures
 from models import segmentation
 from models.rebuild import rebuild
 from models.vgg10 import to_checkpoint
 from utils import checkpoint, metrics, pictures
 from utils.cost import challenge_score, cost_table, inference_cost
 from utils.metrics import accuracy, count_by_snr, snr_scores, snr_table
-from utils.runs import command, hardware, provenance, rank_and_world, sum_over_processes, write_json
+from utils.runs import command, gather, hardware, provenance, rank_and_world, sum_over_processes, write_json
 from utils.training import Batch, TrainingSet, recalibrate_batch_norm
 
 RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on before a judgement
@@ -182,6 +183,30 @@ def labelled_by(network: nn.Module, images: torch.Tensor) -> Batch:
     return Batch(images, torch.cat(labels))
 
 
+def read_training(frames: list[Frame], augmented: bool, labeller: nn.Module | None) -> tuple[TrainingSet, str]:
+    """The training part of a distillation, and the SHA-256 of its pictures.
+
+    Args:
+        augmented: as levels of the colormap where the pictures have its colours, so that levels can be jittered.
+        labeller: the teacher where no labels are read. Without augmentation the classes have weights all the same, as
+            in the published KD: its labels of some frames tell their shares.
+    """
+    first = rank_and_world()[0] == 0
+    if labeller is None:
+        images, labels = read_tensors(frames, progress=first)
+        weights = class_weights(labels)
+    else:
+        images = read_pictures(frames, progress=first)
+        labels = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(len(images), *images.shape[-2:])  # takes no memory
+        weights = None if augmented else class_weights(labelled_by(labeller, images[:256]).labels)
+    levels, palette = images, None
+    if augmented:
+        levels, palette = augment.as_levels(images, torch.from_numpy(PARULA))
+        if palette is None and first:
+            print("training pictures are not all in parula colours: no level jitter")
+    return TrainingSet(levels, labels, palette, weights), hashlib.sha256(images.numpy()).hexdigest()
+
+
 @torch.no_grad()
 def keep_logits(teacher: nn.Module, training: TrainingSet, folder: str | Path) -> torch.Tensor:
     """The teacher's logits of all training frames as they are: float (N, C, h, w), before they are scaled up.
@@ -190,23 +215,30 @@ def keep_logits(teacher: nn.Module, training: TrainingSet, folder: str | Path) -
         teacher: a torchvision segmentation network, frozen.
         training: its images and palette are looked at.
         folder: where the file lies, named after the teacher's weights and the images. If an earlier call has written
-            it, the teacher is not asked again.
+            it, the teacher is not asked again. Of several processes each asks for its share of the frames, and the
+            first one writes the file.
     """
     digest = hashlib.sha256(training.images.numpy())
     for tensor in teacher.state_dict().values():
         digest.update(tensor.cpu().contiguous().numpy())
     path = Path(folder) / f"logits_{digest.hexdigest()[:16]}.pt"
-    if path.exists():
+    if all(gather(path.exists())):
         return checkpoint.load(path, form={"logits": torch.Tensor})["logits"]
-    kept, device = [], next(teacher.parameters()).device
+    rank, world = rank_and_world()
+    mine, kept, device = slice(rank, None, world), [], next(teacher.parameters()).device
     hook = teacher.classifier.register_forward_hook(lambda layer, inputs, output: kept.append(output.cpu()))
     try:
-        for part in tqdm(training.images.split(of_device(BATCH, device)), "teacher", unit="batch", file=sys.stderr):
+        parts = training.images[mine].split(of_device(BATCH, device))
+        for part in tqdm(parts, "teacher", unit="batch", disable=rank > 0, file=sys.stderr):
             teacher(segmentation.as_input(part.to(device), training.palette))
     finally:
         hook.remove()
-    checkpoint.save(path, {"logits": torch.cat(kept)})
-    return torch.cat(kept)
+    own = torch.cat(kept)
+    logits = own.new_zeros(len(training.images), *own.shape[1:])
+    logits[mine] = own
+    sum_over_processes(logits)
+    checkpoint.save(path, {"logits": logits})
+    return logits
 
 
 # ---- classification by SNR -------------------------------------------------------------------------------------------
@@ -239,9 +271,11 @@ def evaluate_by_snr(
 
 def evaluate_amc(network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> torch.Tensor:
     """Counts int64 (SNRs, classes, classes) of some frames by SNR, true and predicted class; no autocast."""
-    place = torch.from_numpy(np.searchsorted(SNRS, frames.snrs[rows]))
-    todo = batches(frames, rows, of_device(AMC_BATCH, device), device=device)
-    return evaluate_by_snr(network, todo, place, len(MODULATIONS), len(SNRS))
+    rank, world = rank_and_world()
+    mine = rows[rank::world]
+    place = torch.from_numpy(np.searchsorted(SNRS, frames.snrs[mine]))
+    todo = batches(frames, mine, of_device(AMC_BATCH, device), device=device)
+    return sum_over_processes(evaluate_by_snr(network, todo, place, len(MODULATIONS), len(SNRS)))
 
 
 def amc_accuracy(network: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> float:
@@ -327,10 +361,15 @@ class KeptLogits:
     def of(cls, teacher: nn.Module, frames: Frames, rows: np.ndarray, device: torch.device) -> "KeptLogits":
         """Ask a teacher on `device`, without autocast; `frames` has as many bits as its input."""
         teacher.eval()
-        todo = batches(frames, rows, of_device(AMC_BATCH, device), device=device)
-        total = -(-len(rows) // of_device(AMC_BATCH, device))
-        bar = tqdm(todo, "teacher", total, unit="batch", leave=False, file=sys.stderr)
-        return cls(rows, torch.cat([teacher(x).half() for x, _ in bar]))
+        rank, world = rank_and_world()
+        mine = slice(rank, None, world)
+        todo = batches(frames, rows[mine], of_device(AMC_BATCH, device), device=device)
+        total = -(-len(rows[mine]) // of_device(AMC_BATCH, device))
+        bar = tqdm(todo, "teacher", total, unit="batch", leave=False, disable=rank > 0, file=sys.stderr)
+        own = torch.cat([teacher(x).half() for x, _ in bar])
+        logits = own.new_zeros(len(rows), own.shape[1])
+        logits[mine] = own
+        return cls(rows, sum_over_processes(logits))
 
     def beside(self, pairs: Iterable, order: np.ndarray, batch_size: int) -> Iterable:
         """Batches (frames, labels) with the teacher's logits, float32 (B, classes), in third place.
@@ -362,10 +401,12 @@ def report_amc(
 
     Returns:
         `facts` and all results, plain values, as in result.json: "sets" has metrics.snr_scores of each network, "cost"
-        and "layers" the challenge's cost of the first.
+        and "layers" the challenge's cost of the first. In other processes than the first an empty dictionary.
     """
     # Scores of every network, and the cost of the first
     counts = {name: evaluate_amc(network, frames, rows, device) for name, network in networks.items()}
+    if rank_and_world()[0] > 0:
+        return {}
     sets = {name: snr_scores(values, MODULATIONS, SNRS) for name, values in counts.items()}
     first, network = next(iter(networks.items()))
     layers = inference_cost(network, torch.zeros(1, 2, network.samples, device=device))

@@ -9,6 +9,7 @@ larger picture of the same content gives the same value. Gradients flow into bot
 WEIGHT has the default factor of each loss. `Losses` puts a student's whole loss together. Torch only.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 # The factors of pixel, cwd, pairwise and dist are those of their authors' code for segmentation (pixel: of the paper).
 # Attention's is published as 1e4 for a mean over the pixels of a map. Here it is a sum: 1e4 / 256 = 39 on 16 x 16.
@@ -160,9 +162,11 @@ class Losses:
     weighted_kd: bool = False  # and in pixel KD, as published
     autocast: AbstractContextManager = nullcontext()
     ignore: int = 255  # pixels of this class number don't count
+    cross_entropy: Callable[..., Tensor] = F.cross_entropy  # or one with the same arguments, over several processes
 
     def terms(self, student: nn.Module, x: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> Terms:
-        """Forward of student and teachers.
+        """Forward of student and teachers. Of several processes each sees its own frames: means over their terms are
+        those of the joint batch, but for "dist", whose correlation over pixels is one of the process's own.
 
         Args:
             student: a torchvision segmentation network, as teacher and EMA are.
@@ -181,7 +185,7 @@ class Losses:
         if self.alpha:
             kd = self.from_teacher(logits, wanted, features, wanted_features)
         if self.beta:
-            ce = F.cross_entropy(logits, labels, self.weights, ignore_index=self.ignore)
+            ce = self.cross_entropy(logits, labels, self.weights, ignore_index=self.ignore)
         if self.ema:
             own = self.pixel_kd(logits, ema_logits)
         return Terms(kd, ce, own)
@@ -204,9 +208,13 @@ class Losses:
 
 
 def with_features(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits float32 (B, C, H, W), and the backbone's output float32 (B, F, h, w). No hook stays."""
+    """Logits float32 (B, C, H, W), and the backbone's output float32 (B, F, h, w). No hook stays.
+
+    The network may be wrapped in DistributedDataParallel.
+    """
     kept = {}
-    hook = network.backbone.register_forward_hook(lambda layer, inputs, outputs: kept.update(outputs))
+    inner = network.module if isinstance(network, DistributedDataParallel) else network
+    hook = inner.backbone.register_forward_hook(lambda layer, inputs, outputs: kept.update(outputs))
     try:
         logits = network(x)["out"]
     finally:

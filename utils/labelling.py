@@ -3,7 +3,7 @@
     logits_of = load_network(Path("weights/seg_student.pt"), "cpu")
     for result in label(recording.frames(), logits_of, Settings()):              # one frame after the other
         merge(carriers, result.rows)
-    for result in label_by_workers(recording, Settings(), workers=4): ...        # the same results on several cores
+    for results in label_recordings([recording], [Settings()], workers=4): ...   # the same results on several cores
 
 A network sees 256 columns of 240 kHz. A narrower capture lies in the middle of them, with noise beside it; a wider one
 is cut in pieces. The results of a frame are small enough to pass between processes. Needs numpy, torch, data/, models/,
@@ -12,9 +12,10 @@ utils/carriers.py, utils/pictures.py and utils/release.py.
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -209,26 +210,44 @@ def save_overlay(view: View, carriers: list[Carrier], path: Path) -> None:
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-def label_by_workers(recording: Recording, settings: Settings, workers: int) -> Iterator[FrameResult]:
-    """Label a recording's frames on several processes; results come in order and equal those of one process."""
-    shares = range(0, len(recording), SHARE_FRAMES)
+def label_recordings(
+    recordings: Sequence[Recording], settings: Sequence[Settings], workers: int
+) -> Iterator[Iterator[FrameResult]]:
+    """The results of each recording's frames, in order, and the same for any number of processes.
+
+    Read all of one recording's results before those of the next. With several processes they share the frames of all
+    recordings, 25 at a time, so one long recording and many short ones both keep them busy.
+
+    Args:
+        settings: of each recording; all with the same checkpoint and device.
+        workers: number of processes; 1 is this one.
+    """
+    shares = [(i, first) for i, recording in enumerate(recordings) for first in range(0, len(recording), SHARE_FRAMES)]
+    workers = min(workers, len(shares))
+    if workers <= 1:
+        logits_of = load_network(settings[0].checkpoint, settings[0].device)
+        for recording, own in zip(recordings, settings, strict=True):
+            yield label(recording.frames(), logits_of, own)
+        return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with context.Pool(min(workers, len(shares)), _begin_worker, (recording, settings)) as pool:
-        for results in pool.imap(_label_share, shares):
-            yield from results
+    with context.Pool(workers, _begin_worker, (recordings, settings)) as pool:
+        results = pool.imap(_label_share, shares)
+        for recording in recordings:
+            its_shares = range(0, len(recording), SHARE_FRAMES)
+            yield chain.from_iterable(next(results) for _ in its_shares)
 
 
-def _begin_worker(recording, settings):
+def _begin_worker(recordings, settings):
     """Load the network once in each process; Ctrl-C is the parent's to answer."""
     global _share
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    logits_of = load_network(settings.checkpoint, settings.device)
+    logits_of = load_network(settings[0].checkpoint, settings[0].device)
 
-    def _share(first):
-        frames = recording.frames(first, min(first + SHARE_FRAMES, len(recording)))
-        return list(label(frames, logits_of, settings, first))
+    def _share(i, first):
+        frames = recordings[i].frames(first, min(first + SHARE_FRAMES, len(recordings[i])))
+        return list(label(frames, logits_of, settings[i], first))
 
 
-def _label_share(first):
-    return _share(first)
+def _label_share(place):
+    return _share(*place)

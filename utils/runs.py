@@ -34,7 +34,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     import torch
@@ -253,12 +253,29 @@ def read_json(path: str | Path, remedy: str) -> dict:
     return values
 
 
+# Of several processes only the first one speaks and writes the log.
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line at once."""
+    if rank_and_world()[0] == 0:
+        print(text, file=file, flush=True)
+
+
 def log(folder: str | Path, **values) -> None:
     """Append one line to log.jsonl."""
+    if rank_and_world()[0] > 0:
+        return
     path = Path(folder) / "log.jsonl"
     before = path.read_bytes() if path.exists() else b""
     before += b"\n" if before and not before.endswith(b"\n") else b""  # a kill of an older version leaves half a line
     write_whole(path, lambda file: file.write(before + json.dumps(values).encode() + b"\n"))
+
+
+def tell(folder: str | Path, line: dict, **more) -> None:
+    """An epoch's line: printed, and with `more` in log.jsonl."""
+    log(folder, **line, **more)
+    say("  ".join(f"{key} {value:.4g}" for key, value in line.items()))
 
 
 def read_log(folder: str | Path, least: int = 0) -> list[dict | None]:
@@ -299,6 +316,8 @@ def _keep(folder: str | Path, lines: list[dict | None]) -> int:
 
 def cut_log(folder: str | Path, epochs: int) -> None:
     """Drop lines of epochs that a resumed run will do again, and lines that are damaged."""
+    if rank_and_world()[0] > 0:
+        return
     lines = read_log(folder)
     if lines and lines[-1] is None:
         lines.pop()  # what a kill of an older version left unfinished
@@ -460,27 +479,56 @@ def single_process(device: str) -> torch.device:
 
 def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are: (0, 1) without torchrun."""
+    if "torch" not in sys.modules:  # nobody has joined any process
+        return 0, 1
     import torch.distributed as dist
 
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def first_process(action: Callable[[], object], *errors: type[Exception]) -> object:
-    """Let rank 0 do something while the others wait. All return its value, or raise one of `errors` as RunError."""
+    """Let rank 0 do something while the others wait. All return its value, or raise one of `errors` as RunError.
+
+    A single process just does it, and its errors stay what they are.
+    """
     import torch.distributed as dist
 
+    if not dist.is_initialized():
+        return action()
     value, fault = None, None
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if dist.get_rank() == 0:
         try:
             value = action()
         except errors as error:
             fault = str(error)
-    if dist.is_initialized():
-        told = [value, fault]
-        dist.broadcast_object_list(told)
-        value, fault = told
+    told = [value, fault]
+    dist.broadcast_object_list(told)
+    value, fault = told
     if fault:
         raise RunError(fault)
+    return value
+
+
+def in_turn(action: Callable[[], object], *errors: type[Exception]) -> object:
+    """Let every process do what writes a file where it is missing, and return what it gives.
+
+    Rank 0 comes first, then one process of each other machine, then all others. So nothing is written twice, whether
+    the machines share a disk or not. One of `errors` in any process ends all of them, as RunError.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return action()
+    turn = 0 if rank == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+    value = fault = None
+    for present in range(3):
+        if present == turn:
+            try:
+                value = action()
+            except errors as error:
+                fault = str(error)
+        faults = [text for text in gather(fault) if text]
+        if faults:
+            raise RunError(faults[0])
     return value
 
 

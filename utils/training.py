@@ -1,5 +1,5 @@
 """What training scripts do in the same way, so that their results compare: optimizer, learning rate, order of frames,
-bfloat16, the step as one CUDA graph, and batch norm's statistics.
+bfloat16, the step as one CUDA graph, the loss of several processes, and batch norm's statistics.
 
     optimizer, scheduler = make_optimizer(network, lr=1e-3, epochs=11, steps=360)
     autocast = bf16_autocast(device)
@@ -17,7 +17,7 @@ bfloat16, the step as one CUDA graph, and batch norm's statistics.
             for value in losses.add(loss): ...               # as a number: on CUDA 50 at a time
     recalibrate_batch_norm(network, batches_of_images)       # before a pruned network is judged or trained
 
-Torch and numpy only.
+Torch, numpy and utils/runs.py only.
 """
 
 import gc
@@ -31,6 +31,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.runs import rank_and_world, sum_over_processes
 
 WARM_UP = 3  # eager steps before a capture: they choose kernels and make the optimizer's state
 READ_EVERY = {"cuda": 50}  # steps between two readings of the losses; on other devices each step is read
@@ -188,8 +192,8 @@ class CapturedStep:
             ask the GPU for a number (.item(), int(), if), and what it changes must stay where it is in memory.
         optimizer: fused; its parameters tell the device.
         ready: whether a step may be captured; asked before each one. Until then steps run as they are.
-        capture: (function, inputs) -> (launch, losses that each launch overwrites); None: cuda_graph on CUDA, else no
-            capture. False keeps every step as it is, as DistributedDataParallel needs it.
+        capture: (function, inputs) -> (launch, losses that each launch overwrites); None: cuda_graph on CUDA in a
+            single process, else no capture. False keeps every step as it is.
     """
 
     def __init__(
@@ -201,7 +205,8 @@ class CapturedStep:
     ):
         self.function, self.optimizer, self.ready = function, optimizer, ready
         self.device = optimizer.param_groups[0]["params"][0].device
-        if capture is None and self.device.type == "cuda" and not FAILED_GRAPHS:
+        alone = rank_and_world()[1] == 1  # DistributedDataParallel's collectives are not captured
+        if capture is None and self.device.type == "cuda" and alone and not FAILED_GRAPHS:
             capture = cuda_graph
         self.capture = capture or None
         self.stream = torch.cuda.Stream(self.device) if self.capture and self.device.type == "cuda" else None
@@ -292,11 +297,14 @@ def cuda_graph(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[C
 class LossReader:
     """Losses of the steps as numbers. Reading makes Python wait for the GPU, so on CUDA 50 are read at a time.
 
-    every: another number than that of READ_EVERY; 1 where processes must agree on each step.
+    Several processes read each step, because they must agree on it.
+
+    every: another number than that.
     """
 
     def __init__(self, device: torch.device, every: int | None = None):
-        self.every, self.waiting = every or READ_EVERY.get(device.type, 1), []
+        alone = rank_and_world()[1] == 1
+        self.every, self.waiting = every or (READ_EVERY.get(device.type, 1) if alone else 1), []
 
     def add(self, losses: Tensor, now: bool = False) -> list:
         """Note a step's losses, without gradient. The numbers of all steps that weren't read yet, or an empty list.
@@ -313,6 +321,43 @@ class LossReader:
             return []
         values, self.waiting = torch.stack(self.waiting).tolist(), []
         return values
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+def distributed(network: nn.Module, unused: bool = False) -> nn.Module:
+    """The network for a training step: with several processes its gradients are their means, with one it is itself.
+
+    Buffers are not sent around: batch norm must be joint (models/joint_norm.py), so that they are equal everywhere.
+
+    Args:
+        unused: a step may leave out some parameters; they get no gradient then, as with one process.
+    """
+    if rank_and_world()[1] == 1:
+        return network
+    return DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=unused)
+
+
+def joint_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None, ignore_index: int = -100):
+    """Cross entropy whose mean over the processes is the class-weighted mean over their joint batch.
+
+    With one process it is F.cross_entropy(...). With several, each divides its weighted sum by the mean of the
+    processes' sums of weights; with its own sum, a process whose frames have few weighty pixels would count too much.
+
+    Args:
+        logits: float (B, C, ...).
+        labels: int64 (B, ...).
+        weight: of the classes, float (C,).
+        ignore_index: the label that doesn't count.
+    """
+    world = rank_and_world()[1]
+    if world == 1:
+        return F.cross_entropy(logits, labels, weight, ignore_index=ignore_index)
+    total = F.cross_entropy(logits, labels, weight, ignore_index=ignore_index, reduction="sum")
+    counted = labels[labels != ignore_index]
+    own = counted.new_tensor(len(counted), dtype=torch.float32) if weight is None else weight[counted].sum()
+    return total / (sum_over_processes(own) / world)
 
 
 # ---- batch norm ------------------------------------------------------------------------------------------------------
