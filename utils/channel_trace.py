@@ -41,14 +41,16 @@ CONVOLUTION, NORM = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase
 SIZES_OF = {"in_channels": CONVOLUTION, "out_channels": CONVOLUTION, "groups": CONVOLUTION, "num_features": NORM,
             "in_features": nn.Linear, "out_features": nn.Linear, "num_parameters": nn.PReLU}  # fmt: skip
 SLOW = {"convolution", "mm", "addmm", "bmm", "baddbmm", "_native_batch_norm_legit_no_training", "native_layer_norm"}
-PLAIN = set("""
+PLAIN = set(
+    """
 conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul batch_norm layer_norm relu relu6
 hardtanh hardswish hardsigmoid silu mish gelu elu leaky_relu prelu sigmoid tanh softmax dropout dropout2d clamp add iadd
 radd sub isub mul imul rmul div truediv cat mean sum amax flatten adaptive_avg_pool1d adaptive_avg_pool2d avg_pool2d
 adaptive_max_pool2d max_pool2d boolean_dispatch interpolate pad permute transpose contiguous clone detach float double
 to type_as dim is_floating_point dtype device ndim requires_grad layout is_cuda is_sparse is_nested is_quantized
 is_complex
-""".split())  # functions of torch
+""".split()
+)  # functions of torch
 SPATIAL = re.compile(r"_?(?:adaptive_)?(?:avg_pool|max_pool|upsample_[a-z_]+|reflection_pad|replication_pad)([123])d")
 SUMS = {"sum", "linalg_vector_norm", "norm"}  # they do not notice zeros
 FLAT = SUMS | {"max", "amax"}  # they take two labelled axes that were flattened into one
