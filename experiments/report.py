@@ -140,9 +140,9 @@ def about_modulations() -> str:
 def about_train_seg() -> str:
     shipped, h200 = read(SEGMENTATION["teacher"]), read(H200_TEACHER)
     text = takes("train_seg.py", "The demo's four epochs take")
-    text += f"On one NVIDIA H200, 24 epochs at {h200_speed()} images a second reach test mIoU "
-    text += f"{share(h200['sets']['test']['mean_iou'])}. The shipped teacher was trained longer, on two CPU cores: "
-    return text + f"{share(shipped['sets']['test']['mean_iou'])}."
+    text += f"One H200 reaches test mIoU {share(h200['sets']['test']['mean_iou'])} in 24 epochs "
+    text += f"({h200_speed()} images a second), "
+    return text + f"the shipped teacher {share(shipped['sets']['test']['mean_iou'])}."
 
 
 def about_prune_seg() -> str:

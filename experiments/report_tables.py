@@ -80,10 +80,10 @@ def machines(rows: list[dict]) -> str:
 
 
 def segmentation_summary() -> str:
-    """Shipped networks and a teacher of one command, mIoU with channels fitted."""
+    """Shipped networks, mIoU with channels fitted."""
     titles = ["network", "parameters", "file", *MAIN_SETS.values(), "trained on"]
     rows = []
-    for title, name in {**SEGMENTATION, "teacher of one command, not shipped": H200_TEACHER}.items():
+    for title, name in SEGMENTATION.items():
         data = read(name)
         row = [title, thousands(data["parameters"]), f"{data['bytes'] / 1e6:.2f} MB"]
         row += [share(data["sets"][key]["mean_iou"]) for key in MAIN_SETS]
