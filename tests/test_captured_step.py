@@ -271,6 +271,13 @@ def test_half_of_the_free_memory_of_a_card_may_be_data(monkeypatch):
 # ---- defaults --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """A machine that says it has a CUDA device."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+@pytest.mark.usefixtures("one_gpu")
 @pytest.mark.parametrize(
     ("script", "on_cpu", "on_cuda"),
     [
@@ -289,6 +296,7 @@ def test_batch_and_rate_have_defaults_for_cuda_that_flags_overrule(script, on_cp
     assert script.parse_args(["--device", "cpu"]).save_every == 200
 
 
+@pytest.mark.usefixtures("one_gpu")
 def test_the_published_recipes_are_the_same_on_every_device():
     for script, expected in ((train_seg, (4, 0.02)), (distill_seg, (3, 1e-3))):
         args = script.parse_args(["--preset", "published", "--device", "cuda"])
