@@ -23,7 +23,7 @@ import torch
 
 from experiments import pruner_table
 from utils.dependency_graph import PruneError, verify
-from utils.runs import RunError, hardware
+from utils.runs import RunError, count, hardware, words
 
 PACKAGES = {"timm": "timm", "torch_pruning": "torch-pruning"}
 SMALL = ["atto", "femto", "pico", "nano", "xxs", "xx_small", "tiny", "x_small", "xs", "mini", "small", "b0", "18", "_s"]
@@ -156,8 +156,8 @@ def main(argv=None):
     """One row, printed as JSON; what `child` starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=ROWS)
-    parser.add_argument("model")
-    parser.add_argument("limit", type=int, help="seconds of CPU, imports left out")
+    parser.add_argument("model", type=words)
+    parser.add_argument("limit", type=count, help="seconds of CPU, imports left out")
     args = parser.parse_args(argv)
     check_packages()
     torch.set_num_threads(1)

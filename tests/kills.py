@@ -1,7 +1,7 @@
 """Kill programs at random moments, start them again, and compare what they leave with an uninterrupted run.
 
-    python -m tests.kills --part generators                 # 20 SIGKILLs each of both generators, then the comparison
-    python -m tests.kills --part generators --kills 5 --seed 1
+    python -m tests.kills                                   # 20 SIGKILLs of each program, and the comparisons
+    python -m tests.kills --part data.synthetic --kills 5 --seed 1
 
 A part is a function (folder, kills, random numbers) -> lines of the table; it raises AssertionError where results
 differ. Parts of this file and of MODULES are in PARTS. Exit code 1 where a part fails.
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 MODULES = ("tests.kills_of_runs",)  # modules with more PARTS
@@ -97,12 +98,8 @@ GENERATORS = {
 }  # fmt: skip
 
 
-def generators(folder: Path, kills: int, rng: random.Random) -> list[str]:
-    """SIGKILL both generators at random moments of a run; go on each time; compare with an uninterrupted run."""
-    return [generator(module, folder, kills, rng) for module in GENERATORS]
-
-
-def generator(module: str, folder: Path, kills: int, rng: random.Random) -> str:
+def generator(folder: Path, kills: int, rng: random.Random, module: str) -> list[str]:
+    """SIGKILL a generator at random moments of a run; go on each time; compare with an uninterrupted run."""
     place, *options = GENERATORS[module]
     command, base = [sys.executable, "-m", module], folder / module
     base.mkdir()
@@ -124,10 +121,10 @@ def generator(module: str, folder: Path, kills: int, rng: random.Random) -> str:
                 break
         run_whole(goes_on, base)
         files = assert_same_files(base / "whole", target)
-    return f"| {module} | {killed} SIGKILLs in {rounds} sets | all {files} files of each byte for byte equal |"
+    return [f"| {module} | {killed} SIGKILLs in {rounds} sets | all {files} files of each byte for byte equal |"]
 
 
-PARTS: dict[str, Part] = {"generators": generators}
+PARTS: dict[str, Part] = {module: partial(generator, module=module) for module in GENERATORS}
 
 
 def parts() -> dict[str, Part]:

@@ -13,13 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-import distill_seg
 import evaluate
 import export
-import feedback_magnitude_pruning
 import prune_seg
 import segment
-import train_amc
 from data import DataError
 from data.spectrum_sensing import class_weights
 from experiments import compression, magnitude_pruning
@@ -371,9 +368,6 @@ def test_a_config_that_is_none_is_one_sentence(content, tmp_path):
     ("script", "arguments"),
     [
         (prune_seg, []),
-        (distill_seg, []),
-        (train_amc, []),
-        (feedback_magnitude_pruning, []),
         (evaluate, ["a.pt"]),
         (export, ["a.pt", "b.onnx"]),
         (segment, ["a.png"]),

@@ -137,6 +137,26 @@ def test_onnx_without_its_packages_is_a_sentence(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_is_whole_or_the_old_one_and_removes_what_a_kill_left_of_another(monkeypatch, tmp_path):
+    def save(content, file):
+        file.write(content)
+        if content == b"half":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "export", lambda model, *_, **__: model.content)
+    monkeypatch.setattr(torch.export, "save", save)
+    model, x, path = nn.Identity(), torch.zeros(1, 3), tmp_path / "student.pt2"
+    for name in (".student.pt2.ab12_xyz", ".teacher.pt2.ab12_xyz"):
+        (tmp_path / name).touch()
+    model.content = b"whole"
+    export(model, x, path)
+    model.content = b"half"
+    with pytest.raises(ExportError, match=r"student.pt2: can't be written \(No space left on device\); choose another"):
+        export(model, x, path)
+    assert path.read_bytes() == b"whole"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".teacher.pt2.ab12_xyz", "student.pt2"]
+
+
 @pytest.mark.slow
 def test_an_onnx_file_gives_the_same_labels_for_any_batch(tmp_path):
     for name in ("onnx", "onnxscript", "onnxruntime"):

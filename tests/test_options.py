@@ -62,7 +62,7 @@ def test_what_no_option_can_be_is_refused_by_the_parser_which_names_it(command, 
     for action in parser._actions:
         name = "/".join(action.option_strings) or action.metavar or action.dest
         if action.nargs == 0 or action.choices is not None or name in UNCHECKED:
-            before += [] if action.option_strings else [action.choices[0] if action.choices else "a"]
+            before += [] if action.option_strings else [next(iter(action.choices)) if action.choices else "a"]
             continue
         bad = ("", " ", "\0") if action.type in TEXTS else NO_NUMBERS
         for value in bad if name not in MAY_BE_NEGATIVE else [value for value in bad if value != "-1"]:

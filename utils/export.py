@@ -14,20 +14,21 @@ A quantised VGG10 (models/vgg10.py), with integer weights and their scales:
     logits = run_integer_onnx("fmp.onnx", frames)
     wrong = different_answers(network, "fmp.onnx", frames)
 
-Needs torch, and cost.py beside it; .onnx files need the packages onnx, onnxscript and onnxruntime.
+Needs torch, and cost.py and runs.py beside it; .onnx files need the packages onnx, onnxscript and onnxruntime.
 """
 
 import copy
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from utils import runs
 from utils.cost import latency
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # images (N, ...) -> logits float (N, C, H, W)
@@ -171,27 +172,30 @@ def export(model: nn.Module, images: torch.Tensor, path: str | Path) -> None:
     path = Path(path)
     images = images[:1].repeat(2, *[1] * (images.dim() - 1))  # a batch of one would be taken for a constant
     shapes = ({0: torch.export.Dim("batch", min=1)},)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    if path.suffix == ".pt2":
+        with torch.no_grad():
+            program = torch.export.export(model.eval(), (images,), dynamic_shapes=shapes)
+        _write(path, lambda file: torch.export.save(program, file))
+    elif path.suffix == ".onnx":
+        _need("onnx", "onnxscript", "onnxruntime")
+        program = torch.onnx.export(
+            model.eval(), (images,), dynamo=True, dynamic_shapes=shapes, verbose=False,
+            input_names=["images"], output_names=["logits"],
+        )  # fmt: skip
+        _write(path, lambda file: file.write(program.model_proto.SerializeToString()))
+    else:
+        raise ExportError(f"{path}: choose a name that ends in .pt2 or .onnx")
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """runs.write_whole with an error of this module; what kills left of earlier exports to `path` goes first."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".pt2":
-            with torch.no_grad():
-                program = torch.export.export(model.eval(), (images,), dynamic_shapes=shapes)
-            torch.export.save(program, temporary)
-        elif path.suffix == ".onnx":
-            _need("onnx", "onnxscript", "onnxruntime")
-            names = {"input_names": ["images"], "output_names": ["logits"]}
-            torch.onnx.export(
-                model.eval(), (images,), temporary, dynamo=True, dynamic_shapes=shapes, external_data=False,
-                verbose=False, **names,
-            )  # fmt: skip
-        else:
-            raise ExportError(f"{path}: choose a name that ends in .pt2 or .onnx")
-        os.replace(temporary, path)
+        for left in path.parent.iterdir() if path.parent.is_dir() else ():
+            if left.name.startswith(f".{path.name}.") and runs.LEFT_BEHIND.fullmatch(left.name):
+                left.unlink()
+        runs.write_whole(path, write)
     except OSError as error:
         raise ExportError(f"{path}: can't be written ({error.strerror or error}); choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_exported(path: str | Path) -> Predict:
@@ -354,13 +358,7 @@ def export_integer_onnx(network: nn.Module, path: str | Path) -> None:
     whole = graph.helper.make_graph(graph.nodes, "vgg10", [frames], [logits], graph.constants)
     model = graph.helper.make_model(whole, opset_imports=[graph.helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model)
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(model.SerializeToString())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ExportError(f"{path}: can't be written ({error.strerror}); choose another folder") from error
+    _write(Path(path), lambda file: file.write(model.SerializeToString()))
 
 
 def run_integer_onnx(path: str | Path, frames: Tensor) -> Tensor:

@@ -176,7 +176,8 @@ def start(folder: str | Path, config: dict, resume: bool, must_match: tuple[str,
 
 
 _locked: dict[Path, int] = {}  # the folder of this process's run, and the open file that holds its lock
-LEFT_BEHIND = re.compile(r"\..+\.(pt|json|jsonl|png|csv)\.([a-z0-9_]{8}|[0-9]+)")  # names that write_whole gives
+# Names that write_whole gives
+LEFT_BEHIND = re.compile(r"\..+\.(pt|pt2|onnx|json|jsonl|png|csv)\.([a-z0-9_]{8}|[0-9]+)")
 
 
 def lock(folder: Path | None) -> None:
