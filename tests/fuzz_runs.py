@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import distill_seg
 import feedback_magnitude_pruning
 import train_amc
 import train_seg
@@ -28,8 +29,8 @@ from data.hdf4 import write_raster
 from data.radioml import create_file
 from data.spectrogram import PARULA
 from experiments import compression, magnitude_pruning
-from models import ModelError
-from models.rebuild import rebuild
+from models import ModelError, segmentation
+from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10, from_checkpoint, to_brevitas, to_checkpoint
 from tests.fuzz import NASTY, Reader, damaged_value, nasty
 from utils import checkpoint, release
@@ -37,6 +38,7 @@ from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune
 from utils.kd_losses import DistillationError
 from utils.runs import RunError
 
+LRASPP = "lraspp_mobilenet_v3_large"
 SHIPPED = Path(__file__).parents[1] / "weights"
 ERRORS = (DataError, ModelError, PruneError, DistillationError, checkpoint.CheckpointError, RunError, OSError)
 
@@ -227,6 +229,7 @@ def data_folder() -> Path:
         make_samples(Path(data_folder.place.name) / "tiny.hdf5")
         make_frames(Path(data_folder.place.name) / "frames")
         make_network(Path(data_folder.place.name))
+        make_teacher(Path(data_folder.place.name))
     return Path(data_folder.place.name)
 
 
@@ -250,6 +253,13 @@ def make_frames(folder: Path) -> None:
         write_raster(folder / f"{name}.hdf", mask)
 
 
+def make_teacher(folder: Path) -> None:
+    torch.manual_seed(0)
+    network = segmentation.build(LRASPP)
+    about = {"kind": "segmentation", "classes": ["noise", "NR", "LTE"], "seed": 0, "command": "none"}
+    checkpoint.save(folder / "teacher.pt", describe(network, *segmentation.factory(LRASPP)) | about)
+
+
 @dataclasses.dataclass(frozen=True)
 class Script:
     """A training that has done one epoch of two, and goes on in --resume."""
@@ -260,7 +270,7 @@ class Script:
     saves: int = 1  # of last.pt, after which it stopped
 
     def run(self, folder: Path) -> int:
-        names = {"{file}": "tiny.hdf5", "{frames}": "frames", "{net}": "net.pt"}
+        names = {"{file}": "tiny.hdf5", "{frames}": "frames", "{net}": "net.pt", "{teacher}": "teacher.pt"}
         inputs = {key: data_folder() / name for key, name in names.items()}
         given = [str(inputs.get(option, option)) for option in (*self.options, *self.more)]
         with open(os.devnull, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -344,7 +354,9 @@ FMP = Script(
     ("--budget", "2", "--step-epochs", "1"),
     saves=2,
 )
-TRAIN_SEG = Script(train_seg, ("--data-dir", "{frames}", "--batch-size", "2", "--model", "lraspp_mobilenet_v3_large"))
+SEG = ("--data-dir", "{frames}", "--batch-size", "2")
+TRAIN_SEG = Script(train_seg, (*SEG, "--model", LRASPP))
+DISTILL_SEG = Script(distill_seg, (*SEG, "--teacher", "{teacher}", "--student", "{teacher}"))
 
 
 # ---- result rows ----------------------------------------------------------------------------------------------------
@@ -412,6 +424,10 @@ READERS = (
     ),
     Reader(
         "run of train_seg.py", TRAIN_SEG.make, TRAIN_SEG.read, ERRORS,
+        "options, checksums, forms; a damaged line of the log drops only itself", wrong_run, OF_RUNS, "*", 200,
+    ),
+    Reader(
+        "run of distill_seg.py", DISTILL_SEG.make, DISTILL_SEG.read, ERRORS,
         "options, checksums, forms; a damaged line of the log drops only itself", wrong_run, OF_RUNS, "*", 200,
     ),
     Reader(

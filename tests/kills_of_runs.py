@@ -26,17 +26,14 @@ import feedback_magnitude_pruning
 import prune_seg
 import train_amc
 import train_seg
-from models import segmentation
-from models.rebuild import describe
 from tests.conftest import assert_equal
-from tests.fuzz_runs import make_frames, make_network, make_samples
+from tests.fuzz_runs import LRASPP, make_frames, make_network, make_samples, make_teacher
 from utils import checkpoint, cost, runs
 
 KINDS = ("half written", "not renamed", "renamed", "in a step")
 UNEQUAL = ("command", "scored_by", "trained_by", "latency", "hardware", "seconds")  # differ from call to call
 AMC = ["--data-file", "{data}/tiny.hdf5", "--batch-size", "16", "--seed", "1", "--save-every", "2"]
 SEG = ["--data-dir", "{data}/frames", "--batch-size", "2", "--save-every", "1", "--epochs", "3"]
-LRASPP = "lraspp_mobilenet_v3_large"
 SCRIPTS = {
     "train_amc.py": (
         train_amc,
@@ -62,10 +59,7 @@ def make_data(folder: Path) -> None:
     make_samples(folder / "tiny.hdf5")
     make_frames(folder / "frames")
     make_network(folder)
-    torch.manual_seed(0)
-    network = segmentation.build(LRASPP)
-    about = {"kind": "segmentation", "classes": ["noise", "NR", "LTE"], "seed": 0, "command": "none"}
-    checkpoint.save(folder / "teacher.pt", describe(network, *segmentation.factory(LRASPP)) | about)
+    make_teacher(folder)
 
 
 def doom(kind: str, count: int) -> None:

@@ -5,7 +5,14 @@ import pytest
 from tests.fuzz import readers, tally
 
 QUICK = ("checkpoint, bytes", "checkpoint, meaning", "challenge's checkpoint", "plan.json", "pruning rows")
-SLOW = ("segmentation checkpoint", "run of train_amc.py", "run of train_seg.py", "run of FMP", "compression rows")
+SLOW = (
+    "segmentation checkpoint",
+    "run of train_amc.py",
+    "run of train_seg.py",
+    "run of distill_seg.py",
+    "run of FMP",
+    "compression rows",
+)
 
 
 @pytest.mark.parametrize("name", QUICK)
