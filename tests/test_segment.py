@@ -262,7 +262,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_leaves_nothing_behind(tmp_pat
     assert "add --datatype (ci8, cu8, ci16_le or cf32_le) and --sample-rate HZ" in fails(bare, *use)
     assert "add --sample-rate" in fails(bare, "--datatype", "ci8", *use)
     assert "no such file" in fails(tmp_path / "missing.bin", *use)
-    assert "no readable picture" in fails(tmp_path / "text.png", *use)
+    assert "cannot be read as a picture" in fails(tmp_path / "text.png", *use)
     assert "can't be annotated" in fails(tmp_path / "flat.png", "--annotate", *use)
     assert "no such checkpoint" in fails(tmp_path / "flat.png", "--checkpoint", tmp_path / "missing.pt")
     assert "not a checkpoint" in fails(tmp_path / "flat.png", "--checkpoint", bare)
@@ -419,8 +419,8 @@ def test_a_full_disk_leaves_the_old_picture_or_none_and_never_half_of_one(tmp_pa
     pictures.save(picture, tmp_path / "old.png")
     before = (tmp_path / "old.png").read_bytes()
 
-    def full(self, path, **options):
-        Path(path).write_bytes(b"half of it")
+    def full(self, file, **options):
+        file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
