@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -402,6 +403,7 @@ def test_sigterm_stops_a_command_as_ctrl_c_does(capsys):
 def test_a_stopped_generator_says_one_sentence_and_leaves_no_worker(tmp_path, number):
     command = [sys.executable, "-m", "data.synthetic", str(tmp_path / "set"), "--nr", "50", "--workers", "2"]
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    pipes["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(), start_new_session=True, **pipes)
     try:
         while not list((tmp_path / "set").glob("*.png")):
