@@ -70,6 +70,11 @@ def one_of_the_ways(value, name: str) -> str | None:
     return None if value in tuple(WAYS) else f"{name} is {str(value)[:40]}, not one of {', '.join(WAYS)}"
 
 
+def no_way(value, name: str) -> str | None:
+    """A form for checkpoint.misfit: the teacher was not retrained."""
+    return None if value == "" else f"{name} is {str(value)[:40]}, not an empty text, as that of a teacher"
+
+
 def mean_ious(value, name: str) -> str | None:
     """A form for checkpoint.misfit: of every set the mIoU, from 0 to 1, or None where there is none."""
     if bare := [key for key, inner in value.items() if "mean_iou" not in inner]:
@@ -83,7 +88,7 @@ def mean_ious(value, name: str) -> str | None:
 COUNTED = checkpoint.within(1, 1e15)
 TEACHER = {
     "size": str,
-    "way": str,
+    "way": no_way,
     "hardware": str,
     **dict.fromkeys(("parameters", "parameters_dense", "macs", "macs_live", "bytes"), COUNTED),
     "latency": {"this": {"speed_up": checkpoint.within(0, 1e6)}},
