@@ -7,7 +7,7 @@
 A step is a command of this repository. Its output goes to logs/STEP.log in the folder --out, and state.json notes what
 is finished, so a call that was stopped or killed goes on where it was. While a GPU trains, the cores generate the
 frames of the next training; without a GPU one step runs after the other. At the end of a slice the running steps get
-Ctrl-C: trainings save their state, generators keep whole frames. Steps marked "whole" can't be interrupted, so they
+SIGTERM: trainings save their state, generators keep whole frames. Steps marked "whole" can't be interrupted, so they
 start only if they fit into what is left of the slice.
 
 On a GPU all networks start from new weights. On a CPU the trainings start from the networks of weights/h200, where they
@@ -361,10 +361,13 @@ class Slice:
         write_json(self.out / "state.json", vars(self.state))
 
     def interrupt(self) -> None:
-        """Ctrl-C for all that still run; what doesn't end in time is killed, and goes on from its last checkpoint."""
+        """SIGTERM for all that still run; what doesn't end in time is killed, and goes on from its last checkpoint.
+
+        Not Ctrl-C: what a shell has started in the background ignores it, and so would the steps.
+        """
         for step, process, _ in self.running.values():
             print(f"{step.name}: is stopped", flush=True)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
         for step, process, _ in list(self.running.values()):
             try:
                 process.wait(GRACE)

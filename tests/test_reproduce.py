@@ -82,19 +82,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 # ---- slices ----------------------------------------------------------------------------------------------------------
 
 WAITS = """
-import pathlib, time
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
 place = pathlib.Path({place!r})
-try:
-    if not place.exists():
-        place.touch()
-        time.sleep(30)
-except KeyboardInterrupt:
-    raise SystemExit(130)
+if not place.exists():
+    place.touch()
+    time.sleep(30)
 place.write_text("finished")
 """
 
 
-def test_a_slice_ends_with_ctrl_c_for_its_step_and_the_next_one_goes_on(tmp_path):
+def test_the_end_of_a_slice_stops_its_step_and_the_next_slice_goes_on(tmp_path):
     place = tmp_path / "place"
     append = python(f"open({str(tmp_path / 'order')!r}, 'a').write('x')")
     steps = [Step("first", append), Step("second", python(WAITS.format(place=str(place))), ("first",))]
