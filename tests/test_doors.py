@@ -268,6 +268,7 @@ def test_the_state_of_a_training_is_checked_before_it_goes_on(tmp_path):
         (("optimizer", "param_groups"), [groups[0] | {"lr": torch.nan}]),
         (("optimizer", "param_groups"), [groups[0] | {"betas": (0.9, "x")}]),
         (("optimizer", "param_groups"), [groups[0] | {"params": [0]}]),
+        (("optimizer", "param_groups"), [groups[0] | {"params": [0, torch.ones(2)]}]),
         (("optimizer", "param_groups"), groups * 2),
     ):
         with pytest.raises(CheckpointError, match="last.pt: "):
@@ -322,8 +323,9 @@ def test_a_folder_has_one_run_until_that_one_is_dead_and_what_it_left_is_removed
 
 def test_one_damaged_line_of_a_log_drops_only_itself(tmp_path, capsys):
     path = tmp_path / "log.jsonl"
-    good = [json.dumps({"epoch": epoch, "loss": 0.5}).encode() for epoch in range(1, 9)]
+    good = [json.dumps({"epoch": epoch, "loss": 0.5}).encode() for epoch in range(1, 10)]
     bad = [b"\xff\xfe", b"[1]", b'{"epoch": "3"}', b'{"epoch": NaN}', b'{"epoch": 2, "loss": 1e999}', b"", b"1" * 5000]
+    bad += [b'{"epoch ": 7}']
     path.write_bytes(b"\n".join(line for pair in zip(good, [*bad, b"{"], strict=True) for line in pair) + b"\n")
     runs.cut_log(tmp_path, 7)
     assert path.read_bytes() == b"".join(line + b"\n" for line in good[:7])

@@ -441,7 +441,8 @@ def _optimizer_fault(state: dict, parameters: list[torch.Tensor]) -> str | None:
     if len(state["param_groups"]) != 1:
         return f"it has {len(state['param_groups'])} groups of parameters, not one"
     group, numbers = state["param_groups"][0], range(len(parameters))
-    if group.get("params") != list(numbers):
+    params = group.get("params")
+    if not isinstance(params, list) or any(type(i) is not int for i in params) or params != list(numbers):
         return f"it isn't of {len(parameters)} parameters"
     for key, value in group.items():
         for number in value if isinstance(value, tuple) else (value,):

@@ -297,7 +297,7 @@ def read_log(folder: str | Path, least: int = 0) -> list[dict | None]:
             whole = isinstance(values, dict) and finite(values)
         except (ValueError, RecursionError):
             return None
-        return values if whole and type(values.get("epoch", 0)) is int and values.get("epoch", 0) >= least else None
+        return values if whole and type(values.get("epoch")) is int and values["epoch"] >= least else None
 
     path = Path(folder) / "log.jsonl"
     lines = path.read_bytes().split(b"\n") if path.exists() else []
@@ -322,7 +322,7 @@ def cut_log(folder: str | Path, epochs: int) -> None:
     lines = read_log(folder)
     if lines and lines[-1] is None:
         lines.pop()  # what a kill of an older version left unfinished
-    _keep(folder, [line for line in lines if line is None or line.get("epoch", 0) <= epochs])
+    _keep(folder, [line for line in lines if line is None or line["epoch"] <= epochs])
 
 
 def check_loss(value: float, epoch: int, step: int, folder: Path) -> None:
