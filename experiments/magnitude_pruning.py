@@ -45,6 +45,11 @@ COLUMNS = {  # of the table: key of a row, title, digits
 }
 
 
+def one_of_the_rows(value, name: str) -> str | None:
+    """A form for checkpoint.misfit."""
+    return None if value in ("baseline", *ROWS) else f"{name} is {str(value)[:40]}, not baseline, {', '.join(ROWS)}"
+
+
 def with_a_budget(value, name: str) -> str | None:
     """A form for checkpoint.misfit: options, with a number after --budget if that is among them."""
     after = value[value.index("--budget") + 1 :][:1] if "--budget" in value else ["0"]
@@ -52,7 +57,7 @@ def with_a_budget(value, name: str) -> str | None:
 
 
 # What the file of a row must hold, as checkpoint.misfit takes it
-ROW = {"row": str, "seed": int, "hardware": str, "options": (list[str], with_a_budget)}
+ROW = {"row": one_of_the_rows, "seed": int, "hardware": str, "options": (list[str], with_a_budget)}
 ROW |= dict.fromkeys(COLUMNS, checkpoint.within(0, 1e15)) | {"pruning_epochs": int}
 REMEDY = "delete it to repeat the row, or choose another --results"
 

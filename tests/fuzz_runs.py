@@ -389,7 +389,9 @@ def read_amc_rows(folder):
 
 
 def wrong_table(value, valid):
-    return "the table has a number that is none" if "nan" in value or "inf" in value else None
+    numbers = [line.split(" | ")[1:-1] for line in value.splitlines()[2:] if line.startswith("|")]  # the rest is text
+    odd = [cell for cells in numbers for cell in cells if "nan" in cell or "inf" in cell]
+    return f"the table has a number {odd[0]}" if odd else None
 
 
 READERS = (

@@ -25,7 +25,7 @@ from models.rebuild import build, describe, rebuild
 from models.vgg10 import VGG10, from_brevitas, from_checkpoint, to_brevitas, to_checkpoint
 from utils import checkpoint, pictures, runs
 from utils.checkpoint import CheckpointError
-from utils.dependency_graph import DependencyGraph, Plan, PruneError
+from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune
 from utils.pruning_masks import nonzero_masks
 from utils.runs import RunError
 from utils.training import Progress
@@ -399,12 +399,17 @@ def test_a_plan_is_checked_when_it_is_read(tmp_path):
     faults += [{"remove": value} for value in (7, [[tensor, 9, indices]], [["x", 0, [0]]], good["remove"] * 2)]
     faults += [{"shapes": value} for value in (None, {tensor: 8}, {tensor: ["8"]})]
     faults += [{"groups": [group | value]} for value in ({"kept": 99}, {"asked": None}, {"size": 1e308})]
-    faults += [{"groups": [7]}, {"notes": [7]}, {"notes": None}]
+    faults += [{"groups": [7]}, {"notes": [7]}, {"notes": None}, {"inexact": 7}, {"inexact": [None]}]
+    faults += [{"attributes": value} for value in (7, [7], [["0"]], [["0", "groups", "x"]], [["0", "groups", 0]])]
     for text in (*(json.dumps(good | fault) for fault in faults), "[]", "{}", "[" * 99999, "\0"):
         path.write_text(text)
         with pytest.raises(PruneError, match="plan.json is not a pruning plan") as caught:
             Plan.load(path)
         assert "\n" not in str(caught.value)
+    for place in (["nowhere", "groups"], ["0", "num_heads"]):
+        path.write_text(json.dumps(good | {"attributes": [[*place, 1]]}))
+        with pytest.raises(PruneError, match="for another model"):
+            prune(network, Plan.load(path))
 
 
 def test_a_damaged_row_of_a_table_is_one_sentence_that_names_its_file(tmp_path):
@@ -414,6 +419,7 @@ def test_a_damaged_row_of_a_table_is_one_sentence_that_names_its_file(tmp_path):
     path.write_text(json.dumps(row))
     assert "| best | 1 |" in magnitude_pruning.table(tmp_path)
     damaged = [{"score": None}, {"score": torch.inf}, {"options": ["--budget"]}, {"seed": "x"}, {"row": 1}]
+    damaged += [{"row": "nan"}]
     for text in ("{\n7", "[]", *(json.dumps(row | fault) for fault in damaged)):
         path.write_text(text)
         with pytest.raises(RunError, match="best_seed0.json: .*delete it to repeat the row"):

@@ -147,7 +147,13 @@ class Plan:
                 return f"the group {str(group['name'])[:80]} has no sizes"
             if type(asked) not in (int, float) or not 0 <= asked <= 1:
                 return f"the group {group['name'][:80]} asks for a share of {str(asked)[:20]}"
-        return None if all(isinstance(note, str) for note in self.notes) else "a note is no text"
+        if not isinstance(self.attributes, list) or not all(
+            isinstance(row, list) and len(row) == 3 and type(row[0]) is type(row[1]) is str and whole(row[2], 1, 2**40)
+            for row in self.attributes
+        ):
+            return "attributes is no list of layer, attribute and number"
+        texts = self.notes + self.inexact if isinstance(self.inexact, list) else [None]
+        return None if all(isinstance(text, str) for text in texts) else "a note or an inexact group is no text"
 
 
 @contextlib.contextmanager
@@ -661,6 +667,8 @@ def set_attributes(model, attributes):
     """Set [path of a layer, attribute, value] of each."""
     modules = walk(model) if attributes else {}
     for path, key, value in attributes:
+        if path not in modules or not hasattr(modules[path], key):
+            raise PruneError(f"the plan is for another model: it expects a layer {path} with an attribute {key}")
         setattr(modules[path], key, value)
 
 
