@@ -181,7 +181,7 @@ def check(data: dict) -> None:
         raise ModelError(f"tensor {odd[0]!r} belongs to the file or to {factory}, not to both")
     for name, shape in shapes.items():
         held = list(state[name].shape) if isinstance(state.get(name), torch.Tensor) else None
-        if not isinstance(shape, (list, tuple)) or held != list(shape):
+        if held is None or not isinstance(shape, (list, tuple)) or not _are(shape, held):
             raise ModelError(f"tensor {name!r} isn't {str(shape)[:80]} as the file states: the file is damaged")
     for name, tensor in state.items():
         check_tensor(name, tensor, own[name], own[name].dim() if name in shapes else own[name].shape)
@@ -234,13 +234,17 @@ def _check_attributes(name: str, layer: nn.Module, changed: dict, state: dict) -
     sizes = {} if weight is None else _sizes(layer, list(weight.shape))
     for key, value in changed.items():
         if key in sizes:
-            possible = list(value) == sizes[key] if isinstance(value, (list, tuple)) else [value] == sizes[key]
-            possible = possible and type(value) is not bool
+            possible = _are(value if isinstance(value, (list, tuple)) else [value], sizes[key])
         else:
             possible = _possible(value, before[key], 0 if key == "padding" else 1)
         if not possible:
             raise ModelError(f"{name}.{key} can't be {str(value)[:80]!r}: the file is damaged")
         setattr(layer, key, value)
+
+
+def _are(values: list | tuple, sizes: list[int]) -> bool:
+    """Whether values, which may be anything, are these whole numbers: a tensor can't be compared with one."""
+    return all(type(value) is int for value in values) and list(values) == sizes
 
 
 def _sizes(layer: nn.Module, shape: list[int]) -> dict[str, list[int]]:

@@ -190,6 +190,7 @@ FAULTS = {
     "a variance below 0": (("state_dict", "features.0.norm.running_var"), torch.tensor([1.0, -1.0])),
     "a shape that is a number": (("shapes", WEIGHT), 3),
     "a shape of another tensor": (("shapes", "nothing"), [1]),
+    "a shape that holds a tensor": (("shapes", WEIGHT), [torch.ones(2)] * 2),
     "attributes of no layer": (("attributes", "nothing"), {"bits": 4}),
     "attributes that are a list": (("attributes", "input"), [4]),
     "bits that are text": (("attributes", "input"), {"bits": "four"}),
