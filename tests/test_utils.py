@@ -324,6 +324,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         runs.start(tmp_path / "file" / "r", {}, False, ())
 
 
+def test_a_part_of_torchruns_variables_is_told(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as some clusters set it
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RunError, match="RANK is not set: start it with torchrun, or unset WORLD_SIZE"):
+        runs.join_processes("cpu")
+
+
 def test_the_log_loses_what_will_be_done_again_and_half_lines(tmp_path):
     for epoch in (1, 2, 3):
         runs.log(tmp_path, epoch=epoch, loss=0.5)

@@ -444,7 +444,10 @@ class Processes(NamedTuple):
 
 
 def join_processes(device: str) -> Processes:
-    """Meet the other processes that torchrun has started, if any. RunError: there is no such device here."""
+    """Meet the other processes that torchrun has started, if any.
+
+    RunError: there is no such device here, or only a part of torchrun's variables is set.
+    """
     import torch
     import torch.distributed as dist
 
@@ -461,6 +464,11 @@ def join_processes(device: str) -> Processes:
         torch.backends.cudnn.allow_tf32 = False  # scores are float32's; training has bfloat16
     if world == 1:
         return Processes(0, 1, torch.device(device))
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise RunError(
+            f"WORLD_SIZE is {world} and {missing[0]} is not set: start it with torchrun, or unset WORLD_SIZE"
+        )
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     atexit.register(dist.destroy_process_group)
     return Processes(dist.get_rank(), world, torch.device(device))
