@@ -19,7 +19,7 @@ from models.fake_quant import QuantReLU
 from models.rebuild import rebuild
 from models.vgg10 import VGG10
 from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of
-from utils import checkpoint, evaluation, kd_losses, pruning_masks
+from utils import checkpoint, evaluation, kd_losses, pruning_masks, runs
 from utils.cost import challenge_score
 from utils.evaluation import Judge, KeptLogits, standard_error
 from utils.pruning_masks import MOVES, Cuts, Moves, Pruned, cost_of, feedback_of, nonzero_masks
@@ -304,7 +304,7 @@ def test_a_run_of_moves_logs_each_and_ends_the_same_after_kills(options, tmp_pat
         (fmp, "keep_or_go_back", 2),
         (pruning_masks, "take_weight_bit", 1),
         (fmp, "save_last", 3),
-        (fmp, "log", 2),
+        (runs, "log", 2),
     ]:
         assert kill_inside(module, place, count, fmp.main, argv) == signal.SIGKILL
     assert fmp.main(argv) == 0
