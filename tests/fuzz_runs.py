@@ -278,7 +278,6 @@ class Script:
 
     def make(self, folder: Path) -> None:
         """The folder of a run that stopped after its first epoch."""
-        sys.argv = ["fuzz.py"]
 
         class Enough(Exception):
             pass
@@ -291,12 +290,13 @@ class Script:
             if not left[0]:
                 raise Enough
 
-        checkpoint.save = save
+        checkpoint.save, called = save, sys.argv
+        sys.argv = ["fuzz.py"]  # the command that the run's files name
         try:
             with contextlib.suppress(Enough):
                 self.run(folder)
         finally:
-            checkpoint.save = inner
+            checkpoint.save, sys.argv = inner, called
         log = folder / "log.jsonl"  # speeds differ from call to call
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         lines = [{key: 1.0 if "per_second" in key else value for key, value in line.items()} for line in lines]
