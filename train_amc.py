@@ -29,8 +29,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import DataError
+from data.code_cache import open_cache
 from data.modulations import KNOWN_FILES, SMALL_FILE, default_file
-from data.radioml import batches, fingerprint, open_cache, open_frames, resident, split
+from data.radioml import batches, fingerprint, open_frames, resident, split
 from models import ModelError
 from models.joint_norm import join_batch_norm
 from models.rebuild import rebuild

@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.modulations import make_frames
+from data.modulators import make_frames
 from data.radioml import MODULATIONS, SNRS
 from models import ModelError
 from models.rebuild import rebuild

@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 python -m experiments.other_modulations                        # three minutes on one core
 
 scikit-commpy (github.com/veeresht/CommPy, BSD) maps random symbols to PSK and QAM points and has its own root-raised-
-cosine filter. From there on, frames of 1024 samples are cut and noise is added here, without data/modulations.py.
+cosine filter. From there on, frames of 1024 samples are cut and noise is added here, without data/modulators.py.
 Each row changes one convention of the set that the network was trained on: eight samples a symbol, the pulse after the
 receiver's filter, the symbols' place between the samples, the receiver's frequency error. The row "generated" has
-frames of data/modulations.py of the same classes.
+frames of data/modulators.py of the same classes.
 
 Writes experiments/results/other_modulations/result.json, which `python -m experiments.report` reads.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.modulations import make_frames
+from data.modulators import make_frames
 from data.radioml import MODULATIONS, SAMPLES
 from models.vgg10 import from_checkpoint
 from utils import checkpoint, release, runs
@@ -89,7 +89,7 @@ def commpy_frames(modulation: str, snr_db: float, count: int, rng: np.random.Gen
 
 
 def generated_frames(modulation: str, snr_db: float, count: int, rng: np.random.Generator) -> np.ndarray:
-    """The same of data/modulations.py."""
+    """The same of data/modulators.py."""
     return np.ascontiguousarray(make_frames(modulation, snr_db, count, rng).transpose(0, 2, 1))
 
 

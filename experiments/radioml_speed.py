@@ -26,7 +26,8 @@ import torch
 from tqdm import tqdm
 
 from data import DataError
-from data.radioml import CELLS, Frames, batches, create_file, open_cache, open_frames, split
+from data.code_cache import open_cache
+from data.radioml import CELLS, Frames, batches, create_file, open_frames, split
 from utils import runs
 
 PRIVATE_BYTES = 2 * 2**30

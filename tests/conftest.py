@@ -29,7 +29,7 @@ from data.spectrogram import PARULA, SIZE
 from models import segmentation
 from models.rebuild import describe
 from models.vgg10 import VGG10
-from utils import checkpoint, cost
+from utils import checkpoint, cost, runs
 
 torch.set_num_threads(1)
 # Tests that kill a run fork first. Autograd starts threads of its own at the first backward that comes after an export,
@@ -331,6 +331,20 @@ def kill_inside(module, name: str, count: int, main, argv: list[str]) -> int:
         traceback.print_exc()
     finally:
         os._exit(1)
+
+
+def signalled(inner: Callable, count: int, number: int, rank: int = 0) -> Callable:
+    """A function that sends its own process a signal at its `count`-th call, in the process of that rank."""
+    calls = []
+
+    def outer(*args):
+        calls.append(None)
+        if len(calls) == count and runs.rank_and_world()[0] == rank:
+            os.kill(os.getpid(), number)
+        return inner(*args)
+
+    outer.calls = calls
+    return outer
 
 
 def two_processes(work: Callable[[], object]) -> list:

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from data import DataError, download, modulations, synthetic, writing
+from data.code_cache import open_cache
 from data.from_sigmf import annotations_of
 from data.hdf4 import read_raster, write_raster
-from data.radioml import CELLS, create_file, fingerprint, from_arrays, open_cache, open_frames
+from data.radioml import CELLS, create_file, fingerprint, from_arrays, open_frames
 from data.recording_formats import open_recording
 from data.spectrum_sensing import find_frames, read_frame
 from data.unlabelled import find_pictures, read_pictures

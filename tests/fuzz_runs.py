@@ -420,21 +420,15 @@ READERS = (
         "types, names, axes, indices in range and once; other indices in range, nothing can tell but verify",
         wrong_plan, (change_json,),
     ),
-    Reader(
-        "run of train_amc.py", TRAIN_AMC.make, TRAIN_AMC.read, ERRORS,
-        "options, checksums, forms; a damaged line of the log drops only itself", wrong_run, OF_RUNS, "*", 500,
-    ),
-    Reader(
-        "run of train_seg.py", TRAIN_SEG.make, TRAIN_SEG.read, ERRORS,
-        "options, checksums, forms; a damaged line of the log drops only itself", wrong_run, OF_RUNS, "*", 200,
-    ),
-    Reader(
-        "run of distill_seg.py", DISTILL_SEG.make, DISTILL_SEG.read, ERRORS,
-        "options, checksums, forms; a damaged line of the log drops only itself", wrong_run, OF_RUNS, "*", 200,
-    ),
-    Reader(
-        "run of FMP", FMP.make, FMP.read, ERRORS,
-        "options, checksums, forms; a damaged line of the log drops only itself", wrong_run, OF_RUNS, "*", 200,
+    *(
+        Reader(
+            f"run of {name}", of_script.make, of_script.read, ERRORS,
+            "options, checksums, forms; a damaged line of the log drops only itself", wrong_run, OF_RUNS, "*", most,
+        )
+        for name, of_script, most in (
+            ("train_amc.py", TRAIN_AMC, 500), ("train_seg.py", TRAIN_SEG, 200), ("distill_seg.py", DISTILL_SEG, 200),
+            ("FMP", FMP, 200),
+        )
     ),
     Reader(
         "compression rows", make_rows, read_rows, ERRORS,

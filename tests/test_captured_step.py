@@ -22,7 +22,8 @@ import feedback_magnitude_pruning
 import train_amc
 import train_seg
 from data import on_device
-from data.radioml import batches, encode, from_arrays, loaded, resident
+from data.code_cache import encode
+from data.radioml import batches, from_arrays, loaded, resident
 from experiments import gpu_speed
 from models.vgg10 import VGG10
 from tests.conftest import AMC_SMALL, assert_equal, contents, write_levels

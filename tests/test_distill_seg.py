@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -18,7 +17,7 @@ from data.spectrum_sensing import find_frames, read_tensors, split
 from data.unlabelled import find_pictures, read_pictures
 from models import segmentation
 from models.rebuild import describe, rebuild
-from tests.conftest import assert_equal, kill_inside, two_processes, write_levels
+from tests.conftest import assert_equal, kill_inside, signalled, two_processes, write_levels
 from utils import checkpoint, kd_losses, release, runs
 from utils.evaluation import keep_logits
 from utils.training import Batch, TrainingSet, recalibrate_batch_norm
@@ -174,16 +173,8 @@ def test_two_processes_share_frames_stop_together_and_go_on_bit_for_bit(options,
     kept = [len(checkpoint.load(path)["logits"]) for path in tmp_path.glob("logits_*.pt")]
     assert kept == [16, 16]  # of the two generations' teachers
 
-    def interrupted() -> int:
-        inner, calls = nn.utils.clip_grad_norm_, []
-
-        def clip(*args):  # Ctrl-C reaches the second process only, in the first step of the second generation
-            calls.append(1)
-            if len(calls) == 3 and runs.rank_and_world()[0] == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-            return inner(*args)
-
-        nn.utils.clip_grad_norm_ = clip
+    def interrupted() -> int:  # Ctrl-C reaches the second process only, in the first step of the second generation
+        nn.utils.clip_grad_norm_ = signalled(nn.utils.clip_grad_norm_, 3, signal.SIGINT, rank=1)
         return distill_seg.main([*argv, str(run)])
 
     assert two_processes(interrupted) == [130, 130]

@@ -4,7 +4,6 @@ python -m pytest tests/test_fmp.py
 """
 
 import json
-import os
 import signal
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 import feedback_magnitude_pruning as fmp
 import train_amc
 from models.rebuild import rebuild
-from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of, two_processes
+from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of, signalled, two_processes
 from utils import checkpoint, evaluation, pruning_masks, runs
 from utils.cost import challenge_score
 from utils.pruning_masks import cost_of
@@ -97,15 +96,7 @@ def test_two_processes_prune_as_one_command_and_go_on_bit_for_bit(options, tmp_p
     argv += ["--device", "cpu", "--keep", "0.2", "--out"]
 
     def interrupted() -> int:
-        inner, calls = fmp.apply_masks, []
-
-        def terminated(*args):
-            inner(*args)
-            calls.append(None)
-            if len(calls) == 3 and runs.rank_and_world()[0] == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        fmp.apply_masks = terminated
+        fmp.apply_masks = signalled(fmp.apply_masks, 3, signal.SIGTERM, rank=1)
         return fmp.main([*argv, str(tmp_path / "run")])
 
     assert two_processes(interrupted) == [130, 130]

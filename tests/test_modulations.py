@@ -6,8 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
-from data import DataError, modulations
-from data.modulations import MODULATORS, channel, constellations, fade, generate, make_frames
+from data import DataError, modulations, modulators
+from data.modulations import generate
+from data.modulators import MODULATORS, channel, constellations, fade, make_frames
 from data.radioml import CELLS, MODULATIONS, SAMPLES, SNRS, open_frames
 from data.workers import locked
 
@@ -64,8 +65,8 @@ def symbols_by_least_squares(frame, pulse, times):
 
 
 def test_received_pulse_is_the_genuine_one():
-    pulse = modulations.received_pulse(np.array([[0.5]]), np.array([[0.547]]))[0]
-    zero = modulations.SPAN * SYMBOL
+    pulse = modulators.received_pulse(np.array([[0.5]]), np.array([[0.547]]))[0]
+    zero = modulators.SPAN * SYMBOL
     assert np.abs(pulse[zero + GENUINE_TIMES] - GENUINE_PULSE).max() < 0.006 * GENUINE_PULSE.max()
     assert np.isclose((pulse**2).sum(), SYMBOL)
     rest = np.delete(pulse, zero + GENUINE_TIMES)
@@ -97,10 +98,10 @@ def test_least_squares_recover_the_genuine_pulse_from_generated_frames():
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in LINEAR]
 )
 def test_symbols_lie_on_the_constellation(name, monkeypatch):
-    monkeypatch.setattr(modulations, "ROLL_OFF", (0.5, 0.5))
-    monkeypatch.setattr(modulations, "LATE", (0.55, 0.55))
-    pulse = modulations.received_pulse(np.array([[0.5]]), np.array([[0.55]]))[0]
-    times = np.arange(len(pulse)) - modulations.SPAN * SYMBOL
+    monkeypatch.setattr(modulators, "ROLL_OFF", (0.5, 0.5))
+    monkeypatch.setattr(modulators, "LATE", (0.55, 0.55))
+    pulse = modulators.received_pulse(np.array([[0.5]]), np.array([[0.55]]))[0]
+    times = np.arange(len(pulse)) - modulators.SPAN * SYMBOL
     points, seen = constellations()[name], set()
     for frame in MODULATORS[name](random(1), 3)[:, 3:1027]:
         timing, symbols, places, rest = symbols_by_least_squares(frame, pulse, times)
@@ -180,19 +181,19 @@ def test_oqpsk_has_points_on_the_axes_and_q_half_a_symbol_late():
 def test_gmsk_turns_more_than_a_quarter_circle_and_its_envelope_is_uneven():
     x = MODULATORS["GMSK"](random(6), 60)
     turn = np.angle(x[:, SYMBOL:] * x[:, :-SYMBOL].conj()) / (np.pi / 2)
-    steady = np.abs(turn)[np.abs(np.abs(turn) - modulations.GMSK_TURN) < 0.1]
-    assert len(steady) > 0.15 * turn.size and np.isclose(np.median(steady), modulations.GMSK_TURN, atol=0.03)
+    steady = np.abs(turn)[np.abs(np.abs(turn) - modulators.GMSK_TURN) < 0.1]
+    assert len(steady) > 0.15 * turn.size and np.isclose(np.median(steady), modulators.GMSK_TURN, atol=0.03)
     envelope = np.abs(x) / np.sqrt(np.mean(np.abs(x) ** 2))
     assert 0.04 < envelope.std() < 0.12
     f, power = power_spectrum(x)
     assert power[np.abs(f) > 0.1].sum() / power.sum() < 1e-4  # the receiver's filters leave nothing there
-    step = modulations.gaussian_step(np.array([-9.0, 0.0, 9.0]), 0.5)
+    step = modulators.gaussian_step(np.array([-9.0, 0.0, 9.0]), 0.5)
     assert np.allclose(step, [0, 0.5, 1])
 
 
 def test_analogue_classes_are_what_their_names_say():
     made = {name: MODULATORS[name](random(7), 300) for name in MODULATIONS if name[:2] in ("AM", "FM")}
-    carrier = modulations.ANALOGUE_CARRIER
+    carrier = modulators.ANALOGUE_CARRIER
     for name in ("AM-DSB-WC", "AM-DSB-SC"):
         assert np.abs(made[name].imag).max() < 1e-6, "both sidebands alike means real"
         f, power = power_spectrum(made[name])
@@ -210,7 +211,7 @@ def test_analogue_classes_are_what_their_names_say():
 
 
 def test_single_sideband_grows_with_the_snr_and_its_deviation_is_one(monkeypatch):
-    monkeypatch.setattr(modulations, "CARRIER_SIGMA", 0.0)  # would turn the constant, and that varies too
+    monkeypatch.setattr(modulators, "CARRIER_SIGMA", 0.0)  # would turn the constant, and that varies too
     x = {snr: make_frames("AM-SSB-WC", snr, 200, random(12)).view(np.complex64)[..., 0] for snr in (-20, 30)}
     assert np.isclose(np.median(x[-20].var(1)), 1, atol=0.1)
     assert np.median(np.abs(x[-20].mean(1))) < 0.1 and np.median(np.abs(x[30].mean(1))) > 3
@@ -225,14 +226,14 @@ def test_label_is_half_the_true_ratio_in_db(snr):
     noise = power[np.abs(f) > 0.2].mean()  # white, and nothing else out there
     everything = power.mean()
     ratio = 10 * np.log10(everything / noise - 1)
-    assert np.isclose(ratio, 2 * snr - 20 * np.log10(modulations.NOISE), atol=0.4)
+    assert np.isclose(ratio, 2 * snr - 20 * np.log10(modulators.NOISE), atol=0.4)
 
 
 def test_carrier_has_the_stated_statistics():
     tone = np.exp(2j * np.pi * 0.05 * np.arange(SAMPLES))[None].repeat(1500, 0).astype(np.complex64)
     x = channel(random(10), tone, 60)
     offset = frequency(x) - 0.05
-    assert np.isclose(offset.std(), modulations.CARRIER_SIGMA, rtol=0.1) and abs(offset.mean()) < 3e-6
+    assert np.isclose(offset.std(), modulators.CARRIER_SIGMA, rtol=0.1) and abs(offset.mean()) < 3e-6
     assert abs(np.mean(np.exp(1j * np.angle(x[:, 0])))) < 0.08  # phases all around the circle
 
 
@@ -293,20 +294,25 @@ def test_who_needs_a_few_frames_makes_a_few_and_finds_them_again(tmp_path, monke
     assert modulations.default_file(few=True) == modulations.SMALL_FILE  # which then serves both
 
 
-def interrupt_and_complete(folder, monkeypatch, workers):
-    """Write a file at once, and another with an interruption; compare them. Returns its frames."""
-    generate(folder / "whole", 1, workers=1)
+def interrupted(path, monkeypatch, last):
+    """Begin to write a file, and stop after a cell."""
     write = modulations._write_cell
 
-    def stop_at_600(job):
-        if job[3] == 600:
+    def stopping(job):
+        if job.cell == last + 1:
             raise KeyboardInterrupt
         return write(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(modulations, "_write_cell", stop_at_600)
+        patch.setattr(modulations, "_write_cell", stopping)
         with pytest.raises(KeyboardInterrupt):
-            generate(folder / "parts", 1, workers=1)
+            generate(path, 1, workers=1)
+
+
+def interrupt_and_complete(folder, monkeypatch, workers):
+    """Write a file at once, and another with an interruption; compare them. Returns its frames."""
+    generate(folder / "whole", 1, workers=1)
+    interrupted(folder / "parts", monkeypatch, 599)
     assert not (folder / "parts").exists()
     with pytest.raises(DataError, match="other options"):
         generate(folder / "parts", 1, seed=1, workers=1)
@@ -325,18 +331,7 @@ def test_interrupted_generation_goes_on_and_gives_the_same_file(tmp_path, monkey
 @pytest.mark.parametrize("damage", ["line", "settings", "huge", "all"])
 def test_a_damaged_journal_costs_cells_and_nothing_else(tmp_path, monkeypatch, cheap_frames, damage):
     generate(tmp_path / "whole", 1, workers=1)
-    write, made = modulations._write_cell, []
-
-    def stop_at_600(job):
-        made.append(job[3])
-        if len(made) == 600:
-            raise KeyboardInterrupt
-        return write(job)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(modulations, "_write_cell", stop_at_600)
-        with pytest.raises(KeyboardInterrupt):
-            generate(tmp_path / "parts", 1, workers=1)
+    interrupted(tmp_path / "parts", monkeypatch, 598)
     journal = tmp_path / ".parts.done"
     lines = journal.read_bytes().split(b"\n")
     if damage == "line":
@@ -344,8 +339,8 @@ def test_a_damaged_journal_costs_cells_and_nothing_else(tmp_path, monkeypatch, c
     else:
         lines[0] = {"settings": b"\xff", "huge": b"[" * 100_000, "all": b"17"}[damage]
     journal.write_bytes(b"\n".join(lines))
-    made.clear()
-    monkeypatch.setattr(modulations, "_write_cell", lambda job: made.append(job[3]) or write(job))
+    write, made = modulations._write_cell, []
+    monkeypatch.setattr(modulations, "_write_cell", lambda job: made.append(job.cell) or write(job))
     generate(tmp_path / "parts", 1, workers=1)
     assert made == ([4, 5, 6, *range(599, 624)] if damage == "line" else list(range(624)))
     assert np.array_equal(open_frames(tmp_path / "parts").x, open_frames(tmp_path / "whole").x)

@@ -14,7 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import feedback_magnitude_pruning as fmp
-from data.radioml import batches, open_cache, open_frames, split
+from data.code_cache import open_cache
+from data.radioml import batches, open_frames, split
 from models.fake_quant import QuantReLU
 from models.rebuild import rebuild
 from models.vgg10 import VGG10

@@ -10,20 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import DataError, radioml
-from data.radioml import (
-    SNRS,
-    Frames,
-    batches,
-    create_file,
-    encode,
-    from_arrays,
-    open_cache,
-    open_frames,
-    select,
-    split,
-    verify_cache,
-)
+from data import DataError, code_cache, radioml
+from data.code_cache import encode, open_cache, verify_cache
+from data.radioml import SNRS, Frames, batches, create_file, from_arrays, open_frames, select, split
 from models.fake_quant import QuantInput
 
 PER_CELL = 4
@@ -276,7 +265,7 @@ def test_a_cache_gives_the_quantised_frames_of_its_own_width(original, tmp_path)
 
 
 def test_an_interrupted_cache_goes_on_and_is_right(original, tmp_path, monkeypatch):
-    monkeypatch.setattr(radioml, "BLOCK", 500)
+    monkeypatch.setattr(code_cache, "BLOCK", 500)
     frames, encoded = open_frames(original), []
 
     def stop_in_the_third_block(x, bits):
@@ -285,7 +274,7 @@ def test_an_interrupted_cache_goes_on_and_is_right(original, tmp_path, monkeypat
             raise KeyboardInterrupt
         return encode(x, bits)
 
-    monkeypatch.setattr(radioml, "encode", stop_in_the_third_block)
+    monkeypatch.setattr(code_cache, "encode", stop_in_the_third_block)
     with pytest.raises(KeyboardInterrupt):
         open_cache(frames, 8, tmp_path)
     part = tmp_path / "small.hdf5.codes8.part"
@@ -295,7 +284,7 @@ def test_an_interrupted_cache_goes_on_and_is_right(original, tmp_path, monkeypat
         encoded.append(len(x))
         return encode(x, bits)
 
-    monkeypatch.setattr(radioml, "encode", count)
+    monkeypatch.setattr(code_cache, "encode", count)
     for damage, blocks in ((False, [500, 500, 496]), (True, [500, 500, 500, 496])):
         saved = {path: path.read_bytes() for path in tmp_path.iterdir()}
         if damage:  # a byte of the second block, as a power cut may leave it
@@ -343,12 +332,12 @@ def test_a_cache_that_cannot_be_written_says_why(original, tmp_path):
 
 
 def test_a_block_of_a_cache_is_compared_once_when_it_is_first_read(original, tmp_path, monkeypatch):
-    monkeypatch.setattr(radioml, "BLOCK", 500)
+    monkeypatch.setattr(code_cache, "BLOCK", 500)
     frames = open_frames(original)
     open_cache(frames, 8, tmp_path)
     cache, sums = open_cache(frames, 8, tmp_path), []
-    crc32 = radioml.zlib.crc32
-    monkeypatch.setattr(radioml.zlib, "crc32", lambda data: sums.append(len(data)) or crc32(data))
+    crc32 = code_cache.zlib.crc32
+    monkeypatch.setattr(code_cache.zlib, "crc32", lambda data: sums.append(len(data)) or crc32(data))
     for rows in ([1, 499], [0], [500, 2495, 2000]):
         assert torch.equal(cache.samples(np.array(rows)), QuantInput(8)(frames.samples(np.array(rows))))
     assert sums == [500, 500, 496]

@@ -4,16 +4,16 @@ python -m pytest tests/test_train_amc.py
 """
 
 import json
-import os
 import signal
 
 import pytest
 import torch
 
 import train_amc
-from data.radioml import MODULATIONS, SNRS, open_cache, open_frames, split
+from data.code_cache import open_cache
+from data.radioml import MODULATIONS, SNRS, open_frames, split
 from models.rebuild import rebuild
-from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of, two_processes
+from tests.conftest import AMC_SMALL, assert_equal, contents, kill_inside, log_of, signalled, two_processes
 from utils import checkpoint, runs
 from utils.evaluation import amc_accuracy, describe_amc
 from utils.training import Progress, falling_rate
@@ -63,23 +63,13 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(radioml_file, tmp_pat
     argv += ["--device", "cpu", "--resume", "--save-weights", str(tmp_path / "w.pt"), "--out"]
 
     def interrupted() -> int:
-        inner, calls = train_amc.apply_masks, []
-
-        def terminated(*args):
-            inner(*args)
-            calls.append(None)
-            if len(calls) == 30 and runs.rank_and_world()[0] == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        train_amc.apply_masks = terminated
+        train_amc.apply_masks = signalled(train_amc.apply_masks, 30, signal.SIGTERM, rank=1)
         return train_amc.main([*argv, str(tmp_path / "run")])
 
     assert two_processes(interrupted) == [130, 130]
     state = checkpoint.load(tmp_path / "run/last.pt")
-    assert (state["progress"]["epochs"], state["progress"]["batch"]) == (
-        1,
-        11,
-    )  # after an epoch of 624 / (16 * 2) = 19 steps
+    after = state["progress"]["epochs"], state["progress"]["batch"]
+    assert after == (1, 11)  # after an epoch of 624 / (16 * 2) = 19 steps
     for name in ("run", "whole"):
         assert two_processes(lambda name=name: train_amc.main([*argv, str(tmp_path / name)])) == [0, 0]
     assert_equal(contents(tmp_path / "run"), contents(tmp_path / "whole"))
@@ -90,17 +80,10 @@ def test_two_processes_stop_together_and_go_on_bit_for_bit(radioml_file, tmp_pat
 
 
 def test_a_termination_signal_saves_the_run_which_goes_on_later(options, amc_baseline, tmp_path, monkeypatch, capsys):
-    inner, calls = train_amc.apply_masks, []
-
-    def terminated(*args):
-        inner(*args)
-        calls.append(None)
-        if len(calls) == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    terminated = signalled(train_amc.apply_masks, 10, signal.SIGTERM)
     monkeypatch.setattr(train_amc, "apply_masks", terminated)
     argv = [*options, "--out", str(tmp_path / "run")]
-    assert train_amc.main(argv) == 130 and len(calls) == 10
+    assert train_amc.main(argv) == 130 and len(terminated.calls) == 10
     assert "go on with --resume" in capsys.readouterr().err
     assert train_amc.main([*argv, "--resume"]) == 0
     assert_equal(contents(tmp_path / "run"), contents(amc_baseline))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.frames import make_frame
-from data.modulations import make_frames
+from data.modulators import make_frames
 from data.radioml import MODULATIONS
 from data.spectrogram import channel_mask, spectrogram_image
 from data.spectrum_sensing import CLASSES, LABEL_VALUES
