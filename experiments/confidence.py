@@ -46,16 +46,13 @@ def parse_args():
         default=shipped("seg_student.pt"),
         help="the network, default the shipped student",
     )
-    parser.add_argument("--draws", type=runs.whole(0), default=200, help="recordings of each half")
+    parser.add_argument("--draws", type=runs.whole(4), default=200, help="recordings of each half")
     parser.add_argument("--seed", type=runs.seed, default=60)
     parser.add_argument(
         "--points", type=runs.path, metavar="FILE", help="fit to an earlier call's rows, make no recordings"
     )
     parser.add_argument("--out", type=runs.path, default=Path("experiments/results/confidence"))
-    args = parser.parse_args()
-    if args.draws < 4 or args.seed < 0:
-        parser.error("--draws must be 4 or more, --seed 0 or more")
-    return args
+    return parser.parse_args()
 
 
 def draws(count, seed):

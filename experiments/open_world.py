@@ -46,10 +46,7 @@ def parse_args():
     parser.add_argument("--seed", type=runs.seed, default=3000, help="of the frames; no training may have it")
     parser.add_argument("--fitted", action="store_true", help="fit standard channels to the bands, as evaluate.py does")
     parser.add_argument("--out", type=runs.path, default=Path("experiments/results/open_world"))
-    args = parser.parse_args()
-    if args.frames < 1 or args.seed < 0:
-        parser.error("--frames must be 1 or more, --seed 0 or more")
-    return args
+    return parser.parse_args()
 
 
 def counted_pixels(mask):

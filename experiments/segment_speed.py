@@ -49,15 +49,14 @@ NAMES = list(dict.fromkeys(name for name, *_ in PARTS))
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rates", type=runs.positive, nargs="+", default=[61.44e6, 15.36e6, 1.92e6], metavar="HZ")
+    parser.add_argument(
+        "--rates", type=runs.real(1e6, SAMPLE_RATE), nargs="+", default=[61.44e6, 15.36e6, 1.92e6], metavar="HZ"
+    )
     parser.add_argument("--scenes", type=runs.whole(1, 10**6), default=8, help="of each of FIELD and LTE_NR")
     parser.add_argument("--frames", type=runs.count, default=25, help="frames of 40 ms a recording")
     parser.add_argument("--seed", type=runs.seed, default=61)
     parser.add_argument("--out", type=runs.path, default=Path("experiments/results/segment_speed.json"))
-    args = parser.parse_args()
-    if min(args.frames, args.scenes) < 1 or args.seed < 0 or not all(1e6 <= rate <= SAMPLE_RATE for rate in args.rates):
-        parser.error("--frames and --scenes must be 1 or more, --seed 0 or more, --rates from 1e6 to 61.44e6")
-    return args
+    return parser.parse_args()
 
 
 def write_recording(path, rate, scene, frames):

@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, small frames that look a little like spectrograms, generated carriers, a server."""
 
+import copy
 import csv
 import functools
 import http.server
@@ -378,3 +379,26 @@ def two_processes(work: Callable[[], object]) -> list:
         os.waitpid(child, 0)
         told.append(torch.load(io.BytesIO(content), weights_only=True) if content else None)
     return told
+
+
+# ---- pruned networks, and changed values ----------------------------------------------------------------------------
+
+
+def zeroed(model, plan):
+    """The dense model with the plan's entries set to zero, by hand."""
+    model = copy.deepcopy(model)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, axis, indices in plan.remove:
+        tensors[name].data.index_fill_(axis, torch.tensor(indices), 0)
+    return model
+
+
+def kept(plan):
+    """How many units of each group stay."""
+    return {group["name"]: group["kept"] for group in plan.groups}
+
+
+def changed(data: dict, place: tuple, value) -> dict:
+    """A copy with another value at a place."""
+    head, *rest = place
+    return {**data, head: changed(data[head], rest, value) if rest else value}
