@@ -428,3 +428,8 @@ def test_default_networks_are_the_users_own_or_the_shipped_ones_from_any_folder(
 def test_the_recorded_command_has_no_folders_of_this_machine(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/some/where/train_seg.py", "--out", "runs/a b"])
     assert runs.command() == "python train_seg.py --out 'runs/a b'"
+    monkeypatch.setattr(runs, "rank_and_world", lambda: (0, 8))  # torchrun tells a script these two counts
+    for machines, processes, options in ((1, 8, "--nproc-per-node=8"), (2, 4, "--nnodes=2 --nproc-per-node=4")):
+        monkeypatch.setenv("GROUP_WORLD_SIZE", str(machines))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert runs.command() == f"torchrun {options} train_seg.py --out 'runs/a b'"

@@ -360,11 +360,15 @@ def hardware(device: str | torch.device = "cpu") -> str:
 
 
 def command() -> str:
-    """The command line without folders of this machine; a module is named as `python -m` takes it."""
+    """The command line without folders of this machine: of a module as `python -m` takes it, or of torchrun."""
     main, given = sys.modules["__main__"], Path(sys.argv[0]).name
     spec = getattr(main, "__spec__", None)
     module = spec is not None and given == Path(main.__file__).name
-    return shlex.join(["python", *(["-m", spec.name] if module else [given]), *sys.argv[1:]])
+    start = ["python"]
+    if rank_and_world()[1] > 1:
+        counts = {"nnodes": os.environ.get("GROUP_WORLD_SIZE"), "nproc-per-node": os.environ.get("LOCAL_WORLD_SIZE")}
+        start = ["torchrun", *(f"--{name}={count}" for name, count in counts.items() if count not in (None, "1"))]
+    return shlex.join([*start, *(["-m", spec.name] if module else [given]), *sys.argv[1:]])
 
 
 def provenance(data: dict, device: torch.device) -> dict:
