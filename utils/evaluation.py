@@ -39,7 +39,7 @@ from utils.training import Batch, TrainingSet, recalibrate_batch_norm
 RECALIBRATION_FRAMES = 512  # training frames that batch norm's statistics are measured on before a judgement
 # Frames of a forward. On a CPU they stay in its caches; on CUDA they fill the card.
 BATCH = {"cpu": 16, "cuda": 128}  # spectrograms
-AMC_BATCH = {"cpu": 128, "cuda": 8192}  # of 1024 samples
+AMC_BATCH = {"cpu": 64, "cuda": 8192}  # of 1024 samples
 PROBE_FRAMES = 4096  # of modulations: validation frames of a probe, see Judge
 PROBE_RECALIBRATION = 1024  # and training frames that it measures batch norm's statistics on
 
