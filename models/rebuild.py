@@ -185,6 +185,10 @@ def check(data: dict) -> None:
             raise ModelError(f"tensor {name!r} isn't {str(shape)[:80]} as the file states: the file is damaged")
     for name, tensor in state.items():
         check_tensor(name, tensor, own[name], own[name].dim() if name in shapes else own[name].shape)
+    types = {name: _type(tensor, own[name]) for name, tensor in state.items() if own[name].is_floating_point()}
+    odd = [name for name, type_ in types.items() if type_ != own[name].dtype]
+    if odd and len(set(types.values())) > 1:  # a whole network may be float64
+        raise ModelError(f"tensor {odd[0]!r} is of type {types[odd[0]]}, others are not: the file is damaged")
     layers = dict(model.named_modules())
     for name, changed in data["attributes"].items():
         if name not in layers or not isinstance(changed, dict):
@@ -214,6 +218,11 @@ def check_tensor(name: str, tensor, own: torch.Tensor, shape: torch.Size | int) 
         raise ModelError(f"tensor {name!r} holds NaN or infinity: the training went wrong, or the file is damaged")
     if name.endswith(("running_var", "num_batches_tracked")) and tensor.numel() and tensor.min() < 0:
         raise ModelError(f"tensor {name!r} is below 0: the file is damaged")
+
+
+def _type(stored: torch.Tensor, own: torch.Tensor) -> torch.dtype:
+    """The type that a network computes with: half precision is for files only."""
+    return own.dtype if stored.dtype in (torch.float16, torch.bfloat16) else stored.dtype
 
 
 def _skeleton(factory: str, arguments: dict) -> nn.Module:
@@ -321,7 +330,7 @@ def _resize(layers: dict[str, nn.Module], shapes: dict, state: dict) -> None:
                 if old is None or name not in state:
                     continue
                 stored = state[name]
-                dtype = old.dtype if stored.dtype in (torch.float16, torch.bfloat16) else stored.dtype
+                dtype = _type(stored, old)
                 if name not in shapes and dtype == old.dtype:
                     continue
                 if id(old) not in renewed:
