@@ -138,7 +138,7 @@ def describe(model: nn.Module, factory: str, arguments: dict) -> dict:
 
 
 def rebuild(data: dict) -> nn.Module:
-    """The network that `describe` described, in train mode on the CPU; half precision tensors become float32.
+    """The network that `describe` described, in train mode on the CPU; float32 unless all of the file is float64.
 
     Args:
         data: result of `describe`, other keys are ignored.
@@ -185,10 +185,6 @@ def check(data: dict) -> None:
             raise ModelError(f"tensor {name!r} isn't {str(shape)[:80]} as the file states: the file is damaged")
     for name, tensor in state.items():
         check_tensor(name, tensor, own[name], own[name].dim() if name in shapes else own[name].shape)
-    types = {name: _type(tensor, own[name]) for name, tensor in state.items() if own[name].is_floating_point()}
-    odd = [name for name, type_ in types.items() if type_ != own[name].dtype]
-    if odd and len(set(types.values())) > 1:  # a whole network may be float64
-        raise ModelError(f"tensor {odd[0]!r} is of type {types[odd[0]]}, others are not: the file is damaged")
     layers = dict(model.named_modules())
     for name, changed in data["attributes"].items():
         if name not in layers or not isinstance(changed, dict):
@@ -218,11 +214,6 @@ def check_tensor(name: str, tensor, own: torch.Tensor, shape: torch.Size | int) 
         raise ModelError(f"tensor {name!r} holds NaN or infinity: the training went wrong, or the file is damaged")
     if name.endswith(("running_var", "num_batches_tracked")) and tensor.numel() and tensor.min() < 0:
         raise ModelError(f"tensor {name!r} is below 0: the file is damaged")
-
-
-def _type(stored: torch.Tensor, own: torch.Tensor) -> torch.dtype:
-    """The type that a network computes with: half precision is for files only."""
-    return own.dtype if stored.dtype in (torch.float16, torch.bfloat16) else stored.dtype
 
 
 def _skeleton(factory: str, arguments: dict) -> nn.Module:
@@ -321,7 +312,11 @@ _BUILT: dict[str, tuple[dict, dict]] = {}
 
 
 def _resize(layers: dict[str, nn.Module], shapes: dict, state: dict) -> None:
-    """Put an empty tensor of the stored shape and dtype in place of every one that differs; tied ones stay tied."""
+    """Put an empty tensor of the stored shape in place of every one that differs; tied ones stay tied.
+
+    The network is float64 if all of the file is; else each tensor has the type that the factory gives it.
+    """
+    double = all(tensor.dtype == torch.float64 for tensor in state.values() if tensor.is_floating_point())
     renewed = {}
     for layer_name, layer in layers.items():
         for table in (layer._parameters, layer._buffers):
@@ -330,7 +325,7 @@ def _resize(layers: dict[str, nn.Module], shapes: dict, state: dict) -> None:
                 if old is None or name not in state:
                     continue
                 stored = state[name]
-                dtype = _type(stored, old)
+                dtype = torch.float64 if double and old.is_floating_point() else old.dtype
                 if name not in shapes and dtype == old.dtype:
                     continue
                 if id(old) not in renewed:

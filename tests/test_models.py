@@ -160,14 +160,19 @@ def test_an_untouched_network_needs_no_shapes_and_rebuilds_equal(name):
     assert all(torch.equal(tensor, again[key]) for key, tensor in model.state_dict().items())
 
 
-def test_rebuild_keeps_float64_turns_half_into_float32_and_leaves_random_numbers_alone():
+def test_rebuild_keeps_float64_makes_all_else_float32_and_leaves_random_numbers_alone():
     model = build("torchvision.models.mobilenet_v3_small", {}).double()
     data = describe(model, "torchvision.models.mobilenet_v3_small", {})
     state = torch.get_rng_state()
     assert rebuild(data).features[0][0].weight.dtype == torch.float64
     assert torch.equal(torch.get_rng_state(), state)
-    half = rebuild({**data, "state_dict": checkpoint.halve(data["state_dict"])})
-    assert half.features[0][0].weight.dtype == torch.float32
+    name = "features.0.0.weight"
+    single = {
+        key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in model.state_dict().items()
+    }
+    for state in (checkpoint.halve(data["state_dict"]), {**single, name: model.state_dict()[name]}):  # mixed types
+        mixed = rebuild({**data, "state_dict": state}).eval()
+        assert mixed(torch.zeros(1, 3, 32, 32)).dtype == mixed.state_dict()[name].dtype == torch.float32
 
 
 class Tied(nn.Module):
