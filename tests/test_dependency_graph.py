@@ -381,6 +381,13 @@ def test_a_model_whose_training_needs_targets_is_pruned_for_evaluation():
     assert kept(plan) == {"a": 10, "c": 6} and verify(model, prune(model, plan), plan, X, eval_only=True) < 1e-12
 
 
+def test_a_plan_that_removes_nothing_leaves_the_network(chain, graph):
+    plan = graph.plan(0.5)
+    plan.remove = [[name, axis, []] for name, axis, _ in plan.remove]
+    again = prune(chain, plan).state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in chain.state_dict().items())
+
+
 def test_a_plan_of_other_indices_is_refused(chain, graph):
     plan = graph.plan(0.5)
     plan.remove[0][2] = [99]

@@ -249,6 +249,7 @@ def test_the_state_of_a_training_is_checked_before_it_goes_on(tmp_path):
         resumed(best)  # best.pt under the name last.pt
     optimizer, groups = data["optimizer"], data["optimizer"]["param_groups"]
     moment = optimizer["state"][0] | {"exp_avg": torch.zeros(3)}
+    less = {key: value for key, value in optimizer["state"][0].items() if key != "exp_avg_sq"}
     for place, value in (
         (("progress", "epochs"), -1),
         (("progress", "best"), torch.inf),
@@ -259,6 +260,11 @@ def test_the_state_of_a_training_is_checked_before_it_goes_on(tmp_path):
         (("masks", "nothing"), torch.ones(1)),
         (("optimizer", "state", 0), moment),
         (("optimizer", "state", 99), moment),
+        (("optimizer", "state", 0), less),
+        (("optimizer", "param_groups"), [{key: value for key, value in groups[0].items() if key != "betas"}]),
+        (("optimizer", "param_groups"), [{key: value for key, value in groups[0].items() if key != "eps"}]),
+        (("optimizer", "param_groups"), [groups[0] | {"betas": (0.9,)}]),
+        (("optimizer", "param_groups"), [groups[0] | {"amsgrad": True}]),
         (("optimizer", "param_groups"), [groups[0] | {"lr": torch.nan}]),
         (("optimizer", "param_groups"), [groups[0] | {"betas": (0.9, "x")}]),
         (("optimizer", "param_groups"), [groups[0] | {"params": [0]}]),

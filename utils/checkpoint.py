@@ -436,6 +436,13 @@ def _alternatives(form) -> tuple:
     return typing.get_args(form) if typing.get_origin(form) in (types.UnionType, typing.Union) else (form,)
 
 
+# Of Adam and AdamW, and of SGD: a key of their groups that tells which, the others, and those of a parameter's state
+OPTIMIZERS = {
+    "betas": ({"lr", "eps", "weight_decay", "amsgrad"}, {"step", "exp_avg", "exp_avg_sq"}),
+    "momentum": ({"lr", "dampening", "weight_decay", "nesterov"}, {"momentum_buffer"}),
+}
+
+
 def _optimizer_fault(state: dict, parameters: list[torch.Tensor]) -> str | None:
     """Whether an optimizer of these parameters, in one group, could have such a state: what is wrong, or None."""
     if len(state["param_groups"]) != 1:
@@ -450,10 +457,17 @@ def _optimizer_fault(state: dict, parameters: list[torch.Tensor]) -> str | None:
                 return f"its {key} is {number}"
             if key != "params" and not isinstance(number, (bool, int, float, type(None))):
                 return f"its {key} is no number"
+    if not (kind := next((kind for kind in OPTIMIZERS if kind in group), None)):
+        return "it is neither Adam's nor SGD's"
+    options, moments = OPTIMIZERS[kind]
+    if odd := sorted(options - group.keys()):
+        return f"it lacks {odd[0]}"
+    if kind == "betas" and (not isinstance(group[kind], tuple) or len(group[kind]) != 2 or group["amsgrad"]):
+        return "its betas are not two, or it is an Adam of another kind"
     fault = misfit(group, {"lr": float}, "it")
     for i, inner in state["state"].items():
-        if i not in numbers or type(i) is not int or not isinstance(inner, dict):
-            return f"it has a state of parameter {str(i)[:40]}"
+        if i not in numbers or type(i) is not int or not isinstance(inner, dict) or inner.keys() != moments:
+            return f"the state of parameter {str(i)[:40]} is not {', '.join(sorted(moments))}"
         for key, value in inner.items():
             wish = () if key == "step" else tuple(parameters[i].shape)
             if value is None and key == "momentum_buffer":

@@ -651,7 +651,7 @@ def prune(model, plan):
         if not 0 <= min(indices, default=0) <= max(indices, default=0) < n:
             raise PruneError(f"the plan does not fit: it removes index {max(indices)} of the {n} of {name} axis {axis}")
         if id(indices) not in keeps:  # a list that many axes share is looked at once
-            keep = torch.ones(n, dtype=torch.bool).index_fill_(0, torch.tensor(indices), False)
+            keep = torch.ones(n, dtype=torch.bool).index_fill_(0, torch.tensor(indices, dtype=torch.int64), False)
             keeps[id(indices)] = keep.nonzero().flatten()
         new[name] = new[name].index_select(axis, keeps[id(indices)].to(new[name].device))
     swaps = {}
