@@ -423,11 +423,10 @@ READERS = (
     *(
         Reader(
             f"run of {name}", of_script.make, of_script.read, ERRORS,
-            "options, checksums, forms; a damaged line of the log drops only itself", wrong_run, OF_RUNS, "*", most,
+            "options, checksums, forms; a damaged line of the log drops only itself", wrong_run, OF_RUNS, "*", 500,
         )
-        for name, of_script, most in (
-            ("train_amc.py", TRAIN_AMC, 500), ("train_seg.py", TRAIN_SEG, 200), ("distill_seg.py", DISTILL_SEG, 200),
-            ("FMP", FMP, 200),
+        for name, of_script in (
+            ("train_amc.py", TRAIN_AMC), ("train_seg.py", TRAIN_SEG), ("distill_seg.py", DISTILL_SEG), ("FMP", FMP),
         )
     ),
     Reader(

@@ -203,6 +203,22 @@ def test_every_part_of_a_network_is_checked_and_one_sentence_names_it(fault, sav
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_file_says_of_its_network_holds_no_tensor(saved, tmp_path):
+    fine = {"accuracy": 0.5, "absent": ["NR"], "classes": {"LTE": None}}
+    for value, good in (
+        (0.5, True),
+        (fine, True),
+        (fine | {"accuracy": torch.ones(2)}, False),
+        ({"a": [1e999]}, False),
+    ):
+        checkpoint.save(tmp_path / "a.pt", saved | {"validation": value})
+        if good:
+            assert checkpoint.load(tmp_path / "a.pt")["validation"] == value
+        else:
+            with pytest.raises(CheckpointError, match="validation holds"):
+                checkpoint.load(tmp_path / "a.pt")
+
+
 def test_the_challenges_file_is_checked_too(small):
     state = to_brevitas(small)
     for key, value in (

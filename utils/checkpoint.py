@@ -36,6 +36,19 @@ VALUES, DEPTH = 1_000_000, 32  # most values of a file, and how deep they may li
 PLAIN = (bool, int, float, str, bytes, type(None))
 BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
          "Bool": 1, "ComplexDouble": 16, "ComplexFloat": 8}  # of a number, by torch's name of the storage  # fmt: skip
+
+
+def plain(value, name: str) -> str | None:
+    """A form for `misfit`: what JSON can hold, with finite numbers."""
+    fits = isinstance(value, (bool, int, str, type(None), list)) or type(value) is float and math.isfinite(value)
+    if isinstance(value, dict):
+        fits = all(type(key) is str for key in value)
+    if not fits:
+        return f"{name} holds {str(value)[:40]}"
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((fault for item in inner if (fault := plain(item, name))), None)
+
+
 ABOUT = {  # what a file says of its network, as far as it does
     "kind": str,
     "classes": list[str],
@@ -44,7 +57,7 @@ ABOUT = {  # what a file says of its network, as far as it does
     "command": str,
     "history": list[str],
     "epoch": int,
-    "validation": dict | float,
+    "validation": (dict | float, plain),
     "class_weights_undone": float | None,
     "chosen_by": str,
 }
