@@ -6,11 +6,14 @@ The first network is the one to compare with. The frames are 1,000 FIELD ones, 6
 ones, of a seed of their own: datasets/fresh, made by the first call (ten minutes on two cores). Two minutes a student,
 four a teacher. All networks see the same frames, with standard channels fitted to their bands, and alone. The
 difference of mIoU to the first network has an interval of 95%, from 1,000 draws of frames with replacement (paired
-bootstrap, Efron 1979). --more names further folders of frames in the layout. Each network's numbers go to
+bootstrap, Efron 1979). Of FIELD carriers that fill their channel all the time, recall is told as well: they are the
+easiest to take for something else. --more names further folders of frames in the layout. Each network's numbers go to
 experiments/results/fresh_frames/.
 """
 
 import argparse
+import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +22,8 @@ import torch
 from tqdm import tqdm
 
 from data import DataError
-from data.spectrum_sensing import CLASSES, find_frames, read_tensors
+from data.spectrogram import HZ_PER_PIXEL, SIZE
+from data.spectrum_sensing import CLASSES, IGNORE, find_frames, read_tensors
 from experiments.open_world import predictor
 from models import ModelError
 from utils import checkpoint, metrics, release, runs
@@ -29,6 +33,7 @@ ERRORS = (DataError, ModelError, checkpoint.CheckpointError)
 SETS = {"FIELD": ("FIELD",), "single-signal": ("NR", "LTE"), "combined": ("LTE_NR",)}
 MAKE = "--nr 300 --lte 300 --combined 600 --field 1000"
 DRAWS = 1000
+FULL = 0.95  # load of a carrier
 
 
 def parse_args():
@@ -47,6 +52,32 @@ def find_sets(folder, more):
     sets = {title: [frame for frame in frames if frame.family in families] for title, families in SETS.items()}
     sets |= {other.name: find_frames(other) for other in more}
     return {title: frames for title, frames in sets.items() if frames}
+
+
+def labels_at_full_load(folder, frames, labels):
+    """Labels in the channels of fully loaded carriers alone, all others ignored: uint8 (N, 256, 256)."""
+    with open(folder / "frames.csv", encoding="utf-8") as file:
+        carriers = {row["frame"]: json.loads(row["carriers"]) for row in csv.DictReader(file)}
+    alone = torch.full_like(labels, IGNORE)
+    for kept, label, frame in zip(alone, labels, frames, strict=True):
+        for carrier in carriers[frame.name]:
+            if (carrier.get("load") or 0) >= FULL:
+                edges = (carrier["center_hz"] + side * carrier["bandwidth_hz"] / 2 for side in (-1, 1))
+                low, high = (min(max(round(edge / HZ_PER_PIXEL) + SIZE // 2, 0), SIZE) for edge in edges)
+                kept[:, low:high] = label[:, low:high]
+    return alone
+
+
+def recall_at_full_load(saved, images, labels):
+    """{network: {"frames", "NR", "LTE"}}: recall of the network alone on the pixels that are not ignored."""
+    numbers = [i for i, label in enumerate(labels) if (label != IGNORE).any()]
+    found = {}
+    for path, data in saved.items():
+        matrices = metrics.frame_matrices(predictor(data, False), images, labels, numbers, num_classes=len(CLASSES))
+        scores = metrics.scores(matrices.sum(0), CLASSES)["classes"]
+        found[path] = {"frames": len(numbers)} | {name: scores[name]["recall"] for name in ("NR", "LTE")}
+        print(f"{str(path):40} fully loaded: " + ", ".join(f"{key} {value:.4g}" for key, value in found[path].items()))
+    return found
 
 
 def miou(matrices):
@@ -97,6 +128,10 @@ def main():
             low_high = "".join(f" {value:+.4f}" for value in score.get("difference", []))
             lines.append(f"{str(path):40} {score['mean_iou']:.4f} {low_high:>24} {alone['mean_iou']:.4f}")
         print("\n".join(lines), flush=True)
+        if title == "FIELD":
+            full = recall_at_full_load(saved, images, labels_at_full_load(args.data_dir, frames, labels))
+            for path in saved:
+                facts[path]["full_load"] = full[path]
     for path, values in facts.items():
         values |= {"network": str(path), "seed": args.seed, "command": command(), "hardware": hardware()}
         values["torch"] = torch.__version__

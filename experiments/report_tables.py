@@ -120,9 +120,11 @@ def fresh_frames() -> str:
     for name, title in NETWORKS.items():
         data, world = (read(RESULTS / folder / f"{name}.json") for folder in ("fresh_frames", "open_world"))
         cells = [f"{share(score['mean_iou'])}{_interval(score)}" for score in data["sets"].values()]
+        cells += [share(data["full_load"][one]) for one in ("NR", "LTE")]
         rows.append([title, *cells, f"{world['mean']:.1%}", f"{world['worst'][1]:.1%} ({world['worst'][0]})"])
         facts = {one: score["frames"] for one, score in data["sets"].items()}
     titles = [f"{one} ({count})" for one, count in facts.items()]
+    titles += ["NR found at full load", "LTE at full load"]
     text = table(["network", *titles, "OTHER called LTE or NR", "worst kind"], rows)
     return f"{text}\n\n`{data['command']}`, `{world['command']}`, {machine(data)}."
 
