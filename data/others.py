@@ -9,8 +9,10 @@ call the same picture noise here and a carrier there:
 
 - "drone": OFDM of 15 kHz with LTE's widths and schedules; nothing but missing synchronisation signals differs.
 - "plateau": noise in a tuner's filter with steep edges, as flat and steady as a fully loaded carrier.
-- "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S": steady and flat as well. A network that learned them lost a tenth of
-  the pixels of fully loaded LTE (docs/LOG.md, 2026-11-28).
+- "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB": steady and flat as well. A network that learned them lost a tenth
+  of the pixels of fully loaded LTE (docs/LOG.md, 2026-11-28).
+- "jammer": a sweep that is faster than a row of pixels is a flat block as well; "noise pulses": bursts of one, as NR
+  sends them without control channels. A network that learned both called half of another program's NR noise.
 """
 
 import numpy as np
@@ -124,6 +126,6 @@ EVENTS = {
     "shoulders": shoulders,
     "plateau": plateau,
 }
-MEASURED_ONLY = {"drone", "plateau", "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S"}
+MEASURED_ONLY = {"drone", "plateau", "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB", "jammer", "noise pulses"}
 KINDS = [*EMISSIONS, *EVENTS]
 TRAINED = [kind for kind in KINDS if kind not in MEASURED_ONLY]
