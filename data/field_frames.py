@@ -281,9 +281,7 @@ def field_scene(rng, counts, data_only=0.3):
     band, carriers = Band(), []
     strongest = rng.uniform(0, 40) if rng.random() < 0.8 else rng.uniform(0, 10)
     for i, ((technology, bandwidth, scs), center) in enumerate(zip(kinds, centers, strict=True)):
-        config, wave = (
-            field_lte(rng, bandwidth) if technology == "LTE" else field_nr(rng, bandwidth, scs, data_only)
-        )
+        config, wave = field_lte(rng, bandwidth) if technology == "LTE" else field_nr(rng, bandwidth, scs, data_only)
         if wave.active_share == 0:
             continue
         samples = np.roll(wave.samples, int(rng.integers(len(wave.samples))))
