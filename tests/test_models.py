@@ -13,6 +13,7 @@ from models import ModelError, segmentation
 from models.fast_layers import DepthwiseConv2d, DilatedConv2d, cut_dead_taps, slow_down, speed_up
 from models.rebuild import FACTORIES, build, describe, find_factory, rebuild, register
 from utils import checkpoint
+from utils.dependency_graph import DependencyGraph, prune
 from utils.training import native_bf16
 
 MOBILENET = "deeplabv3_mobilenet_v3_large"
@@ -148,6 +149,29 @@ def test_a_shrunk_network_survives_the_file_without_its_pruner(tmp_path):
     assert torch.equal(again(x), model(x))
     assert str(again) == str(model)  # prints every layer's sizes, groups included
     assert data["attributes"]["features.2.conv.1.0"] == {"in_channels": 32, "out_channels": 32, "groups": 32}
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+LIBRARIES = {  # factory: its arguments and an input
+    "timm.resnet18": ({"num_classes": 5}, torch.randn(1, 3, 64, 64)),
+    "timm.vit_tiny_patch16_224": ({"num_classes": 5, "img_size": 32, "depth": 2}, torch.randn(1, 3, 32, 32)),
+    "transformers.BertModel": ({**TINY, "vocab_size": 50}, torch.arange(12).view(1, 12)),
+    "transformers.ViTModel": ({**TINY, "image_size": 32}, torch.randn(1, 3, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("factory", LIBRARIES)
+def test_a_pruned_network_of_another_library_reloads_from_plain_values(factory, tmp_path):
+    pytest.importorskip(factory.partition(".")[0])
+    arguments, x = LIBRARIES[factory]
+    model = build(factory, arguments).eval()
+    pruned = prune(model, DependencyGraph(model, x).plan(0.5)).eval()
+    checkpoint.save(tmp_path / "m.pt", describe(pruned, factory, arguments))
+    assert torch.load(tmp_path / "m.pt", weights_only=True)["factory"] == factory
+    again = rebuild(checkpoint.load(tmp_path / "m.pt")).eval()
+    ours, theirs = (out if torch.is_tensor(out) else out[0] for out in (again(x), pruned(x)))
+    assert torch.equal(ours, theirs)
+    assert sum(p.numel() for p in again.parameters()) < 0.9 * sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["mnasnet0_5", "shufflenet_v2_x0_5", "segmentation.lraspp_mobilenet_v3_large"])
