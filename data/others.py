@@ -11,8 +11,9 @@ call the same picture noise here and a carrier there:
 - "plateau": noise in a tuner's filter with steep edges, as flat and steady as a fully loaded carrier.
 - "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB": steady and flat as well. A network that learned them lost a tenth
   of the pixels of fully loaded LTE (docs/LOG.md, 2026-11-28).
-- "jammer": a sweep that is faster than a row of pixels is a flat block as well; "noise pulses": bursts of one, as NR
-  sends them without control channels. A network that learned both called half of another program's NR noise.
+- "jammer", "fast chirps": a sweep that is faster than a row of pixels is a flat block as well; "noise pulses": bursts
+  of one, as NR sends them without control channels. A network that learned all three called half of another program's
+  NR noise (docs/LOG.md, 2026-11-28).
 """
 
 import numpy as np
@@ -49,6 +50,7 @@ EMISSIONS = {
     "tones": pulses_and_jammers.tones,
     "comb": pulses_and_jammers.comb,
     "drone": cellular_and_broadcast.drone,
+    "fast chirps": pulses_and_jammers.fast_chirps,
 }
 
 # ---- events in the receiver ------------------------------------------------------------------------------------------
@@ -126,6 +128,7 @@ EVENTS = {
     "shoulders": shoulders,
     "plateau": plateau,
 }
-MEASURED_ONLY = {"drone", "plateau", "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB", "jammer", "noise pulses"}
+MEASURED_ONLY = {"drone", "plateau", "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB"}
+MEASURED_ONLY |= {"jammer", "fast chirps", "noise pulses"}
 KINDS = [*EMISSIONS, *EVENTS]
 TRAINED = [kind for kind in KINDS if kind not in MEASURED_ONLY]

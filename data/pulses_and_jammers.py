@@ -59,17 +59,30 @@ def _sweep(seconds, rate, width_hz, shape):
 
 
 def radar_chirps(rng):
-    """Radar with pulse compression, or FMCW: linear chirps of 1 us to 40 ms over 1 to 60 MHz.
+    """Radar with pulse compression, or slow FMCW: linear chirps of 1 us to 40 ms over 1 to 60 MHz, 500 us or more apart.
 
     Skolnik, Radar Handbook (3rd ed.) chapter 8; ITU-R M.1638-1 (pulse compression), M.2057 (FMCW).
     """
-    seconds, width = log_uniform(rng, 1e-6, 40e-3), log_uniform(rng, 1e6, 60e6)
+    return _chirps(rng, log_uniform(rng, 1e-6, 40e-3), 500e-6, 40e-3)
+
+
+def fast_chirps(rng):
+    """FMCW radar of short range: the same chirps, 1 to 100 us long and 20 to 150 us apart, so a row of pixels has many.
+
+    ITU-R M.2057.
+    """
+    return _chirps(rng, log_uniform(rng, 1e-6, 100e-6), 20e-6, 150e-6)
+
+
+def _chirps(rng, seconds, least_apart, most_apart):
+    """Chirps of `seconds` each; their distance, from start to start, lies between two limits, in seconds."""
+    width = log_uniform(rng, 1e6, 60e6)
     if seconds * width < 10:
         width = 10 / seconds
     shape = str(rng.choice(["up", "down", "both"]))
     duty = float(rng.choice([1.0, rng.uniform(0.5, 1), log_uniform(rng, 0.01, 0.5)]))
     rate = roomy_rate(width + 2 / seconds)
-    period = min(max(seconds / duty, 20e-6), 40e-3)
+    period = min(max(seconds / duty, least_apart), most_apart)
     chirp = _sweep(seconds, rate, width, shape)
     out, time = np.zeros(count_at(rate), np.complex64), -rng.uniform(0, period)
     while time < FRAME_SECONDS:
