@@ -59,7 +59,7 @@ def _sweep(seconds, rate, width_hz, shape):
 
 
 def radar_chirps(rng):
-    """Radar with pulse compression, or slow FMCW: linear chirps of 1 us to 40 ms over 1 to 60 MHz, 500 us or more apart.
+    """Radar with pulse compression, or slow FMCW: chirps of 1 us to 40 ms over 1 to 60 MHz, 500 us or more apart.
 
     Skolnik, Radar Handbook (3rd ed.) chapter 8; ITU-R M.1638-1 (pulse compression), M.2057 (FMCW).
     """
