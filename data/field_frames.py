@@ -105,10 +105,13 @@ def field_lte(rng, bandwidth):
 NR_TDD = ("DDDSU", "DDDSUUDDDD", "DDDDDDDSUU", "DSUU", "DDSU", "DDDSUDDSUU", "DDDDDDDDSU")
 
 
-def field_nr(rng, bandwidth, scs, data_only=0.3):
+DATA_ONLY_SHARE = 0.3  # share of the NR carriers that send data alone
+
+
+def field_nr(rng, bandwidth, scs, data_only_share=DATA_ONLY_SHARE):
     """Draw an NR carrier and make its waveform: (NrConfig, Waveform).
 
-    Args: data_only, share of the carriers that send data alone.
+    Args: data_only_share, of the carriers that send data alone.
     """
     n_rb, slots = NR_RB[scs][bandwidth], round(FRAME_MS * scs / 15e3)
     # TDD: how many symbols of each slot are downlink.
@@ -126,7 +129,7 @@ def field_nr(rng, bandwidth, scs, data_only=0.3):
         sent = rng.integers(0, 2, blocks)
     period = int(rng.choice([5, 10, 20, 20, 20, 20, 40, 80, 160]))
     # Some carriers send data alone: secondary carriers, test transmitters, the uplink. A full one is a flat block.
-    data_only = rng.random() < data_only
+    data_only = rng.random() < data_only_share
     if data_only:
         sent[:] = 0
     # Control channel: which bundles of three resource blocks are in use in each slot.
@@ -258,10 +261,10 @@ def field_frame(rng):
     return field_receiver(rng, [band], carriers)
 
 
-def field_scene(rng, counts, data_only=0.3):
+def field_scene(rng, counts, data_only_share=DATA_ONLY_SHARE):
     """Draw carriers and add their waveforms to an empty band: (Band, carriers).
 
-    Args: counts, shares of the frames with 0, 1, ... 4 carriers; data_only, share of the NR carriers with data alone.
+    Args: counts, shares of the frames with 0, 1, ... 4 carriers; data_only_share, of NR carriers with data alone.
     """
     # Which carriers, and where.
     count = int(rng.choice([0, 1, 2, 3, 4], p=counts))
@@ -281,7 +284,9 @@ def field_scene(rng, counts, data_only=0.3):
     band, carriers = Band(), []
     strongest = rng.uniform(0, 40) if rng.random() < 0.8 else rng.uniform(0, 10)
     for i, ((technology, bandwidth, scs), center) in enumerate(zip(kinds, centers, strict=True)):
-        config, wave = field_lte(rng, bandwidth) if technology == "LTE" else field_nr(rng, bandwidth, scs, data_only)
+        config, wave = (
+            field_lte(rng, bandwidth) if technology == "LTE" else field_nr(rng, bandwidth, scs, data_only_share)
+        )
         if wave.active_share == 0:
             continue
         samples = np.roll(wave.samples, int(rng.integers(len(wave.samples))))

@@ -128,7 +128,9 @@ EVENTS = {
     "shoulders": shoulders,
     "plateau": plateau,
 }
-MEASURED_ONLY = {"drone", "plateau", "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB"}
-MEASURED_ONLY |= {"jammer", "fast chirps", "noise pulses"}
+MEASURED_ONLY = {
+    *("drone", "plateau", "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB"),
+    *("jammer", "fast chirps", "noise pulses"),
+}
 KINDS = [*EMISSIONS, *EVENTS]
 TRAINED = [kind for kind in KINDS if kind not in MEASURED_ONLY]

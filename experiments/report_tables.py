@@ -370,7 +370,7 @@ def pruner_timm() -> str:
         ours, theirs, count = row["ours"], row["theirs"], row["ours"].get("parameters")
         error = ours.get("error", ours.get("fault"))
         gone, other = (share(1 - tool["left"] / count, 2) if tool.get("left") else "-" for tool in (ours, theirs))
-        exact = f"{error:.0e}" if isinstance(error, float) else error
+        exact = f"{error:.0e}" if isinstance(error, float) else error.partition(":")[0]
         answer = "runs" if theirs.get("left") else (theirs.get("fault") or "-").partition(":")[0]
         times = (seconds_of(tool.get("seconds")) for tool in (ours, theirs))
         rows.append([row["model"].removeprefix("timm:"), exact, gone, answer, other, *times])

@@ -190,6 +190,8 @@ def test_radar_pulses_and_chirps_have_their_length_period_and_slope():
     periods = np.diff([start for start, _ in measured])
     assert np.median(periods) == pytest.approx(emission.facts["period_s"], rel=0.01)
 
+    for kind, least, most in (("radar chirps", 500e-6, 40e-3), ("fast chirps", 20e-6, 150e-6)):
+        assert all(least <= EMISSIONS[kind](np.random.default_rng(i)).facts["period_s"] <= most for i in range(5))
     emission = drawn("radar chirps", lambda facts: 1e-4 < facts["chirp_s"] < 5e-3, shape="up")
     turns = np.angle(emission.samples[1:] * emission.samples[:-1].conj()) / 2 / np.pi * emission.sample_rate
     slope = np.median(np.diff(turns[np.abs(emission.samples[1:]) > 0.9])) * emission.sample_rate
