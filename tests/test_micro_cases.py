@@ -79,6 +79,36 @@ class Straight(torch.autograd.Function):
         return gradient
 
 
+class Blur(nn.Module):
+    """A filter for each channel, as timm.layers.BlurPool2d has it. groups: written in the code; None: as wide as x."""
+
+    def __init__(self, channels, groups):
+        super().__init__()
+        self.count = groups
+        self.register_buffer("filt", torch.rand(channels, 1, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(x, self.filt.expand(x.shape[1], -1, -1, -1), groups=self.count or x.shape[1])
+
+
+class Remembers(nn.Module):
+    """Keeps what it has computed for the next call in eval mode, as attention with learned biases does in timm."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.bias, self.kept = nn.Parameter(torch.rand(2 * channels)), {}
+
+    def forward(self, x):
+        if self.training:
+            return x + self.half()
+        if "half" not in self.kept:
+            self.kept["half"] = self.half()
+        return x + self.kept["half"]
+
+    def half(self):
+        return self.bias.view(2, -1, 1, 1)[0]
+
+
 def one_place(y, value):
     y[:, :, 2] = value
     return y
@@ -142,6 +172,18 @@ CASES = {
     ),
     "depthwise with multiplier": (
         lambda: Net(lambda m, x: m.c(m.b(m.a(x))), a=conv(3, 6), b=conv(6, 18, groups=6), c=conv(18, 4)),
+        {"a": 6},
+    ),
+    "depthwise by a function, its number of groups in the code": (
+        lambda: Net(lambda m, x: m.c(m.b(m.a(x))), a=conv(3, 6), b=Blur(6, 6), c=conv(6, 4)),
+        {},
+    ),
+    "depthwise by a function, as many groups as channels": (
+        lambda: Net(lambda m, x: m.c(m.b(m.a(x))), a=conv(3, 6), b=Blur(6, None), c=conv(6, 4)),
+        {"a": 6},
+    ),
+    "a layer that remembers what it computed in eval mode": (
+        lambda: Net(lambda m, x: m.c(m.b(m.a(x)).relu()), a=conv(3, 6), b=Remembers(6), c=conv(6, 4)),
         {"a": 6},
     ),
     "transposed depthwise": (

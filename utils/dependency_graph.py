@@ -45,6 +45,7 @@ __all__ = ["DependencyGraph", "Group", "Member", "Plan", "PruneError", "prune", 
 
 
 HEAD_COUNTS, HEAD_WIDTHS = ("num_attention_heads", "num_heads", "n_heads"), ("attn_dim", "all_head_size", "inner_dim")
+OF_MODULES = frozenset(vars(nn.Module()))  # the attributes that each module has
 PLAIN, TABLES = {type(None), bool, int, str, float}, {dict, OrderedDict, set, list, tuple}  # what modules mostly hold
 
 
@@ -360,21 +361,37 @@ class DependencyGraph:
                 literal = True
         if literal:
             return
-        for key, names in self._culprits(wrong, lambda names: self._replay(bench, inputs, names)).items():
+        near = {key: self._groups_at(step.labels) for key, step in steps.items()}
+        for key, names in self._culprits(near, lambda names: self._replay(bench, inputs, names)).items():
             for name in names:
                 member = next(g for g in self.groups if g.name == name).members[0]
                 atoms = self._atoms[self._axes[member.tensor, member.axis]][member.indices]
                 self._trace.freeze(f"{steps[key].name}: {wrong[key]}", Axis(atoms))
 
-    def _culprits(self, wrong, narrowed):
-        """{step: the groups whose width makes it go wrong}, found by narrowing half of the groups at a time.
+    def _groups_at(self, axes):
+        """The names of the groups that have channels on these axes."""
+        here = torch.zeros(len(self._root), dtype=torch.bool)
+        here[self._root[self._position[torch.cat([torch.zeros(0, dtype=torch.int64), *(a.atoms for a in axes)])]]] = (
+            True
+        )
+        return {name for name, roots in self._units.items() if here[roots].any()}
 
-        Run (bit, value) narrows the groups whose number has this bit. A step that a single group puts wrong is wrong in
-        the runs of its bits and right in the others, so all steps are settled together.
+    def _culprits(self, near, narrowed):
+        """{step: groups whose width makes it go wrong}. near: {step: the groups in what it takes}, asked first.
+
+        The others are found by narrowing half of the groups at a time. Run (bit, value) narrows the groups whose number
+        has this bit. A step that a single group puts wrong is wrong in the runs of its bits and right in the others, so
+        all steps are settled together.
         """
         names = [group.name for group in self.groups]
-        left = {k: set(names) for k in wrong}
-        for bit in range((len(names) - 1).bit_length()):
+        bits = (len(names) - 1).bit_length()
+        asked = set().union(*near.values())
+        if len(asked) <= bits:
+            alone = {name: narrowed([name]) for name in asked}
+            if found := {k: s for k, some in near.items() if (s := {name for name in some if k in alone[name]})}:
+                return found
+        left = {k: set(names) for k in near}
+        for bit in range(bits):
             for value in (0, 1):
                 part = {name for k, name in enumerate(names) if k >> bit & 1 == value}
                 found = narrowed(part)
@@ -608,7 +625,10 @@ class Bench:
         self.model = duplicate(model, swaps)
         self.model.train(False)
         self.found = tensors_of(self.model)
-        self._saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in walk(self.model).values()]
+        modules = walk(self.model).values()
+        self._saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in modules]
+        held = {id(table): table for m in modules for key, table in vars(m).items() if key not in OF_MODULES}
+        self._tables = [(table, copy.copy(table)) for table in held.values() if type(table) in (dict, list, set)]
 
     def reset(self, sizes, attributes=()):
         """Make the model as it was, but with these sizes: {(tensor, axis): n}. Returns the tensors, as `found`.
@@ -629,6 +649,9 @@ class Bench:
             module.__dict__["_buffers"] = {key: swaps.get(id(t), t) for key, t in buffers.items()}
             if swaps and any(id(t) in swaps for t in (*parameters.values(), *buffers.values())):
                 refit(module)
+        for table, as_it_was in self._tables:  # a cache that a run filled would let the next one skip steps
+            table.clear()
+            table.extend(as_it_was) if type(table) is list else table.update(as_it_was)
         set_attributes(self.model, attributes)
         return {name: (swaps.get(id(tensor), tensor), *rest) for name, (tensor, *rest) in self.found.items()}
 
