@@ -97,6 +97,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--beta", type=runs.weight, default=1.0, help="of the labels, default 1; 0 reads none")
     parser.add_argument("--gamma", type=runs.weight, help=f"of the student's EMA, default {_defaults('gamma')}")
     parser.add_argument("--temperature", type=runs.positive, help=f"of pixel KD, default {_defaults('temperature')}")
+    parser.add_argument("--conditional", action="store_true", help="believe the teacher only where labels agree")
     parser.add_argument("--keep-logits", action="store_true", help="ask the teacher once a frame, before augmentation")
     parser.add_argument(
         "--generations", type=runs.count, default=1, help="born-again: each is taught by the one before"
@@ -127,8 +128,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--batch-size must be 2 or more: batch norm behind DeepLabV3's image pooling needs two frames")
     if args.alpha == args.beta == 0:
         parser.error("--alpha or --beta must teach the student something: both are 0")
-    if args.beta == 0 and not set(args.kd) & kd_losses.LOGIT_LOSSES.keys():
-        parser.error(f"--kd {' '.join(args.kd)} reaches the backbone only: with --beta 0 add pixel, cwd or dist")
+    if args.beta == 0 and (args.conditional or not set(args.kd) & kd_losses.LOGIT_LOSSES.keys()):
+        parser.error("--beta 0 reads no labels, so leave out --conditional; its --kd needs pixel, cwd or dist")
     if args.keep_logits and set(args.kd) & kd_losses.FEATURE_LOSSES.keys():
         parser.error("--keep-logits keeps no features: choose --kd pixel, cwd or dist")
     if args.preset == "published" and not set(args.kd) & kd_losses.FEATURE_LOSSES.keys():
@@ -197,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     # Report the best epoch, once: as it is, or as it is handed on
     best = checkpoint.load_shared(args.out / "best.pt", kind="segmentation")
     if args.save_weights:
-        best = release.released(best, None if label_free else training, device)
+        best = release.released(best, None if label_free else release.usual(training, parts["train"]), device)
     facts = report(best, sets, args.out, device)
     if args.save_weights:
         release.write(args.save_weights, best, facts)
@@ -312,7 +313,7 @@ def learner(args, generation: Generation, training: TrainingSet, device) -> tupl
     join_batch_norm(student)
     losses = kd_losses.Losses(generation.teacher, ema, args.alpha, args.beta, args.kd, args.temperature)
     losses.weights = None if training.weights is None else training.weights.to(device)
-    losses.weighted_kd = args.preset == "published"
+    losses.weighted_kd, losses.conditional = args.preset == "published", args.conditional
     losses.cross_entropy = joint_cross_entropy
     losses.autocast = bf16_autocast(device, wanted=args.preset == "default")
     return student, losses

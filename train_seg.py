@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     best = checkpoint.load_shared(args.out / "best.pt", kind="segmentation")
     sets = {name: parts[name] for name in ("test", "combined", "own") if parts.get(name)}
     if args.save_weights:
-        best = release.released(best, training, device)
+        best = release.released(best, release.usual(training, parts["train"]), device)
     facts = report(best, sets, args.out, device)
     if args.save_weights:
         release.write(args.save_weights, best, facts)

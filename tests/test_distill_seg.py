@@ -115,6 +115,19 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_each_chosen_distillation_
     assert total.item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
+def test_a_conditional_distillation_learns_nothing_from_a_teacher_that_is_wrong_everywhere():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))
+    right = nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2).float()
+    losses = kd_losses.Losses(None, None, 1.0, 1.0, ["pixel"], 1.0, conditional=True)
+    assert losses.from_teacher(logits, -right, None, None, labels) == 0
+    everywhere = kd_losses.Losses(None, None, 1.0, 1.0, ["pixel"], 1.0)
+    both = [both.from_teacher(logits, right, None, None, labels).item() for both in (losses, everywhere)]
+    assert both[0] == pytest.approx(both[1]) and both[0] > 0
+    args = distill_seg.parse_args(["--conditional"])
+    assert args.conditional and not distill_seg.parse_args([]).conditional
+
+
 def test_label_free_reads_no_training_or_validation_label(frames, options, tmp_path, capsys):
     shutil.copytree(frames, tmp_path / "set")
     parts = split(find_frames(tmp_path / "set"))
@@ -342,6 +355,6 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, tmp_path, capsys):
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ") and words in error
         assert not (tmp_path / "out").exists()
-    for options in ("--alpha 0 --beta 0", "--beta 0 --kd pairwise", "--batch-size 1"):
+    for options in ("--alpha 0 --beta 0", "--beta 0 --kd pairwise", "--beta 0 --conditional", "--batch-size 1"):
         with pytest.raises(SystemExit):
             distill_seg.parse_args(options.split())

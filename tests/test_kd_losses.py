@@ -39,6 +39,18 @@ def test_pixel_kd_is_the_mean_divergence_of_pixels(maps, temperature, weights):
     assert ours.item() == pytest.approx(temperature**2 * total / len(places), rel=1e-6)
 
 
+def test_conditional_pixel_kd_counts_the_pixels_alone_where_the_teacher_names_the_label(maps):
+    student, teacher = (m.numpy() for m in maps)
+    n, c, h, w = SHAPE
+    places = [(i, y, x) for i in range(n) for y in range(h) for x in range(w)]
+    labels = torch.arange(n * h * w).view(n, h, w) % c
+    labels[0, 0, 0] = 255
+    right = [(i, y, x) for i, y, x in places if teacher[i, :, y, x].argmax() == labels[i, y, x]]
+    total = sum(kl(softmax(teacher[i, :, y, x]), softmax(student[i, :, y, x])) for i, y, x in right)
+    assert 0 < len(right) < len(places) / 2
+    assert kd_losses.pixel_kd(*maps, labels=labels).item() == pytest.approx(total / len(places), rel=1e-6)
+
+
 def test_channel_wise_is_the_mean_divergence_of_channels_over_places(maps):
     student, teacher = (m.numpy() / 4 for m in maps)
     n, c = SHAPE[:2]

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from data import augment
+from data.spectrum_sensing import Frame
 from utils import checkpoint, metrics, pictures, release, runs
 from utils.checkpoint import CheckpointError
 from utils.runs import RunError, StopSignal
+from utils.training import TrainingSet
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -168,6 +170,19 @@ def test_class_weights_are_undone_by_the_share_that_scores_best():
     assert ious[release.SHARES.index(share)] == max(ious) and torch.allclose(shift, -share * weights.log())
     _, shift = best(logits, weights * torch.tensor([1, 0, 1]))  # a class that the loss never saw
     assert shift[1] == 0 and shift.isfinite().all()
+
+
+def test_frames_of_other_emissions_do_not_tell_how_much_of_the_class_weights_is_undone():
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4, dtype=torch.uint8).view(4, 1, 1).expand(4, 8, 8)
+    training = TrainingSet(images, labels, None, torch.ones(3))
+    frames = [
+        Frame(f"{family}_{k}", family, Path(), Path()) for k, family in enumerate(["NR", "OTHER", "FIELD", "OTHER"])
+    ]
+    rest = release.usual(training, frames)
+    assert torch.equal(rest.images, images[[0, 2]]) and torch.equal(rest.labels, labels[[0, 2]])
+    assert torch.equal(rest.weights, training.weights)
+    others = training._replace(images=images[[1, 3]], labels=labels[[1, 3]])
+    assert len(release.usual(others, [frames[1], frames[3]]).images) == 2  # there is nothing else to ask
 
 
 def test_frames_are_grouped_by_family_and_snr():

@@ -28,7 +28,13 @@ class DistillationError(ValueError):
     """Maps that can't be compared; the message names the sizes and the remedy."""
 
 
-def pixel_kd(student: Tensor, teacher: Tensor, temperature: float = 1.0, class_weights: Tensor | None = None) -> Tensor:
+def pixel_kd(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    class_weights: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
     """Divergence of the class distributions, pixel by pixel (Hinton 2015, arXiv:1503.02531).
 
     T^2 mean_pixels sum_c w_c p_c (log p_c - log q_c), p and q the softmax of the teacher's and student's logits over T.
@@ -38,13 +44,18 @@ def pixel_kd(student: Tensor, teacher: Tensor, temperature: float = 1.0, class_w
         student, teacher: logits (N, C, H, W); or (N, C), where the mean is over frames.
         temperature: T; 1, and 2 in the published pruning study.
         class_weights: w, float (C,), ones if None.
+        labels: int64 (N, H, W) or (N,). Pixels where the teacher names another class add 0 (conditional distillation,
+            Meng 2019, arXiv:1904.12399). None: the teacher is believed everywhere.
     """
     _check(student, teacher, channels=True)
     log_p, log_q = ((logits / temperature).log_softmax(1) for logits in (teacher, student))  # (N, C, H, W)
     divergence = log_p.exp() * (log_p - log_q)
     if class_weights is not None:
         divergence = divergence * class_weights.view(-1, 1, 1)
-    return temperature**2 * divergence.sum(1).mean()
+    divergence = divergence.sum(1)  # (N, H, W)
+    if labels is not None:
+        divergence = divergence * (teacher.argmax(1) == labels)
+    return temperature**2 * divergence.mean()
 
 
 def channel_wise(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
@@ -160,6 +171,7 @@ class Losses:
     temperature: float
     weights: Tensor | None = None  # float (C,): of the classes in cross entropy
     weighted_kd: bool = False  # and in pixel KD, as published
+    conditional: bool = False  # pixel KD only where the teacher's class is the label's
     autocast: AbstractContextManager = nullcontext()
     ignore: int = 255  # pixels of this class number don't count
     cross_entropy: Callable[..., Tensor] = F.cross_entropy  # or one with the same arguments, over several processes
@@ -183,28 +195,28 @@ class Losses:
                 ema_logits = with_features(self.ema, x)[0] if self.ema else None
         kd = ce = own = logits.new_zeros(())
         if self.alpha:
-            kd = self.from_teacher(logits, wanted, features, wanted_features)
+            kd = self.from_teacher(logits, wanted, features, wanted_features, labels if self.conditional else None)
         if self.beta:
             ce = self.cross_entropy(logits, labels, self.weights, ignore_index=self.ignore)
         if self.ema:
             own = self.pixel_kd(logits, ema_logits)
         return Terms(kd, ce, own)
 
-    def from_teacher(self, logits, wanted, features, wanted_features) -> Tensor:
+    def from_teacher(self, logits, wanted, features, wanted_features, labels=None) -> Tensor:
         """The sum of the chosen distillation losses, each with its default factor. wanted: the teacher's maps."""
         total = logits.new_zeros(())
         for name in self.names:
             if name in FEATURE_LOSSES:
                 value = FEATURE_LOSSES[name](features, wanted_features)
             elif name == "pixel":
-                value = self.pixel_kd(logits, wanted)
+                value = self.pixel_kd(logits, wanted, labels)
             else:
                 value = LOGIT_LOSSES[name](logits, wanted)
             total = total + WEIGHT[name] * value
         return total
 
-    def pixel_kd(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        return pixel_kd(logits, wanted, self.temperature, self.weights if self.weighted_kd else None)
+    def pixel_kd(self, logits: Tensor, wanted: Tensor, labels: Tensor | None = None) -> Tensor:
+        return pixel_kd(logits, wanted, self.temperature, self.weights if self.weighted_kd else None, labels)
 
 
 def with_features(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from data.spectrogram import SIZE
-from data.spectrum_sensing import CLASSES, IGNORE
+from data.spectrum_sensing import CLASSES, IGNORE, Frame
 from models import segmentation
 from models.fast_layers import cut_dead_taps
 from models.rebuild import describe, rebuild
@@ -130,6 +130,18 @@ def released(data: dict, training: TrainingSet | None, device: torch.device) -> 
     kept = {key: data[key] for key in HANDED_ON if key in data}
     ready = kept | {"class_weights_undone": share} | describe(network, data["factory"], data["arguments"])
     return ready | {"state_dict": checkpoint.halve(ready["state_dict"])}
+
+
+def usual(training: TrainingSet, frames: list[Frame]) -> TrainingSet:
+    """The training part without the frames of OTHER, if there are others: those that tell the share of `released`.
+
+    Frames of OTHER show other emissions much more often than the air does, all of them labelled noise. A share that is
+    best there makes noise of weak carriers elsewhere.
+
+    Args: frames, those of the training part, in its order.
+    """
+    rows = [k for k, frame in enumerate(frames) if frame.family != "OTHER"] or [*range(len(frames))]
+    return training._replace(images=training.images[rows], labels=training.labels[rows])
 
 
 def write(path: Path, data: dict, facts: dict) -> None:
