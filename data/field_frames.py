@@ -108,10 +108,11 @@ NR_TDD = ("DDDSU", "DDDSUUDDDD", "DDDDDDDSUU", "DSUU", "DDSU", "DDDSUDDSUU", "DD
 DATA_ONLY_SHARE = 0.3  # share of the NR carriers that send data alone
 
 
-def field_nr(rng, bandwidth, scs, data_only_share=DATA_ONLY_SHARE):
+def field_nr(rng, bandwidth, scs, data_only_share=DATA_ONLY_SHARE, steady_share=0.0):
     """Draw an NR carrier and make its waveform: (NrConfig, Waveform).
 
-    Args: data_only_share, of the carriers that send data alone.
+    Args: data_only_share, of the carriers that send data alone; steady_share, of those that fill their whole channel
+    all the time. The others do so by chance.
     """
     n_rb, slots = NR_RB[scs][bandwidth], round(FRAME_MS * scs / 15e3)
     # TDD: how many symbols of each slot are downlink.
@@ -130,6 +131,7 @@ def field_nr(rng, bandwidth, scs, data_only_share=DATA_ONLY_SHARE):
     period = int(rng.choice([5, 10, 20, 20, 20, 20, 40, 80, 160]))
     # Some carriers send data alone: secondary carriers, test transmitters, the uplink. A full one is a flat block.
     data_only = rng.random() < data_only_share
+    steady = steady_share > 0 and data_only and rng.random() < steady_share
     if data_only:
         sent[:] = 0
     # Control channel: which bundles of three resource blocks are in use in each slot.
@@ -156,7 +158,7 @@ def field_nr(rng, bandwidth, scs, data_only_share=DATA_ONLY_SHARE):
         bandwidth_hz=bandwidth,
         scs=scs,
         cell_id=int(rng.integers(1008)),
-        allocation=random_schedule(rng, slots, n_rb, "full" if data_only and rng.random() < 0.5 else None),
+        allocation=random_schedule(rng, slots, n_rb, "full" if steady or data_only and rng.random() < 0.5 else None),
         order=_random_order(rng, slots),
         ssb_case=case,
         ssb_blocks=tuple(sent),
@@ -171,7 +173,7 @@ def field_nr(rng, bandwidth, scs, data_only_share=DATA_ONLY_SHARE):
         dmrs_boost=float(np.sqrt(2)) if dmrs_only and rng.random() < 0.7 else 1.0,
         dmrs_only=dmrs_only,
         csi_rs_slots=tracking,
-        downlink_symbols=downlink,
+        downlink_symbols=None if steady else downlink,
         window=int(rng.uniform(0, 0.06) * 4096 * n_rb / 300) if rng.random() < 0.5 else 0,
     )
     return config, nr_waveform(config, rng)
@@ -261,10 +263,10 @@ def field_frame(rng):
     return field_receiver(rng, [band], carriers)
 
 
-def field_scene(rng, counts, data_only_share=DATA_ONLY_SHARE):
+def field_scene(rng, counts, **nr_shares):
     """Draw carriers and add their waveforms to an empty band: (Band, carriers).
 
-    Args: counts, shares of the frames with 0, 1, ... 4 carriers; data_only_share, of NR carriers with data alone.
+    Args: counts, shares of the frames with 0, 1, ... 4 carriers; nr_shares, as field_nr takes them.
     """
     # Which carriers, and where.
     count = int(rng.choice([0, 1, 2, 3, 4], p=counts))
@@ -284,9 +286,7 @@ def field_scene(rng, counts, data_only_share=DATA_ONLY_SHARE):
     band, carriers = Band(), []
     strongest = rng.uniform(0, 40) if rng.random() < 0.8 else rng.uniform(0, 10)
     for i, ((technology, bandwidth, scs), center) in enumerate(zip(kinds, centers, strict=True)):
-        config, wave = (
-            field_lte(rng, bandwidth) if technology == "LTE" else field_nr(rng, bandwidth, scs, data_only_share)
-        )
+        config, wave = field_lte(rng, bandwidth) if technology == "LTE" else field_nr(rng, bandwidth, scs, **nr_shares)
         if wave.active_share == 0:
             continue
         samples = np.roll(wave.samples, int(rng.integers(len(wave.samples))))

@@ -30,7 +30,9 @@ from data.spectrogram import (
 )
 
 OTHER_COUNTS = (0.4, 0.42, 0.14, 0.04, 0.0)  # shares of the OTHER frames with no, one, ... four carriers
-DATA_ONLY_SHARE = 0.6  # share of their NR carriers that send data alone: flat blocks and bursts, as Wi-Fi's bursts are
+# Shares of their NR carriers that send data alone, and of those that fill their channel all the time. Flat bursts
+# and steady flat blocks are not noise: Wi-Fi has bursts, and a gain step makes a block of the receiver's noise.
+NR_SHARES = {"data_only_share": 0.6, "steady_share": 0.6}
 KIND_WEIGHTS = np.array([3.0 if kind == "Wi-Fi" else 1.0 for kind in TRAINED])  # what receivers meet most
 COVERS_DB = -10  # an emission that is this much weaker than a carrier leaves its label
 
@@ -54,7 +56,7 @@ def other_frame(rng, kinds=None):
     if kinds is None:
         count = rng.choice([1, 2, 3, 4], p=[0.55, 0.3, 0.1, 0.05])
         kinds = rng.choice(TRAINED, count, p=KIND_WEIGHTS / KIND_WEIGHTS.sum())
-    band, carriers = field_scene(rng, OTHER_COUNTS, DATA_ONLY_SHARE)
+    band, carriers = field_scene(rng, OTHER_COUNTS, **NR_SHARES)
     others, described = Band(), []
     for kind in kinds:
         if kind in EMISSIONS:

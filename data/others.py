@@ -11,6 +11,8 @@ call the same picture noise here and a carrier there:
 - "plateau": noise in a tuner's filter with steep edges, as flat and steady as a fully loaded carrier.
 - "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB": steady and flat as well. A network that learned them lost a tenth
   of the pixels of fully loaded LTE (docs/LOG.md, 2026-11-28).
+- "FM video", "shoulders": steady blocks of 17 to 27 MHz, and of up to the whole band, that only their edges tell from
+  fully loaded NR. A network that learned them beside it called steady blocks of another program's NR noise.
 - "jammer", "fast chirps": a sweep that is faster than a row of pixels is a flat block as well; "noise pulses": bursts
   of one, as NR sends them without control channels. A network that learned all three called half of another program's
   NR noise (docs/LOG.md, 2026-11-28).
@@ -130,7 +132,7 @@ EVENTS = {
 }
 MEASURED_ONLY = {
     *("drone", "plateau", "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB"),
-    *("jammer", "fast chirps", "noise pulses"),
+    *("jammer", "fast chirps", "noise pulses", "FM video", "shoulders"),
 }
 KINDS = [*EMISSIONS, *EVENTS]
 TRAINED = [kind for kind in KINDS if kind not in MEASURED_ONLY]

@@ -266,6 +266,7 @@ def test_power_while_active_is_that_of_the_bursts():
 
 def test_contradictions_are_measured_and_never_drawn(monkeypatch):
     steady_and_flat = {"plateau", "WCDMA", "DVB-T", "ATSC", "DVB-C", "DVB-S", "DAB", "jammer", "fast chirps"}
+    steady_and_flat |= {"FM video", "shoulders"}
     assert {"drone", "noise pulses"} | steady_and_flat == MEASURED_ONLY and set(TRAINED) | MEASURED_ONLY == set(KINDS)
     asked = []
     monkeypatch.setattr(other_frames, "_add_emission", lambda rng, band, kind, carriers: asked.append(kind) or {})
@@ -273,7 +274,7 @@ def test_contradictions_are_measured_and_never_drawn(monkeypatch):
         other_frames, "EVENTS", {kind: lambda iq, rng, kind=kind: asked.append(kind) or iq for kind in EVENTS}
     )
     monkeypatch.setattr(other_frames, "Band", lambda: SimpleNamespace(spectrum=0))
-    monkeypatch.setattr(other_frames, "field_scene", lambda rng, *shares: (other_frames.Band(), []))
+    monkeypatch.setattr(other_frames, "field_scene", lambda rng, counts, **shares: (other_frames.Band(), []))
     monkeypatch.setattr(other_frames, "field_receiver", lambda rng, bands, carriers: (None, []))
     monkeypatch.setattr(other_frames, "_other_mask", lambda carriers, others: None)
     for seed in range(150):
