@@ -44,7 +44,7 @@ START_FILES = ("seg_teacher.pt", "amc_baseline_w8a8.pt", "amc_fmp_w4a4_lampcost.
 GRACE = 45  # seconds that a step has to save its state
 POLL = 0.2  # seconds between two looks at the running steps
 
-OPEN = "--nr 900 --lte 900 --combined 600 --field 3000 --other 2500 --seed 0"
+OPEN = "--nr 900 --lte 900 --combined 600 --field 3000 --other 1800 --seed 0"
 RADIOML = "--frames-per-cell 800 --seed 53"
 LONG = "--schedule cosine --lr 1e-3 --batch-size 64 --epoch-frames 106240 --seed 53"
 FMP = "feedback_magnitude_pruning.py --preset fmp-4bit --score lamp-cost --p .3 --schedule cosine --checkpoint {amc}"
@@ -53,28 +53,28 @@ FMP = "feedback_magnitude_pruning.py --preset fmp-4bit --score lamp-cost --p .3 
 RECIPES = {
     "cuda": {
         "modulations": (RADIOML, 499_200),
-        "frames": (OPEN, 7_900),
+        "frames": (OPEN, 7_200),
         "baseline": ("train_amc.py --batch-size 512 --lr 2e-3 --schedule cosine --epochs 16", 16 * 424_320),
         "pruned": (FMP + " --batch-size 512 --lr 2e-3 --step-epochs 6 --budget 40", 40 * 424_320),
-        "teacher": ("--epochs 30", 30 * 5_840),
+        "teacher": ("--epochs 30", 30 * 5_280),
         "cut": ("", 1),
-        "student": ("--keep-logits --epochs 30", 30 * 5_840),
+        "student": ("--keep-logits --epochs 30", 30 * 5_280),
         "confidence": ("--draws 100", 200),
     },
     "cpu": {
         "modulations": (RADIOML, 499_200),
-        "frames": (OPEN, 7_900),
+        "frames": (OPEN, 7_200),
         "baseline": ("train_amc.py --epochs 20 {start_baseline} " + LONG, 20 * 106_240),
         "pruned": ("train_amc.py --bits 4 --epochs 4 {start_pruned} " + LONG, 4 * 106_240),
-        "teacher": ("--epochs 16 {start_teacher}", 16 * 5_840),
+        "teacher": ("--epochs 16 {start_teacher}", 16 * 5_280),
         "cut": ("", 1),
-        "student": ("--keep-logits --epochs 20", 20 * 5_840),
+        "student": ("--keep-logits --epochs 20", 20 * 5_280),
         "confidence": ("--draws 200", 400),
     },
     "cpu from scratch": {
         "baseline": ("train_amc.py --epochs 30 " + LONG, 30 * 106_240),
         "pruned": (FMP + " --lr 1e-3 --batch-size 64 --epoch-frames 106240 --step-epochs 6 --budget 45", 45 * 106_240),
-        "teacher": ("--epochs 30", 30 * 5_840),
+        "teacher": ("--epochs 30", 30 * 5_280),
     },
     "tiny": {
         "modulations": ("--frames-per-cell 4 --seed 53", 2_496),

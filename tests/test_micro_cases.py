@@ -182,6 +182,14 @@ CASES = {
         lambda: Net(lambda m, x: m.c(m.b(m.a(x))), a=conv(3, 6), b=Blur(6, None), c=conv(6, 4)),
         {"a": 6},
     ),
+    "no first tokens, put before the others": (
+        lambda: Net(
+            lambda m, x: m.b(torch.cat([(y := m.a(x))[:, :0], 2 * y[:, 0:]], 1)),
+            a=nn.Linear(16, 6),
+            b=nn.Linear(6, 4),
+        ),
+        {"a": 6},
+    ),
     "a layer that remembers what it computed in eval mode": (
         lambda: Net(lambda m, x: m.c(m.b(m.a(x)).relu()), a=conv(3, 6), b=Remembers(6), c=conv(6, 4)),
         {"a": 6},

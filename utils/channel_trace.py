@@ -544,7 +544,10 @@ class Trace(Watch):
             grid = torch.arange(source.shape[d]).view(-1, *[1] * (source.dim() - d - 1)).expand(source.shape)
             moved = grid.reshape(call.out[0].shape) if call.name in VIEWS else call.func(grid, *call.args[1:])
             heads = self.heads[-1][1] if self.heads and call.name in VIEWS else None
-            lines = [line(part, call.name == "pixel_shuffle", heads) for part in tensors_in([moved])]
+            first = call.name == "pixel_shuffle"
+            lines = [
+                line(part, first, heads) if part.numel() else unmoved(part, source, d) for part in tensors_in([moved])
+            ]
             if len(torch.cat([rows.flatten() for _, rows in lines]).unique()) < source.shape[d]:
                 self.freeze(f"{call.name}: only a part of the channels", axis)
             for known, (target, rows) in zip(axes, lines, strict=True):
@@ -844,6 +847,12 @@ def line(grid, first, heads=None):
     target = next((d for d in varying[-2::-1] if grid.shape[d] == heads), varying[0 if first else -1])
     grid = grid[tuple(slice(None if d in varying else 1) for d in range(grid.dim()))]
     return target, grid.movedim(target, -1).reshape(-1, grid.shape[target])
+
+
+def unmoved(part, source, d):
+    """As `line`, of a part without values, such as the first 0 tokens: axis d of its source stays, if it is there."""
+    there = part.dim() == source.dim() and part.shape[d] == source.shape[d]
+    return (d, torch.arange(source.shape[d])[None]) if there else (None, torch.arange(0)[None])
 
 
 @functools.cache

@@ -371,9 +371,8 @@ class DependencyGraph:
     def _groups_at(self, axes):
         """The names of the groups that have channels on these axes."""
         here = torch.zeros(len(self._root), dtype=torch.bool)
-        here[self._root[self._position[torch.cat([torch.zeros(0, dtype=torch.int64), *(a.atoms for a in axes)])]]] = (
-            True
-        )
+        for axis in axes:
+            here[self._root[self._position[axis.atoms]]] = True
         return {name for name, roots in self._units.items() if here[roots].any()}
 
     def _culprits(self, near, narrowed):

@@ -52,7 +52,7 @@ def pixel_kd(
     divergence = log_p.exp() * (log_p - log_q)
     if class_weights is not None:
         divergence = divergence * class_weights.view(-1, 1, 1)
-    divergence = divergence.sum(1)  # (N, H, W)
+    divergence = divergence.sum(1)  # (N, H, W) or (N,)
     if labels is not None:
         divergence = divergence * (teacher.argmax(1) == labels)
     return temperature**2 * divergence.mean()

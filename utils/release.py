@@ -140,7 +140,9 @@ def usual(training: TrainingSet, frames: list[Frame]) -> TrainingSet:
 
     Args: frames, those of the training part, in its order.
     """
-    rows = [k for k, frame in enumerate(frames) if frame.family != "OTHER"] or [*range(len(frames))]
+    rows = [k for k, frame in enumerate(frames) if frame.family != "OTHER"]
+    if len(rows) in (0, len(frames)):
+        return training
     return training._replace(images=training.images[rows], labels=training.labels[rows])
 
 
