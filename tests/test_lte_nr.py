@@ -360,3 +360,11 @@ def test_some_nr_carriers_of_the_field_send_no_ss_pbch_block():
     rng = np.random.default_rng(2)
     without = [not any(field_nr(rng, 10e6, 15e3)[0].ssb_blocks) for _ in range(100)]
     assert 0.2 < np.mean(without) < 0.55
+
+
+def test_a_steady_nr_carrier_fills_its_channel_in_every_slot():
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        config, wave = field_nr(rng, 5e6, 15e3, data_only_share=1.0, steady_share=1.0)
+        used = (np.abs(wave.grid).reshape(-1, 14, wave.grid.shape[1]) > 0).any(1)  # (slots, subcarriers)
+        assert used.all() and not any(config.ssb_blocks) and config.downlink_symbols is None
