@@ -37,7 +37,7 @@ from data.radioml import Frames, batches, fingerprint, open_frames, resident, sp
 from models import ModelError
 from models.joint_norm import join_batch_norm
 from models.rebuild import rebuild
-from models.vgg10 import VGG10, from_checkpoint
+from models.vgg10 import LAYERS, VGG10, from_checkpoint
 from utils import checkpoint, evaluation, pictures, pruning_masks, release, runs, training
 from utils.cost import challenge_score, papers_compression
 from utils.dependency_graph import PruneError
@@ -50,7 +50,7 @@ ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # what
 BASELINE = Path(__file__).parent / "weights" / "amc_baseline.pt"
 PRESETS = {"imp-4bit": ("imp", 4)} | {f"fmp-{bits}bit": ("fmp", bits) for bits in range(4, 9)}  # method and bits
 SMALL_BUDGET = 12  # default of --budget with the small generated file
-SHARE = runs.real(above=0, most=1)
+SHARE, CUT = runs.real(above=0, most=1), runs.real(above=0, most=0.99)
 BEST = {"command": str, "history": list[str], "validation": float, "masks": dict[str, torch.Tensor]}  # in best.pt
 
 
@@ -83,6 +83,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, help="a published run; default fmp-4bit")
     parser.add_argument("--method", choices=["imp", "fmp"], help="default from the preset")
     parser.add_argument("--bits", type=runs.whole(2, 8), help="of weights and activations; default from the preset")
+    parser.add_argument("--input-bits", type=runs.whole(2, 8), help="of the samples that it reads, default --bits")
     parser.add_argument("--keep-bits", action="store_true", help="keep the widths of --checkpoint instead")
     parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
     parser.add_argument("--seed", type=runs.seed, default=0, help="of the order of frames; the split is fixed")
@@ -92,15 +93,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=runs.processes, help="processes that generate frames, default all cores")
     parser.add_argument("--save-weights", type=runs.weights_file, metavar="FILE.pt", help="also write these, + JSON")
     cuts = parser.add_argument_group("cuts")
-    cuts.add_argument("--p", type=SHARE, default=0.2, help="share of remaining weights to prune, default .2")
+    cuts.add_argument("--p", type=CUT, default=0.2, help="share of remaining weights to prune, default .2")
     cuts.add_argument("--n", type=runs.real(above=1, most=99), default=2.0, help="divides p after a failure, default 2")
     cuts.add_argument("--min-p", type=SHARE, help="least p; default .05, structured .01, prune .02")
     ways, tells = ["structured", "unstructured"], "whole filters, or single weights (default); several in turn"
     cuts.add_argument("--p-methods", nargs="+", choices=ways, default=["unstructured"], help=tells)
-    tells = "feedback chooses among these instead (utils/pruning_masks.py: Moves), default all"
-    cuts.add_argument("--moves", nargs="*", choices=MOVES, metavar="MOVE", help=f"{tells}: {', '.join(MOVES)}")
-    tells = "worth of a weight, the lowest go first; default magnitude, with --moves lamp-cost"
-    cuts.add_argument("--score", choices=SCORES, help=tells)
+    tells = f"feedback chooses among these instead, default all: {', '.join(MOVES)}"
+    cuts.add_argument("--moves", nargs="*", choices=MOVES, metavar="MOVE", help=tells)
+    cuts.add_argument("--score", choices=SCORES, help="the lowest go first; default magnitude, with --moves lamp-cost")
     cuts.add_argument("--keep", type=SHARE, default=0.942, help="share of --teacher's accuracy, default .942")
     cuts.add_argument("--threshold", type=SHARE, help="accuracy to hold instead, .56 in the challenge")
     cuts.add_argument("--replay-faults", action="store_true", help="as published: a failure ends all training")
@@ -128,8 +128,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--moves goes back and goes on: leave out --method imp, --preset imp-4bit and --replay-faults")
     if args.alpha == args.beta == 0:
         parser.error("--alpha or --beta must teach the network something: both are 0")
-    if args.p == 1:
-        parser.error("--p 1 would prune everything: choose a smaller share")
+    if args.keep_bits and args.input_bits:
+        parser.error("--keep-bits keeps the input's width too: leave out --input-bits")
     return args
 
 
@@ -206,7 +206,7 @@ def begin(args, cuts: Cuts, source: Frames, rows, device: torch.device) -> tuple
     runs.say(f"{args.teacher}: {reference:.4f} on validation, to be held: {goal:.4f}")
     network = from_checkpoint(data)
     if not args.keep_bits:
-        network = network.requantised(args.bits)
+        network = network.requantised(args.bits, (args.input_bits or args.bits, *[args.bits] * (LAYERS - 1)))
     if args.learned_steps:
         network.learn_weight_steps()
     weights = sum(weight.numel() for weight in network.weights().values())

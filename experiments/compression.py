@@ -57,8 +57,8 @@ ROWS = [
     ("ours 299 K", ("fine-tuning", "KD", "label-free", "from scratch", "self-KD", "all")),
     ("published 299 K", ("fine-tuning", "label-free", "all")),
     ("ours 600 K", ("KD",)),
-    ("ours 172 K", ("KD",)),
-    ("ours 110 K", ("KD",)),
+    ("ours 172 K", ("fine-tuning", "KD", "label-free", "from scratch")),
+    ("ours 110 K", ("fine-tuning", "KD", "label-free", "from scratch")),
 ]
 SETS = {"test": "test", "test, single-signal": "single", "test, FIELD": "field", "combined": "combined"}
 RESULTS = Path("experiments/results/compression")

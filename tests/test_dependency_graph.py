@@ -16,6 +16,7 @@ from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10
 from tests.conftest import kept, zeroed
 from utils import checkpoint, dependency_graph
+from utils.channel_trace import viewed
 from utils.dependency_graph import DependencyGraph, Plan, PruneError, prune, verify, zero_pad_channels
 
 QUICK = ["resnet18", "squeezenet1_1", "mobilenet_v3_small"]  # residuals; concatenation; squeeze-and-excitation
@@ -430,6 +431,18 @@ def test_inputs_by_keyword_and_tuple(chain):
     plan = graph.plan(0.5)
     assert kept(plan) == {"a": 3}
     assert verify(model, prune(model, plan), plan, {"x": X, "y": X}) < 1e-12
+
+
+def test_a_view_is_followed_as_torch_carries_it_out():
+    random.seed(0)
+    for _ in range(300):
+        before, after = [1] * random.randint(1, 5), [1] * random.randint(1, 5)
+        for factor in random.choices((2, 3), k=6):
+            before[random.randrange(len(before))] *= factor
+            after[random.randrange(len(after))] *= factor
+        axis = random.randrange(len(before))
+        grid = torch.arange(before[axis]).view(-1, *[1] * (len(before) - axis - 1)).expand(before)
+        assert torch.equal(viewed(grid, torch.Size(after), axis).expand(after), grid.reshape(after))
 
 
 def test_an_output_that_cannot_be_seen_into_is_refused():

@@ -12,6 +12,7 @@ compute something else without a channel freezes them; one not known here freeze
 
 import contextlib
 import functools
+import math
 import random
 import re
 import sys
@@ -542,12 +543,10 @@ class Trace(Watch):
             if not axis:
                 continue
             grid = torch.arange(source.shape[d]).view(-1, *[1] * (source.dim() - d - 1)).expand(source.shape)
-            moved = grid.reshape(call.out[0].shape) if call.name in VIEWS else call.func(grid, *call.args[1:])
+            moved = viewed(grid, call.out[0].shape, d) if call.name in VIEWS else call.func(grid, *call.args[1:])
             heads = self.heads[-1][1] if self.heads and call.name in VIEWS else None
-            first = call.name == "pixel_shuffle"
-            lines = [
-                line(part, first, heads) if part.numel() else unmoved(part, source, d) for part in tensors_in([moved])
-            ]
+            lines = [line(part, call.name == "pixel_shuffle", heads) if part.numel() else unmoved(part, source, d)
+                     for part in tensors_in([moved])]  # fmt: skip
             if len(torch.cat([rows.flatten() for _, rows in lines]).unique()) < source.shape[d]:
                 self.freeze(f"{call.name}: only a part of the channels", axis)
             for known, (target, rows) in zip(axes, lines, strict=True):
@@ -847,6 +846,22 @@ def line(grid, first, heads=None):
     target = next((d for d in varying[-2::-1] if grid.shape[d] == heads), varying[0 if first else -1])
     grid = grid[tuple(slice(None if d in varying else 1) for d in range(grid.dim()))]
     return target, grid.movedim(target, -1).reshape(-1, grid.shape[target])
+
+
+def viewed(grid, shape, d):
+    """grid.reshape(shape), but size 1 along the axes that have nothing to do with axis d, the only one that varies.
+
+    Where products of leading sizes agree, both shapes part: (B, N, heads, dim) -> (B * N, heads * dim) is two views.
+    """
+    if not grid.numel():
+        return grid.reshape(shape)
+    i = k = end = to = 0
+    while end <= d:
+        i, k, end, to = end, to, end + 1, to + 1
+        while (a := math.prod(grid.shape[i:end])) != (b := math.prod(shape[k:to])):
+            end, to = end + (a < b), to + (a > b)
+    here = grid[(0,) * i + (...,) + (0,) * (grid.dim() - end)].reshape(shape[k:to])
+    return here.view(*[1] * len(shape[:k]), *here.shape, *[1] * len(shape[to:]))
 
 
 def unmoved(part, source, d):
