@@ -217,10 +217,18 @@ def test_faults_are_one_sentence_and_exit_code_2(radioml_file, options, amc_base
     for argv in (
         ["--p", "1.5"],
         ["--bits", "1"],
-        ["--bits", "1"],
+        ["--input-bits", "9"],
+        ["--keep-bits", "--input-bits", "6"],
         ["--n", "1"],
         ["--budget", "0"],
         ["--save-weights", "x"],
     ):
         with pytest.raises(SystemExit, match="2"):
             fmp.parse_args(argv)
+
+
+def test_the_samples_may_have_another_width_than_the_layers(options, tmp_path):
+    argv = [*options, "--bits", "4", "--input-bits", "6", "--keep", ".01", "--budget", "1", "--out", str(tmp_path)]
+    assert fmp.main(argv) == 0
+    layers = list(rebuild(checkpoint.load(tmp_path / "best.pt")).layers().values())
+    assert [layer.input_bits for layer in layers] == [6] + [4] * 9 and {layer.weight_bits for layer in layers} == {4}
