@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("scores", [False, True])
-@pytest.mark.parametrize("heads", [3, 6])  # 3: as many heads as there are parts in qkv
+@pytest.mark.parametrize("heads", [2, 3, 6])  # 2: as many as images in the batch; 3: as many as parts in qkv
 def test_heads_leave_whole_with_the_same_head_of_q_k_v_and_the_output(fused, scores, heads, tmp_path):
     model = randomise(Block(Attention(heads, fused, scores)), 0)
     graph = DependencyGraph(model, X, heads={"attn": "heads"})

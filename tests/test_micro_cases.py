@@ -91,6 +91,21 @@ class Blur(nn.Module):
         return F.conv2d(x, self.filt.expand(x.shape[1], -1, -1, -1), groups=self.count or x.shape[1])
 
 
+class Hooked(nn.Module):
+    """Registers at its first call what collects its first layer's output at each call, as transformers does."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.ready = conv(3, 6), conv(6, 6), False
+
+    def forward(self, x):
+        found = []
+        if not self.ready:
+            self.a.register_forward_hook(lambda _, inputs, output: self.kept.append(output))
+        self.ready, self.kept = True, found
+        return torch.cat([self.b(self.a(x)), *found], 1).view(len(x), -1, *x.shape[2:])
+
+
 class Remembers(nn.Module):
     """Keeps what it has computed for the next call in eval mode, as attention with learned biases does in timm."""
 
@@ -189,6 +204,10 @@ CASES = {
             b=nn.Linear(6, 4),
         ),
         {"a": 6},
+    ),
+    "hooks that the first run registers": (
+        lambda: Net(lambda m, x: m.c(m.a(x).relu()), a=Hooked(), c=conv(12, 4)),
+        {"a.a": 6, "a.b": 6},
     ),
     "a layer that remembers what it computed in eval mode": (
         lambda: Net(lambda m, x: m.c(m.b(m.a(x)).relu()), a=conv(3, 6), b=Remembers(6), c=conv(6, 4)),

@@ -545,13 +545,12 @@ class Trace(Watch):
             grid = torch.arange(source.shape[d]).view(-1, *[1] * (source.dim() - d - 1)).expand(source.shape)
             moved = viewed(grid, call.out[0].shape, d) if call.name in VIEWS else call.func(grid, *call.args[1:])
             heads = self.heads[-1][1] if self.heads and call.name in VIEWS else None
-            lines = [line(part, call.name == "pixel_shuffle", heads) if part.numel() else unmoved(part, source, d)
-                     for part in tensors_in([moved])]  # fmt: skip
-            if len(torch.cat([rows.flatten() for _, rows in lines]).unique()) < source.shape[d]:
+            parts = [once(part, grid, d) for part in tensors_in([moved])]
+            if len(torch.cat([part.flatten() for part in parts]).unique()) < source.shape[d]:
                 self.freeze(f"{call.name}: only a part of the channels", axis)
+            lines = [line(axis.atoms, part, call.name == "pixel_shuffle", heads) for part in parts]
             for known, (target, rows) in zip(axes, lines, strict=True):
-                rows = axis.atoms[rows]  # equal channels are in one column: they are tied
-                if len(rows) > 1:
+                if len(rows) > 1:  # equal channels are in one column: they are tied
                     self.tie_rows(f"{call.name}: split", rows)
                 if heads == rows.shape[1] < rows.numel():
                     self.split_heads.setdefault(self.heads[-1][0], rows[0])
@@ -562,7 +561,7 @@ class Trace(Watch):
                 elif target is not None:
                     known[target] = Axis(rows[0], axis.zero)
             for _, rows in lines[1:]:  # the parts of a split; unequal ones freeze
-                self.tie(call.name, Axis(axis.atoms[lines[0][1][0]]), Axis(axis.atoms[rows[0]]))
+                self.tie(call.name, Axis(lines[0][1][0]), Axis(rows[0]))
         return axes
 
 
@@ -834,18 +833,30 @@ def numbers_of(value):
     return [n for item in value for n in numbers_of(item)] if isinstance(value, (list, tuple)) else []
 
 
-def line(grid, first, heads=None):
-    """(an axis along which the grid's values differ, (k, n) values along it).
+def once(part, grid, d):
+    """A part of the grid, size 1 along axes that repeat the same memory.
+
+    Of a part without values, such as the first 0 tokens, axis d stays as it is, if it is there.
+    """
+    if not part.numel() and part.dim() == grid.dim() and part.shape[d] == grid.shape[d]:
+        part = grid
+    return part[tuple(slice(None if step else 1) for step in part.stride())]
+
+
+def line(atoms, grid, first, heads=None):
+    """(an axis along which the grid's atoms differ, (k, n) atoms along it). grid: indices of atoms.
 
     It is the last such axis; the first if asked; one of size `heads` before the last, as in (B, N, 3, heads, dim).
     """
-    grid = grid[tuple(slice(None if step else 1) for step in grid.stride())]  # size 1 where all are equal
-    varying = [d for d in range(grid.dim()) if (grid != grid.narrow(d, 0, 1)).any()]
-    if not varying:
-        return None, grid.flatten()[:0][None]
+    for values in (atoms[grid], grid):  # where all atoms are one, their indices differ
+        varying = [d for d in range(grid.dim()) if (values != values.narrow(d, 0, 1)).any()] if grid.numel() else []
+        if varying:
+            break
+    else:
+        return None, atoms[:0][None]
     target = next((d for d in varying[-2::-1] if grid.shape[d] == heads), varying[0 if first else -1])
     grid = grid[tuple(slice(None if d in varying else 1) for d in range(grid.dim()))]
-    return target, grid.movedim(target, -1).reshape(-1, grid.shape[target])
+    return target, atoms[grid.movedim(target, -1).reshape(-1, grid.shape[target])]
 
 
 def viewed(grid, shape, d):
@@ -862,12 +873,6 @@ def viewed(grid, shape, d):
             end, to = end + (a < b), to + (a > b)
     here = grid[(0,) * i + (...,) + (0,) * (grid.dim() - end)].reshape(shape[k:to])
     return here.view(*[1] * len(shape[:k]), *here.shape, *[1] * len(shape[to:]))
-
-
-def unmoved(part, source, d):
-    """As `line`, of a part without values, such as the first 0 tokens: axis d of its source stays, if it is there."""
-    there = part.dim() == source.dim() and part.shape[d] == source.shape[d]
-    return (d, torch.arange(source.shape[d])[None]) if there else (None, torch.arange(0)[None])
 
 
 @functools.cache

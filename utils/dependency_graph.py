@@ -626,14 +626,16 @@ class Bench:
         self.found = tensors_of(self.model)
         modules = walk(self.model).values()
         self._saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in modules]
-        held = {id(table): table for m in modules for key, table in vars(m).items() if key not in OF_MODULES}
-        self._tables = [(table, copy.copy(table)) for table in held.values() if type(table) in (dict, list, set)]
+        self._tables = None
 
     def reset(self, sizes, attributes=()):
         """Make the model as it was, but with these sizes: {(tensor, axis): n}. Returns the tensors, as `found`.
 
         attributes: as Plan's.
         """
+        if self._tables is None:
+            held = {id(table): table for m, *_ in self._saved for table in vars(m).values() if type(table) in TABLES}
+            self._tables = [(table, copy.copy(table)) for table in held.values() if type(table) is not tuple]
         narrow = {}
         for (name, axis), n in sizes.items():
             narrow[name] = narrow.get(name, self.found[name][0].detach()).narrow(axis, 0, n)
@@ -648,9 +650,10 @@ class Bench:
             module.__dict__["_buffers"] = {key: swaps.get(id(t), t) for key, t in buffers.items()}
             if swaps and any(id(t) in swaps for t in (*parameters.values(), *buffers.values())):
                 refit(module)
-        for table, as_it_was in self._tables:  # a cache that a run filled would let the next one skip steps
-            table.clear()
-            table.extend(as_it_was) if type(table) is list else table.update(as_it_was)
+        for table, as_it_was in self._tables:  # as a cache that a run filled, or the hooks that it registered
+            if table or as_it_was:
+                table.clear()
+                table.extend(as_it_was) if type(table) is list else table.update(as_it_was)
         set_attributes(self.model, attributes)
         return {name: (swaps.get(id(tensor), tensor), *rest) for name, (tensor, *rest) in self.found.items()}
 
