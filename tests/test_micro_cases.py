@@ -205,6 +205,14 @@ CASES = {
         ),
         {"a": 6},
     ),
+    "as many answers as there are scores above a threshold": (
+        lambda: Net(lambda m, x: (y := m.b(m.a(x)).flatten())[y > 0.2], a=conv(3, 6), b=conv(6, 4)),
+        {"a": 6},
+    ),
+    "dropout of channels by a function": (
+        lambda: Net(lambda m, x: m.b(F.dropout2d(m.a(x), 0.5, m.training)), a=conv(3, 6), b=conv(6, 4)),
+        {"a": 6},
+    ),
     "hooks that the first run registers": (
         lambda: Net(lambda m, x: m.c(m.a(x).relu()), a=Hooked(), c=conv(12, 4)),
         {"a.a": 6, "a.b": 6},

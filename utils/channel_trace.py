@@ -190,6 +190,8 @@ class Trace(Watch):
             call = SimpleNamespace(name=name, func=func, args=args, kwargs=kwargs, given=given, inputs=inputs, out=out)
             axes = self.rule(func, name, labels)(call)
             axes = axes + [None] * (len(out) - len(axes))
+        elif mutable and not labels:
+            axes = [self.of(t) for t in out]
         elif name in MOVES and inputs:  # views of uniform memory are uniform, and so is what is expanded
             blank = {(n, size) for n, size, axis in sizes_of(inputs[0], self.of(inputs[0])) if axis is BLANK}
             axes = [[BLANK if n == 0 or (n, size) in blank else None for n, size, _ in sizes_of(t, a)]
@@ -211,8 +213,7 @@ class Trace(Watch):
         place = (*caller(), out[0].shape) if name in VIEWS else ()
         data = result
         if out:
-            data = [None if t.is_floating_point() or t.is_complex() or any(a or ()) else t.clone()
-                    for t, a in zip(out, axes, strict=True)]  # fmt: skip
+            data = [None if t.is_floating_point() or t.is_complex() else t.clone() for t in out]
         shapes = [(t.shape, a, t.is_contiguous()) for t, a in zip(out, axes, strict=True)]
         sources = [source_of(t) for t in inputs]
         for k, tensor in enumerate(out):
@@ -232,6 +233,8 @@ class Trace(Watch):
         target = inputs[0] if inputs else None
         if target is None or torch.Tag.nondeterministic_seeded in func.tags:
             return  # random numbers, all drawn alike
+        if len(inputs) == 1 and target.untyped_storage().nbytes() == target.numel() * target.element_size():
+            return  # by a number, all of the memory
         blanks = self.blanks.pop(pointer(target), ())
         source = inputs[1] if name == "copy" and len(inputs) > 1 else None
         found = {}  # {(stride, size) of an axis: its label}
@@ -726,7 +729,7 @@ class Replay(Watch):
             result = func(*args, **kwargs)
         except FAILURES:
             result = None
-        return result if step.data is None else given_data(result, step.data)
+        return result if step.data is None else given_data(result, step)
 
     def predicted(self, shape, axes):
         """The shape that the labels predict for this width, None if they predict nothing."""
@@ -794,14 +797,16 @@ def whole(x, dim=0, start=None, end=None, step=1):
     return not start and (end is None or end >= x.shape[dim]) and step == 1
 
 
-def given_data(result, data):
-    """The result of an operation with whole numbers that are those of the dense model."""
-    if not isinstance(data, list) or result is None:
-        return data if not isinstance(data, list) else result
+def given_data(result, step):
+    """The result of an operation with the dense model's whole numbers, where no axis of them is narrower."""
+    if not isinstance(step.data, list) or result is None:
+        return result if isinstance(step.data, list) else step.data
     parts = [result] if isinstance(result, Tensor) else list(result)
-    if len(parts) != len(data) or all(known is None for known in data):
+    if len(parts) != len(step.data) or all(known is None for known in step.data):
         return result
-    parts = [part if known is None else known.clone() for part, known in zip(parts, data, strict=True)]
+    for k, (known, (_, axes, _)) in enumerate(zip(step.data, step.out, strict=True)):
+        if known is not None and (known.shape == parts[k].shape or not any(axes or ())):
+            parts[k] = known.clone()
     return parts[0] if isinstance(result, Tensor) else parts
 
 

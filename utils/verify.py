@@ -61,13 +61,18 @@ def verify(dense, pruned, plan, inputs, dtype=torch.float64, tolerance=1e-9, eva
     try:
         return largest_difference(converted(zeroed, dtype), converted(pruned, dtype), cast(inputs, dtype), tolerance,
                                   eval_only)  # fmt: skip
-    except (RuntimeError, TypeError) as error:
+    except PruneError:
+        raise
+    except Exception as error:  # of anybody's model
         if dtype != torch.float64:
             raise PruneError(f"the models cannot be run in {dtype} ({first_line(error)})") from error
     try:
         return largest_difference(zeroed, pruned, inputs, max(tolerance, SINGLE), eval_only)
-    except (RuntimeError, TypeError) as error:
-        raise PruneError(f"the models cannot be run on these inputs ({first_line(error)})") from error
+    except PruneError:
+        raise
+    except Exception as error:
+        hint = "" if eval_only else ": if it is train mode that needs targets, give eval_only=True"
+        raise PruneError(f"the models cannot be run on these inputs ({first_line(error)}){hint}") from error
 
 
 def zero(model, plan):
