@@ -107,9 +107,10 @@ def test_symbols_lie_on_the_constellation(name, monkeypatch):
         timing, symbols, places, rest = symbols_by_least_squares(frame, pulse, times)
         assert timing == SYMBOL - 3 and rest < 1e-2
         inner = symbols[(places > 100) & (places < 924)]
-        distance = np.abs(inner[:, None] - points)
-        assert distance.min(1).max() < 0.02
-        seen |= set(distance.argmin(1))
+        nearest = np.abs(inner[:, None] - points).argmin(1)
+        gain = np.vdot(points[nearest], inner) / np.vdot(points[nearest], points[nearest])
+        assert abs(gain - 1) < 0.05 and np.abs(inner / gain - points[nearest]).max() < 0.02
+        seen |= set(nearest)
     # 309 symbols: how many of M equally likely points should have come up
     assert len(seen) > 0.9 * len(points) * (1 - np.exp(-309 / len(points)))
 
@@ -157,13 +158,16 @@ def test_a_frame_starts_at_any_of_the_eight_samples_of_a_symbol():
 
 
 def test_gain_of_a_frame_varies_as_in_the_genuine_set():
-    """256 genuine BPSK frames .0136, 64 QPSK frames .0102: each window is divided by its own deviation."""
-    for name, expected in (("BPSK", 0.0136), ("QPSK", 0.0102)):
-        clean = MODULATORS[name](random(14), 800)
-        x = channel(random(15), clean, 60)
-        gain = np.sqrt(np.mean(np.abs(x) ** 2, 1) / np.mean(np.abs(clean) ** 2, 1))
+    """256 genuine BPSK frames .0136, 64 QPSK frames .0102, nine of APSK and QAM .012: what overlapping pulses do."""
+    size = modulators.WINDOW // SYMBOL + 2 * modulators.SPAN
+    for name, expected in (("BPSK", 0.0136), ("QPSK", 0.0102), ("64QAM", 0.0102)):
+        points, rng = constellations()[name].astype(np.complex64), random(14)
+        symbols = points[rng.integers(len(points), size=(800, size))]
+        draws = [rng.uniform(*limits, (800, 1)) for limits in (modulators.ROLL_OFF, modulators.LATE)]
+        gain = MODULATORS[name](random(14), 800).std(1) / modulators.waveform(symbols, *draws).std(1)
         assert np.isclose(gain.std(), expected, rtol=0.15) and np.isclose(gain.mean(), 1, atol=0.005)
-        assert np.allclose(x.std(1), 1, atol=1e-4)
+    power = (make_frames("64QAM", 60, 800, random(15)) ** 2).sum(2).mean(1)  # a frame's own, of 128 symbols
+    assert np.isclose(power.std(), np.sqrt(0.38 / 128), rtol=0.15)  # E|s|^4 = 1.38
 
 
 def test_oqpsk_has_points_on_the_axes_and_q_half_a_symbol_late():
