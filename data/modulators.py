@@ -31,7 +31,8 @@ SAMPLES_A_SYMBOL = 8  # measured
 # deviation give .0135, .0095 and -.24; windows of 1024 samples give .0189, .0130 and -.33.
 # That is what the pulses' overlap does. The power of the symbols drawn does not count: the gain of the nine measured
 # frames of APSK and QAM varies by .012. It would be .021 if their symbols counted, and .010 if only the overlap did.
-# With .021 both references recognise 64APSK to 256QAM worse than in genuine frames, by .03 and .09.
+# With .021 the references' recall of 64APSK to 256QAM from +10 dB on is .883 (8 bits) and .808 (32 bits), so it is
+# .895 and .841, on genuine frames .907 (32 bits).
 WINDOW = 2 * SAMPLES
 
 # Measured: a transmitter's root-raised cosine, then two of a fixed roll-off. Of the lengths and roll-offs that were
