@@ -10,8 +10,8 @@ frames of the next training; without a GPU one step runs after the other. At the
 SIGTERM: trainings save their state, generators keep whole frames. Steps marked "whole" can't be interrupted, so they
 start only if they fit into what is left of the slice.
 
-On a GPU all networks start from new weights. On a CPU the trainings start from the networks of weights/h200, where they
-are there and --from-scratch is not given; without them the pruning alone takes days.
+On a GPU all networks start from new weights. On a CPU teacher and baseline start from the networks of weights/h200, where
+they are there and --from-scratch is not given.
 
 A finished network is shipped to weights/ if it is at least as good as the one there, both scored on the same test
 frames: by mean IoU or accuracy, and the pruned classifier by the challenge's score as well. Its .pt, its .json and, for
@@ -40,14 +40,14 @@ from utils.release import shipped
 from utils.runs import RunError, StopSignal, hardware, run, write_json
 
 STARTS = [Path(folder) for folder in ("weights/h200", "runs/h200", "../shared/results/h200")]  # networks to start from
-START_FILES = ("seg_teacher.pt", "amc_baseline_w8a8.pt", "amc_fmp_w4a4_lampcost.pt")
+START_FILES = ("seg_teacher.pt", "amc_baseline_w8a8.pt")
 GRACE = 45  # seconds that a step has to save its state
 POLL = 0.2  # seconds between two looks at the running steps
 
 OPEN = "--nr 900 --lte 900 --combined 600 --field 3000 --other 1800 --seed 0"
 RADIOML = "--frames-per-cell 800 --seed 53"
 LONG = "--schedule cosine --lr 1e-3 --batch-size 64 --epoch-frames 106240 --seed 53"
-FMP = "feedback_magnitude_pruning.py --preset fmp-4bit --score lamp-cost --p .3 --schedule cosine --checkpoint {amc}"
+FMP = "feedback_magnitude_pruning.py --input-bits 6 --score lamp-cost --alpha 1 --schedule cosine --checkpoint {amc}"
 # Options of each step, and its work: frames made, frames seen by a training, or recordings. Each recipe is the
 # commands of weights/*.json, as far as it goes.
 RECIPES = {
@@ -55,7 +55,7 @@ RECIPES = {
         "modulations": (RADIOML, 499_200),
         "frames": (OPEN, 7_200),
         "baseline": ("train_amc.py --batch-size 512 --lr 2e-3 --schedule cosine --epochs 16", 16 * 424_320),
-        "pruned": (FMP + " --batch-size 512 --lr 2e-3 --step-epochs 6 --budget 40", 40 * 424_320),
+        "pruned": (FMP + " --p .3 --batch-size 512 --lr 2e-3 --step-epochs 6 --budget 40", 40 * 424_320),
         "teacher": ("--epochs 30", 30 * 5_280),
         "cut": ("", 1),
         "student": ("--keep-logits --epochs 30", 30 * 5_280),
@@ -65,7 +65,7 @@ RECIPES = {
         "modulations": (RADIOML, 499_200),
         "frames": (OPEN, 7_200),
         "baseline": ("train_amc.py --epochs 20 {start_baseline} " + LONG, 20 * 106_240),
-        "pruned": ("train_amc.py --bits 4 --epochs 4 {start_pruned} " + LONG, 4 * 106_240),
+        "pruned": (FMP + " --p .4 --lr 7e-4 --epoch-frames 106240 --step-epochs 14 --budget 45", 45 * 106_240),
         "teacher": ("--epochs 16 {start_teacher}", 16 * 5_280),
         "cut": ("", 1),
         "student": ("--keep-logits --epochs 20", 20 * 5_280),
@@ -73,7 +73,6 @@ RECIPES = {
     },
     "cpu from scratch": {
         "baseline": ("train_amc.py --epochs 30 " + LONG, 30 * 106_240),
-        "pruned": (FMP + " --lr 1e-3 --batch-size 64 --epoch-frames 106240 --step-epochs 6 --budget 45", 45 * 106_240),
         "teacher": ("--epochs 30", 30 * 5_280),
     },
     "tiny": {
@@ -185,7 +184,7 @@ def plan_of(args, into: Path) -> list[Step]:
     frames = Path("datasets/open") if full else out / "frames"
     file = Path("datasets/radioml_53.hdf5") if full else out / "modulations.hdf5"
     words = {"amc": out / "baseline/best.pt"}
-    words |= {f"start_{name}": f"--checkpoint {start.get(name)}" for name in ("teacher", "baseline", "pruned")}
+    words |= {f"start_{name}": f"--checkpoint {start.get(name)}" for name in ("teacher", "baseline")}
 
     def step(name: str, command: str, needs: tuple[str, ...] = (), **more) -> Step:
         kind = name.partition(" ")[0]  # "confidence of the teacher" is a "confidence"
@@ -229,7 +228,7 @@ def plan_of(args, into: Path) -> list[Step]:
 def starts() -> dict[str, Path]:
     """Networks to start from, {step: path}, each in the first of STARTS that has it."""
     found = {}
-    for name, file in zip(("teacher", "baseline", "pruned"), START_FILES, strict=True):
+    for name, file in zip(("teacher", "baseline"), START_FILES, strict=True):
         places = [folder / file for folder in STARTS if (folder / file).exists()]
         found |= {name: places[0]} if places else {}
     return found
