@@ -10,7 +10,7 @@ frames of the next training; without a GPU one step runs after the other. At the
 SIGTERM: trainings save their state, generators keep whole frames. Steps marked "whole" can't be interrupted, so they
 start only if they fit into what is left of the slice.
 
-On a GPU all networks start from new weights. On a CPU teacher and baseline start from the networks of weights/h200, where
+On a GPU all networks start from new weights. On a CPU teacher and baseline start from the networks of weights/h200, if
 they are there and --from-scratch is not given.
 
 A finished network is shipped to weights/ if it is at least as good as the one there, both scored on the same test
