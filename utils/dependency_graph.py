@@ -45,7 +45,6 @@ __all__ = ["DependencyGraph", "Group", "Member", "Plan", "PruneError", "prune", 
 
 
 HEAD_COUNTS, HEAD_WIDTHS = ("num_attention_heads", "num_heads", "n_heads"), ("attn_dim", "all_head_size", "inner_dim")
-OF_MODULES = frozenset(vars(nn.Module()))  # the attributes that each module has
 PLAIN, TABLES = {type(None), bool, int, str, float}, {dict, OrderedDict, set, list, tuple}  # what modules mostly hold
 
 
