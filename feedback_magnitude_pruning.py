@@ -50,7 +50,7 @@ ERRORS = (DataError, ModelError, PruneError, checkpoint.CheckpointError)  # what
 BASELINE = Path(__file__).parent / "weights" / "amc_baseline.pt"
 PRESETS = {"imp-4bit": ("imp", 4)} | {f"fmp-{bits}bit": ("fmp", bits) for bits in range(4, 9)}  # method and bits
 SMALL_BUDGET = 12  # default of --budget with the small generated file
-SHARE, CUT = runs.real(above=0, most=1), runs.real(above=0, most=0.99)
+SHARE, CUT = runs.real(above=0, most=1), runs.real(above=0, most=0.99)  # a cut of 1 would leave nothing
 BEST = {"command": str, "history": list[str], "validation": float, "masks": dict[str, torch.Tensor]}  # in best.pt
 
 

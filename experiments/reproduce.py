@@ -48,8 +48,8 @@ OPEN = "--nr 900 --lte 900 --combined 600 --field 3000 --other 1800 --seed 0"
 RADIOML = "--frames-per-cell 800 --seed 53"
 LONG = "--schedule cosine --lr 1e-3 --batch-size 64 --epoch-frames 106240 --seed 53"
 FMP = "feedback_magnitude_pruning.py --input-bits 6 --score lamp-cost --alpha 1 --schedule cosine --checkpoint {amc}"
-# Options of each step, and its work: frames made, frames seen by a training, or recordings. Each recipe is the
-# commands of weights/*.json, as far as it goes.
+# Options of each step, and its work: frames made, frames seen by a training, or recordings. The shipped networks had
+# more trainings, one after the other (weights/*.json); a recipe is the shortest way that is known.
 RECIPES = {
     "cuda": {
         "modulations": (RADIOML, 499_200),

@@ -209,6 +209,10 @@ CASES = {
         lambda: Net(lambda m, x: (y := m.b(m.a(x)).flatten())[y > 0.2], a=conv(3, 6), b=conv(6, 4)),
         {"a": 6},
     ),
+    "a tensor without channels that is turned in place": (
+        lambda: Net(lambda m, x: m.b(m.a(x) * torch.zeros(8).add_(2).unsqueeze_(0)), a=conv(3, 6), b=conv(6, 4)),
+        {"a": 6},
+    ),
     "dropout of channels by a function": (
         lambda: Net(lambda m, x: m.b(F.dropout2d(m.a(x), 0.5, m.training)), a=conv(3, 6), b=conv(6, 4)),
         {"a": 6},

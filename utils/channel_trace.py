@@ -190,8 +190,8 @@ class Trace(Watch):
             call = SimpleNamespace(name=name, func=func, args=args, kwargs=kwargs, given=given, inputs=inputs, out=out)
             axes = self.rule(func, name, labels)(call)
             axes = axes + [None] * (len(out) - len(axes))
-        elif mutable and not labels:
-            axes = [self.of(t) for t in out]
+        elif mutable:  # uniform memory stays so, as far as `written` left it
+            axes = axes if name in MOVES else [self.of(t) for t in out]
         elif name in MOVES and inputs:  # views of uniform memory are uniform, and so is what is expanded
             blank = {(n, size) for n, size, axis in sizes_of(inputs[0], self.of(inputs[0])) if axis is BLANK}
             axes = [[BLANK if n == 0 or (n, size) in blank else None for n, size, _ in sizes_of(t, a)]
@@ -799,9 +799,9 @@ def whole(x, dim=0, start=None, end=None, step=1):
 
 def given_data(result, step):
     """The result of an operation with the dense model's whole numbers, where no axis of them is narrower."""
-    if not isinstance(step.data, list) or result is None:
-        return result if isinstance(step.data, list) else step.data
-    parts = [result] if isinstance(result, Tensor) else list(result)
+    if not isinstance(step.data, list):
+        return step.data
+    parts = [result] if isinstance(result, Tensor) else list(result or ())
     if len(parts) != len(step.data) or all(known is None for known in step.data):
         return result
     for k, (known, (_, axes, _)) in enumerate(zip(step.data, step.out, strict=True)):
