@@ -215,6 +215,7 @@ ANYTHING = 0.1, 0.03  # share of bands with a distance of no channel, and the pr
 WIDTH_SPREAD = 2.0, 0.03  # standard deviation of the network's own width: columns, and share of the channel's width
 TRUST = 1.2  # factor of the network's log odds between technologies
 LEAST_RISE_DB = 1.0  # the edges of a weaker carrier can't be measured
+CLEAR_RISE_DB = 10.0  # at the picture's edge: what rises by less may be a carrier that goes on, and a filter's slope
 SINGLE_LOOK_DB = 5.57  # standard deviation of the power of Gaussian noise, measured once, in dB
 
 
@@ -279,11 +280,14 @@ def fit_bands(
         bands: (class, first column, behind the last), ascending, as find_bands gives them.
         belief: float (classes, W), log probabilities of each column.
         power: float (W,), each column's mean power over time. A band that reaches the first or last column goes on
-            outside the picture.
+            outside the picture, unless its power rises clearly inside and a whole channel fits there.
     """
     found = []
     for kind, start, end in bands:
-        measured = _half_power(power, start, end) if 2 <= start and end <= len(power) - 2 else None
+        measured = _half_power(power, start, end)
+        at_edge = start < 2 or end > len(power) - 2
+        if measured and at_edge and measured[2] < CLEAR_RISE_DB:
+            measured = None
         mean_belief = belief[:, start:end].mean(1)  # (classes,)
         channel = None
         if measured:
@@ -294,9 +298,13 @@ def fit_bands(
         if not channel:
             found.append((kind, None))
             continue
-        kind, width, fits = channel
+        fitted, width, fits = channel
         middle = (measured[0] + measured[1]) / 2
-        found.append((kind, (middle - width / 2, middle + width / 2) if fits else None))
+        edges = middle - width / 2, middle + width / 2
+        if at_edge and not (fits and 0 <= edges[0] and edges[1] <= len(power)):
+            found.append((kind, None))  # it goes on outside, and what was measured is a filter's edge
+        else:
+            found.append((fitted, edges if fits else None))
     return found
 
 

@@ -29,10 +29,10 @@ from data.spectrogram import (
     mask_columns,
 )
 
-OTHER_COUNTS = (0.4, 0.42, 0.14, 0.04, 0.0)  # shares of the OTHER frames with no, one, ... four carriers
+OTHER_COUNTS = (0.3, 0.5, 0.16, 0.04, 0.0)  # shares of the OTHER frames with no, one, ... four carriers
 # Shares of their NR carriers that send data alone, and of those that fill their channel all the time. Flat bursts
 # and steady flat blocks are not noise: Wi-Fi has bursts, and a gain step makes a block of the receiver's noise.
-NR_SHARES = {"data_only_share": 0.6, "steady_share": 0.6}
+NR_SHARES = {"data_only_share": 0.85, "steady_share": 0.5}
 KIND_WEIGHTS = np.array([3.0 if kind == "Wi-Fi" else 1.0 for kind in TRAINED])  # what receivers meet most
 COVERS_DB = -10  # an emission that is this much weaker than a carrier leaves its label
 

@@ -32,6 +32,7 @@ from experiments.report_tables import (
     compression_groups,
     confidence,
     cuts,
+    fresh_frames,
     from_10_db,
     h200_pruning,
     lines_of,
@@ -40,6 +41,7 @@ from experiments.report_tables import (
     modulation_by,
     modulation_reference,
     modulation_summary,
+    open_world,
     other_modulations,
     prefix_detection,
     prefix_false_alarms,
@@ -262,7 +264,7 @@ PARTS = {  # what pages may ask for
         about_distill_seg,
         about_segment,
     )
-    + (about_train_amc, about_pruning, card, pruner_timm, pruner_speed)
+    + (about_train_amc, about_pruning, card, pruner_timm, pruner_speed, fresh_frames, open_world)
 }
 
 

@@ -106,10 +106,8 @@ def segmentation_sets(name: str | Path) -> str:
     return f"{table(titles, rows)}\n\n{about}{machine(data)}, PyTorch {data['torch']}. Command: `{data['trained_by']}`"
 
 
-NETWORKS = {  # of two trainings: file in experiments/results/fresh_frames and open_world, name in a table
-    "runs_before_seg_teacher": "teacher before",
-    "weights_seg_teacher": "teacher",
-    "runs_before_seg_student": "student before",
+NETWORKS = {  # before and after OTHER frames: file in experiments/results/fresh_frames and open_world, name in a table
+    "weights_earlier_seg_student": "student before",
     "weights_seg_student": "student",
 }
 

@@ -216,6 +216,13 @@ def test_what_is_no_single_whole_channel_stays_as_it_was(bands, guess):
     assert torch.equal(fit_channels(logits, frame(bands), CHANNELS), logits.argmax(0))
 
 
+def test_a_channel_that_ends_four_columns_before_the_pictures_edge_is_whole_though_the_network_goes_on_to_the_edge():
+    low = -30.72e6 + 4 * HZ_PER_PIXEL
+    levels = frame([(low + 0.9e6, low + 0.9e6 + 23.4e6)], 40)  # NR of 25 MHz, 65 resource blocks of 30 kHz
+    labels = fit_channels(network((1, 0, 111, 3.0)), levels, CHANNELS)
+    assert (labels == mask("NR", low + 12.5e6, 25e6)).float().mean() > 0.99
+
+
 def test_pixels_that_the_network_calls_noise_inside_a_band_stay_noise_where_no_channel_fits():
     logits = network((1, 86, 170, 1.0))
     logits[0, :40] += 20  # the carrier came late

@@ -288,11 +288,11 @@ def carriers_of_band(view: View, band: FittedBand, proofs: Proofs | None) -> lis
 def row_with_edges(view: View, band: FittedBand) -> Carrier:
     """A row without a name: at the edges of the channel that fits, or else in the middle of the outermost columns.
 
-    A band that reaches the capture's edge goes on beyond it; its row ends there.
+    A band that reaches the capture's edge goes on beyond it, and its row ends there, unless a channel fits inside.
     """
     edges = band.edges or (band.first + 0.5, band.stop - 0.5)  # columns
     lower, upper = (view.origin_hz + (edge - view.columns / 2) * view.column_hz for edge in edges)
-    below, above = band.first <= 1, band.stop >= view.columns - 1
+    below, above = (not band.edges and cut for cut in (band.first <= 1, band.stop >= view.columns - 1))
     return Carrier(
         technology="other",
         lower_hz=view.origin_hz - view.span_hz / 2 if below else lower,
