@@ -182,7 +182,7 @@ def about_train_amc() -> str:
 
 
 def about_pruning() -> str:
-    data = read(MODULATION["pruned, 4 bits"])
+    data = read(MODULATION["pruned"])
     test, cost = data["sets"]["test"], data["cost"]
     text = takes("feedback_magnitude_pruning.py", "The demo's pruning takes")
     text += f"The shipped {widths(data, '- to ')}-bit network has {cost['nonzero']:,} of {cost['weights']:,} "

@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("experiments/results")
 SEGMENTATION = {"teacher": "weights/seg_teacher.json", "student": "weights/seg_student.json"}
-MODULATION = {"8-bit baseline": "weights/amc_baseline.json", "pruned, 4 bits": "weights/amc_fmp.json"}
+MODULATION = {"8-bit baseline": "weights/amc_baseline.json", "pruned": "weights/amc_fmp.json"}
 H200_TEACHER = RESULTS / "h200/seg_teacher.json"
 MAIN_SETS = {  # of segmentation: name in the JSON file, name in a table
     "test": "test",
