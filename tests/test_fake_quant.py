@@ -236,11 +236,13 @@ def test_mixed_widths_survive_a_checkpoint_and_equal_ones_are_stored_as_ever():
     assert (equal.arguments()["bits"], equal.arguments()["activation_bits"]) == (4, 6)
 
 
-@pytest.mark.parametrize("name", ["amc_baseline", "amc_fmp"])
-def test_files_of_one_width_load_unchanged(name):
+@pytest.mark.parametrize(
+    ("name", "one_width"), [("amc_baseline", True), ("h200/amc_fmp_w4a4_lampcost", True), ("amc_fmp", False)]
+)
+def test_shipped_files_of_one_width_and_of_several_load_unchanged(name, one_width):
     data = torch.load(Path(__file__).parent.parent / f"weights/{name}.pt", weights_only=True)
     again = to_checkpoint(from_checkpoint(data))
-    assert isinstance(data["arguments"]["bits"], int) and again["arguments"] == data["arguments"]
+    assert isinstance(data["arguments"]["bits"], int) == one_width and again["arguments"] == data["arguments"]
     assert (again["shapes"], again["attributes"]) == (data["shapes"], data["attributes"])
     assert all(torch.equal(again["state_dict"][key], tensor.float()) for key, tensor in data["state_dict"].items())
 
