@@ -49,10 +49,13 @@ ANALOGUE_CARRIER = 1 / 32  # measured, all analogue classes but SSB
 # A message changes so slowly that a frame holds a small part of one oscillation. Measured on one frame each: within
 # 128 samples the envelope changes by 2% of its level for the double sidebands, by 1.4% and 3.3% for the single ones.
 # The spectrum of the message is open.
-SPEECH_STEP = 1 / 2**18  # the message consists of harmonics of this frequency
-SPEECH_HARMONICS = 400
-DSB_DEPTH = (0.0, 0.05)  # reference: rms of the message, relative to the carrier
-SSB_DEPTH = (0.1, 0.5)  # reference: the same for AM-SSB-WC, drawn uniformly in decibels
+SPEECH_STEP = 1 / 2**16  # the message consists of harmonics of this frequency
+SPEECH_HARMONICS = 100
+# Depth: rms of the message, relative to a constant that is added to it. Reference: those of a suppressed carrier have
+# one, too. Without it the message passes through zero in a fifth of the windows, and no reference knows these as AM.
+DSB_DEPTH = (0.0, 0.05)  # AM-DSB-WC
+SSB_DEPTH = (0.04, 0.22)  # AM-SSB-WC
+SUPPRESSED_DEPTH = (0.3, 0.8)  # AM-DSB-SC and AM-SSB-SC
 FM_DEVIATION = (0.0002, 0.0008)  # rms; measured on one frame: the frequency changes by .0006
 
 CARRIER_SIGMA = 3.3e-5  # measured
@@ -228,26 +231,26 @@ def speech(rng: np.random.Generator, count: int) -> np.ndarray:
     return (amplitude * weight.astype(np.float32) @ tones).real
 
 
-def am_dsb(rng: np.random.Generator, count: int, with_carrier: bool) -> np.ndarray:
-    """Double sideband: the message times a real carrier; `with_carrier` adds the unmodulated carrier."""
+def _envelope(rng: np.random.Generator, count: int, depth: tuple[float, float]) -> np.ndarray:
+    """A constant and a message, whose rms is uniform between the limits of `depth`: float32 (N, WINDOW)."""
     message = speech(rng, count)
-    if with_carrier:
-        message = 1 + _draw(rng, count, DSB_DEPTH).astype(np.float32) * message
+    return 1 + _draw(rng, count, depth).astype(np.float32) * message
+
+
+def am_dsb(rng: np.random.Generator, count: int, depth: tuple[float, float]) -> np.ndarray:
+    """Double sideband, complex64 (N, WINDOW): the message and its constant times a real carrier."""
+    envelope = _envelope(rng, count, depth)
     phase = 2 * np.pi * (ANALOGUE_CARRIER * np.arange(WINDOW) + rng.random((count, 1)))
-    return (message * np.cos(phase)).astype(np.complex64)
+    return (envelope * np.cos(phase)).astype(np.complex64)
 
 
-def am_ssb(rng: np.random.Generator, count: int, with_carrier: bool) -> np.ndarray:
-    """Single sideband at frequency 0: the message itself; `with_carrier` adds a constant.
+def am_ssb(rng: np.random.Generator, count: int, depth: tuple[float, float]) -> np.ndarray:
+    """Single sideband at frequency 0, complex64 (N, WINDOW): the message itself and its constant.
 
-    The message is so slow that the constant part of a window is several times larger than what changes in it. Since the
-    window is divided by its standard deviation, this part becomes as large as in genuine frames. A real single sideband
-    would contain the message's Hilbert transform. The measured frames do not: their phase is constant.
+    Since the window is divided by its standard deviation, the constant becomes as large as in genuine frames. A real
+    single sideband would contain the message's Hilbert transform. The measured frames do not: their phase is constant.
     """
-    message = speech(rng, count)
-    if with_carrier:
-        message = 1 + np.exp(_draw(rng, count, np.log(SSB_DEPTH))).astype(np.float32) * message
-    return message.astype(np.complex64)
+    return _envelope(rng, count, depth).astype(np.complex64)
 
 
 def fm(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -258,10 +261,10 @@ def fm(rng: np.random.Generator, count: int) -> np.ndarray:
 
 LINEAR = {name: partial(linear, points=points) for name, points in constellations().items()}
 MODULATORS = LINEAR | {
-    "AM-SSB-WC": partial(am_ssb, with_carrier=True),
-    "AM-SSB-SC": partial(am_ssb, with_carrier=False),
-    "AM-DSB-WC": partial(am_dsb, with_carrier=True),
-    "AM-DSB-SC": partial(am_dsb, with_carrier=False),
+    "AM-SSB-WC": partial(am_ssb, depth=SSB_DEPTH),
+    "AM-SSB-SC": partial(am_ssb, depth=SUPPRESSED_DEPTH),
+    "AM-DSB-WC": partial(am_dsb, depth=DSB_DEPTH),
+    "AM-DSB-SC": partial(am_dsb, depth=SUPPRESSED_DEPTH),
     "FM": fm,
     "GMSK": gmsk,
     "OQPSK": oqpsk,

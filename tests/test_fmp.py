@@ -219,6 +219,7 @@ def test_faults_are_one_sentence_and_exit_code_2(radioml_file, options, amc_base
         ["--bits", "1"],
         ["--input-bits", "9"],
         ["--keep-bits", "--input-bits", "6"],
+        ["--keep-bits", "--activation-bits", "4"],
         ["--n", "1"],
         ["--budget", "0"],
         ["--save-weights", "x"],
@@ -227,8 +228,8 @@ def test_faults_are_one_sentence_and_exit_code_2(radioml_file, options, amc_base
             fmp.parse_args(argv)
 
 
-def test_the_samples_may_have_another_width_than_the_layers(options, tmp_path):
-    argv = [*options, "--bits", "4", "--input-bits", "6", "--keep", ".01", "--budget", "1", "--out", str(tmp_path)]
-    assert fmp.main(argv) == 0
+def test_samples_and_activations_may_have_another_width_than_the_weights(options, tmp_path):
+    widths = ["--bits", "3", "--activation-bits", "4", "--input-bits", "6"]
+    assert fmp.main([*options, *widths, "--keep", ".01", "--budget", "1", "--out", str(tmp_path)]) == 0
     layers = list(rebuild(checkpoint.load(tmp_path / "best.pt")).layers().values())
-    assert [layer.input_bits for layer in layers] == [6] + [4] * 9 and {layer.weight_bits for layer in layers} == {4}
+    assert [layer.input_bits for layer in layers] == [6] + [4] * 9 and {layer.weight_bits for layer in layers} == {3}

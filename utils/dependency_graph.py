@@ -199,7 +199,7 @@ class DependencyGraph:
         self._lengths = torch.tensor([span.stop - span.start for span in self._spans], dtype=torch.int64)
         self._trace = Trace({name: tensor for name, (tensor, _, _) in found.items()}, axes, approximate)
         self._heads = {}  # {path: (attributes that hold the number of heads or a multiple, their values)}
-        for path, attribute in (find_heads(model) if heads is None else heads).items():
+        for path, attribute in (find_heads(self._paths) if heads is None else heads).items():
             self._heads[path] = head_counts(self._paths, path, attribute)
             listen_to_heads(bench, path, self._heads[path][attribute], self._trace)
         width_matters = self._trace_modes(bench, example_inputs, eval_only)
@@ -633,8 +633,9 @@ class Bench:
         attributes: as Plan's.
         """
         if self._tables is None:
-            held = {id(table): table for m, *_ in self._saved for table in vars(m).values() if type(table) in TABLES}
-            self._tables = [(table, copy.copy(table)) for table in held.values() if type(table) is not tuple]
+            own = {id(table): table for m, *_ in self._saved for table in vars(m).values() if type(table) in TABLES}
+            own = [table for table in own.values() if type(table) is not tuple]
+            self._tables = [(table, table.copy() if table else ()) for table in own]
         narrow = {}
         for (name, axis), n in sizes.items():
             narrow[name] = narrow.get(name, self.found[name][0].detach()).narrow(axis, 0, n)
@@ -696,10 +697,10 @@ def set_attributes(model, attributes):
         setattr(modules[path], key, value)
 
 
-def find_heads(model):
-    """{path: attribute with the number of heads} of the attention layers of timm and transformers."""
+def find_heads(modules):
+    """{path: attribute with the number of heads} of the attention layers of timm and transformers among modules."""
     found = {}
-    for path, module in walk(model).items():
+    for path, module in modules.items():
         if type(module).__module__.partition(".")[0] in ("timm", "transformers"):
             counts = [key for key in HEAD_COUNTS if isinstance(vars(module).get(key), int)]
             if counts and "attention" in type(module).__name__.lower():
