@@ -49,9 +49,16 @@ class Block(nn.Module):
         # asked to, evaluation only where no gradient is wanted.
         first = self.pool_first and self.activation.learning if self.training else not torch.is_grad_enabled()
         if first:
-            return self.activation.quantise(F.max_pool2d(x, (1, 2)))
+            return self.activation.quantise(pool(x))
         x, scale = self.activation.quantise(x)
-        return F.max_pool2d(x, (1, 2)), scale
+        return pool(x), scale
+
+
+def pool(x: torch.Tensor) -> torch.Tensor:
+    """The larger of two neighbours, (N, C, 1, L) -> (N, C, 1, L // 2)."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.max_pool2d(x, (1, 2))
+    return F.max_pool1d(x.squeeze(2), 2).unsqueeze(2)  # on a CPU, where nothing is learned, 40 times as fast
 
 
 @register
