@@ -101,8 +101,11 @@ def segmentation_sets(name: str | Path) -> str:
         row = [key, str(scores["frames"]), share(scores["accuracy"]), share(scores["mean_recall"])]
         row += [share(scores["mean_iou"]), *(share(one and one["iou"]) for one in classes)]
         rows.append([*row, share(data["network_alone"][key]["mean_iou"])])
-    about = f"Validation mIoU of the network alone {share(data['validation']['mean_iou'])} in the chosen epoch "
-    about += f"({data['epoch']}), before {data['class_weights_undone']} of the class weights was undone. "
+    about = f"Validation mIoU of the network alone {share(data['validation']['mean_iou'])}"
+    if data["class_weights_undone"] is not None:  # of an average it is
+        about += f" in the chosen epoch ({data['epoch']}), before {data['class_weights_undone']} of the class weights"
+        about += " was undone"
+    about += ". "
     return f"{table(titles, rows)}\n\n{about}{machine(data)}, PyTorch {data['torch']}. Command: `{data['trained_by']}`"
 
 

@@ -15,11 +15,13 @@ from data.modulators import make_frames
 from data.radioml import MODULATIONS
 from data.spectrogram import channel_mask, spectrogram_image
 from data.spectrum_sensing import CLASSES, LABEL_VALUES
+from experiments.average_weights import average
 from models.rebuild import rebuild
 from models.segmentation import predict
 from models.vgg10 import from_checkpoint
 from utils import checkpoint
 from utils.metrics import confusion_matrix
+from utils.runs import RunError
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 FILES = sorted(path.relative_to(WEIGHTS).as_posix() for path in WEIGHTS.rglob("*.pt"))
@@ -67,3 +69,15 @@ def test_a_modulation_network_names_easy_modulations(name):
         with torch.inference_mode():
             labels = network(torch.from_numpy(frames).transpose(1, 2).contiguous()).argmax(1)
         assert (labels == MODULATIONS.index(modulation)).sum() >= 26, modulation  # of 32; today: 30 and more
+
+
+def test_an_average_lies_between_two_networks():
+    before = {"state_dict": {"w": torch.tensor([0.0, 4.0]).half(), "n": torch.tensor(3)}, "seed": 1}
+    after = {"state_dict": {"w": torch.tensor([2.0, 0.0]).half(), "n": torch.tensor(5)}, "seed": 2}
+    mixed = average(before, after, 0.75)
+    assert mixed["state_dict"]["w"].tolist() == [1.5, 1.0] and mixed["state_dict"]["w"].dtype == torch.float16
+    assert mixed["state_dict"]["n"] == 5 and mixed["seed"] == 2  # whole numbers and all else are the later network's
+    assert before["state_dict"]["w"].tolist() == [0, 4] and after["state_dict"]["w"].tolist() == [2, 0]
+    other = {"state_dict": {"w": torch.zeros(3), "n": torch.tensor(3)}}
+    with pytest.raises(RunError, match="other layers or widths"):
+        average(other, after, 0.5)
