@@ -52,7 +52,7 @@ ANALOGUE_CARRIER = 1 / 32  # measured, all analogue classes but SSB
 SPEECH_STEP = 1 / 2**16  # the message consists of harmonics of this frequency
 SPEECH_HARMONICS = 100
 # Depth: rms of the message, relative to a constant that is added to it. Reference: those of a suppressed carrier have
-# one, too. Without it the message passes through zero in a fifth of the windows, and no reference knows these as AM.
+# one, too. Without it the mean of a third of the windows is below their deviation, and no reference knows these as AM.
 DSB_DEPTH = (0.0, 0.05)  # AM-DSB-WC
 SSB_DEPTH = (0.04, 0.22)  # AM-SSB-WC
 SUPPRESSED_DEPTH = (0.3, 0.8)  # AM-DSB-SC and AM-SSB-SC

@@ -101,12 +101,13 @@ def segmentation_sets(name: str | Path) -> str:
         row = [key, str(scores["frames"]), share(scores["accuracy"]), share(scores["mean_recall"])]
         row += [share(scores["mean_iou"]), *(share(one and one["iou"]) for one in classes)]
         rows.append([*row, share(data["network_alone"][key]["mean_iou"])])
+    undone = data["class_weights_undone"]
     about = f"Validation mIoU of the network alone {share(data['validation']['mean_iou'])}"
-    if data["class_weights_undone"] is not None:  # of an average it is
-        about += f" in the chosen epoch ({data['epoch']}), before {data['class_weights_undone']} of the class weights"
-        about += " was undone"
-    about += ". "
-    return f"{table(titles, rows)}\n\n{about}{machine(data)}, PyTorch {data['torch']}. Command: `{data['trained_by']}`"
+    if undone is not None:  # an average of two networks has no epoch of its own
+        about += f" in the chosen epoch ({data['epoch']}), before {undone} of the class weights was undone"
+    return (
+        f"{table(titles, rows)}\n\n{about}. {machine(data)}, PyTorch {data['torch']}. Command: `{data['trained_by']}`"
+    )
 
 
 NETWORKS = {  # before and after OTHER frames: file in experiments/results/fresh_frames and open_world, name in a table

@@ -56,9 +56,9 @@ class Block(nn.Module):
 
 def pool(x: torch.Tensor) -> torch.Tensor:
     """The larger of two neighbours, (N, C, 1, L) -> (N, C, 1, L // 2)."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():  # an exported graph keeps its single operation
         return F.max_pool2d(x, (1, 2))
-    return F.max_pool1d(x.squeeze(2), 2).unsqueeze(2)  # on a CPU, where nothing is learned, 40 times as fast
+    return F.max_pool1d(x.squeeze(2), 2).unsqueeze(2)  # without gradients 40 times as fast on a CPU, equal bit for bit
 
 
 @register

@@ -633,9 +633,9 @@ class Bench:
         attributes: as Plan's.
         """
         if self._tables is None:
-            own = {id(table): table for m, *_ in self._saved for table in vars(m).values() if type(table) in TABLES}
-            own = [table for table in own.values() if type(table) is not tuple]
-            self._tables = [(table, table.copy() if table else ()) for table in own]
+            kinds = TABLES - {tuple}
+            own = {id(value): value for m, *_ in self._saved for value in vars(m).values() if type(value) in kinds}
+            self._tables = [(table, table.copy() if table else ()) for table in own.values()]
         narrow = {}
         for (name, axis), n in sizes.items():
             narrow[name] = narrow.get(name, self.found[name][0].detach()).narrow(axis, 0, n)
