@@ -5,23 +5,21 @@
 
 A network that learns something new forgets some of what it knew. Networks on the straight line between the weights
 before and after know most of both (Wortsman et al. 2022, arXiv:2109.01903). The first command scores some of them on
-the validation part of DIR, seconds each: mean IoU, and the share of the pixels without a carrier in OTHER frames that
-are called LTE or NR. The second writes one, with its scores on the test part in a JSON file beside it; --share is the
-share of AFTER. Biases, and statistics of batch norm, are averaged like weights. Networks that were trained apart from
-the start have nothing to average.
+the validation part of DIR, seconds each. The second writes one, with its scores on the test part in a JSON file beside
+it; --share is the share of AFTER. Biases, and statistics of batch norm, are averaged like weights. Networks that were
+trained apart from the start have nothing to average.
 """
 
 import argparse
 import sys
-from functools import partial
 
 import torch
 
 from data import DataError
-from data.spectrum_sensing import CLASSES, find_frames, read_tensors, split
-from models import ModelError, segmentation
+from data.spectrum_sensing import find_frames, read_tensors, split
+from models import ModelError
 from models.rebuild import rebuild
-from utils import checkpoint, evaluation, metrics, release, runs
+from utils import checkpoint, evaluation, release, runs
 from utils.runs import RunError, command, run
 
 ERRORS = (DataError, ModelError, checkpoint.CheckpointError)
@@ -54,15 +52,6 @@ def average(before: dict, after: dict, share: float) -> dict:
     return after | {"state_dict": mixed}
 
 
-def score(data: dict, frames: list, images: torch.Tensor, labels: torch.Tensor) -> tuple[dict, float | None]:
-    """Scores on frames, and the share of the pixels without a carrier in OTHER ones called LTE or NR, None without."""
-    network = rebuild(data).eval().to(memory_format=torch.channels_last)
-    matrices = metrics.frame_matrices(partial(segmentation.predict, network), images, labels, num_classes=len(CLASSES))
-    others = [i for i, frame in enumerate(frames) if frame.family == "OTHER"]
-    alarms = metrics.false_alarms(matrices[others].sum(0)) if others else None
-    return metrics.scores(matrices.sum(0), CLASSES), alarms
-
-
 def main() -> int:
     args = parse_args()
     torch.set_num_threads(1)
@@ -71,9 +60,8 @@ def main() -> int:
     images, labels = read_tensors(parts["validation"], progress=True)
     for share in SHARES if args.share is None else (args.share,):
         data = average(before, after, share)
-        scores, alarms = score(data, parts["validation"], images, labels)
-        told = "" if alarms is None else f", OTHER called LTE or NR {alarms:.2%}"
-        print(f"share {share:g}: validation mIoU of the network alone {scores['mean_iou']:.4f}{told}", flush=True)
+        scores = evaluation.evaluate(rebuild(data).to(memory_format=torch.channels_last), images, labels)
+        print(f"share {share:g}: validation mIoU of the network alone {scores['mean_iou']:.4f}", flush=True)
     if args.out:
         data |= {"command": command(), "validation": scores, "class_weights_undone": None}
         sets = {name: parts[name] for name in ("test", "combined") if parts.get(name)}
