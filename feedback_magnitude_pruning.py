@@ -13,8 +13,8 @@ Rajagopal and Reynolds 2022) then goes back to the last good network, divides p 
 --min-p. The accuracy to reach is .942 of that of --checkpoint: the challenge asks for .56 where its baseline has .595.
 With --moves feedback chooses each cut: a share of the weights or filters, or a bit of a layer (utils/pruning_masks.py).
 A "step" is one cut and the training that follows it; step 0 has no cut and trains the network at its new widths. A
-"frame" is 1024 samples with one modulation. The test part is scored once, at the end. A core trains 300 to 800 frames a
-second. The run's folder gets config.json, log.jsonl, last.pt, unpruned.pt, best.pt, result.json and pictures/.
+"frame" is 1024 samples with one modulation. The test part is scored once, at the end. A core does 300 to 800 a second.
+The folder gets config.json, log.jsonl, last.pt, unpruned.pt (step 0), best.pt (last good), result.json, pictures/.
 """
 
 import argparse
