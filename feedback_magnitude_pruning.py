@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     first_process(lambda: runs.start(args.out, config, args.resume, must_match), RunError)
     state.lines = first_process(lambda: runs.keep_lines(args.out, state.lines))
     frames = resident(frames, device)
-    judge = evaluation.Judge(frames, parts, device, state.goal, state.first_goal)
+    judge = evaluation.Judge(frames, parts, device, state.goal, state.first_goal, not args.replay_faults)
     taught = None
     if args.alpha and not state.finished:
         teacher = from_checkpoint(checkpoint.load(args.teacher)).to(device)

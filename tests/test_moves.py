@@ -199,7 +199,7 @@ def judged(monkeypatch, accuracies: list[float], first_goal=0.5):
         evaluation, "amc_accuracy", lambda network, frames, rows, device: (looks.append(rows), left.pop(0))[1]
     )
     parts = {"train": np.arange(5000), "validation": np.arange(5000, 6000), "test": np.arange(6000, 7000)}
-    return Judge(None, parts, torch.device("cpu"), 0.5, first_goal), looks
+    return Judge(None, parts, torch.device("cpu"), 0.5, first_goal, recalibrates=False), looks
 
 
 def test_a_failure_near_the_goal_gets_a_second_look_at_more_frames(monkeypatch):
@@ -241,6 +241,17 @@ def test_a_probe_measures_batch_norm_on_training_frames_and_accuracy_on_validati
         )
     assert accuracy == pytest.approx(right.mean())
     assert judge.probe(network)[0] == accuracy
+
+
+def test_a_judgement_measures_batch_norm_anew_unless_told_not_to(radioml_file):
+    frames = open_cache(open_frames(radioml_file), 4)
+    parts = {name: rows[::4][:128] for name, rows in split(frames).items()}
+    network = VGG10(4, filters=4, dense=8)
+    mean = network.features[0].norm.running_mean
+    for recalibrates in (False, True):
+        mean.fill_(7)  # as left behind by a network whose weights have changed since
+        Judge(frames, parts, torch.device("cpu"), 0.5, recalibrates=recalibrates)(network)
+        assert (mean == 7).all() != recalibrates
 
 
 # ---- the teacher

@@ -42,6 +42,7 @@ BATCH = {"cpu": 16, "cuda": 128}  # spectrograms
 AMC_BATCH = {"cpu": 64, "cuda": 8192}  # of 1024 samples
 PROBE_FRAMES = 4096  # of modulations: validation frames of a probe, see Judge
 PROBE_RECALIBRATION = 1024  # and training frames that it measures batch norm's statistics on
+JUDGE_RECALIBRATION = 6400  # the same for a judgement
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # pictures uint8 (B, 3, H, W) -> class numbers (B, H, W)
 
@@ -302,6 +303,8 @@ class Judge:
     As published, a look is at the whole validation part, and the goal is taken as it is. With a `first_goal` the noise
     is thought of: the first look is at half of the part; the goal of each look lies a standard error higher; and a
     failure by less than two standard errors gets a second look, at the whole part, which decides.
+    Before a judgement batch norm's statistics are measured anew, in place: those of training lag behind. Weights of two
+    or three bits jump from code to code, and a network may seem to lose .04 of its accuracy that it still has.
     Each goal belongs to the frames of its look, so that what is hard in them counts on both sides.
     """
 
@@ -310,6 +313,7 @@ class Judge:
     device: torch.device
     goal: float
     first_goal: float | None = None
+    recalibrates: bool = True
 
     FIRST = slice(None, None, 2)  # of the rows, which ascend: about half of each class and SNR
 
@@ -321,6 +325,8 @@ class Judge:
     def __call__(self, network: nn.Module) -> tuple[float, bool]:
         """The accuracy of the look that decided, and whether it is high enough."""
         rows, goal = self.parts["validation"], self.goal
+        if self.recalibrates:
+            self._recalibrate(network, JUDGE_RECALIBRATION)
         if self.first_goal is not None:
             first = rows[self.FIRST]
             accuracy, error = self._accuracy(network, first), standard_error(self.first_goal, len(first))
@@ -333,12 +339,16 @@ class Judge:
 
     def probe(self, network: nn.Module) -> tuple[float, float]:
         """Accuracy before any training, and its standard error; batch norm's statistics are measured anew, in place."""
-        rows = np.random.RandomState(0).permutation(thinned(self.parts["train"], PROBE_RECALIBRATION))
-        todo = batches(self.frames, rows, AMC_BATCH["cpu"], device=self.device)
-        recalibrate_batch_norm(network, (x for x, _ in todo if len(x) > 1))  # a dense layer's norm needs two frames
+        self._recalibrate(network, PROBE_RECALIBRATION)
         rows = thinned(self.parts["validation"], PROBE_FRAMES)
         accuracy = self._accuracy(network, rows)
         return accuracy, max(standard_error(accuracy, len(rows)), 1 / len(rows))
+
+    def _recalibrate(self, network: nn.Module, count: int) -> None:
+        """Measure batch norm's statistics anew on training frames, in place."""
+        rows = np.random.RandomState(0).permutation(thinned(self.parts["train"], count))
+        todo = batches(self.frames, rows, AMC_BATCH["cpu"], device=self.device)
+        recalibrate_batch_norm(network, (x for x, _ in todo if len(x) > 1))  # a dense layer's norm needs two frames
 
     def _accuracy(self, network: nn.Module, rows: np.ndarray) -> float:
         return amc_accuracy(network, self.frames, rows, self.device)
