@@ -42,7 +42,7 @@ BATCH = {"cpu": 16, "cuda": 128}  # spectrograms
 AMC_BATCH = {"cpu": 64, "cuda": 8192}  # of 1024 samples
 PROBE_FRAMES = 4096  # of modulations: validation frames of a probe, see Judge
 PROBE_RECALIBRATION = 1024  # and training frames that it measures batch norm's statistics on
-JUDGE_RECALIBRATION = 6400  # the same for a judgement
+JUDGE_RECALIBRATION = 6400  # those of a judgement
 
 Predict = Callable[[torch.Tensor], torch.Tensor]  # pictures uint8 (B, 3, H, W) -> class numbers (B, H, W)
 
@@ -303,9 +303,10 @@ class Judge:
     As published, a look is at the whole validation part, and the goal is taken as it is. With a `first_goal` the noise
     is thought of: the first look is at half of the part; the goal of each look lies a standard error higher; and a
     failure by less than two standard errors gets a second look, at the whole part, which decides.
-    Before a judgement batch norm's statistics are measured anew, in place: those of training lag behind. Weights of two
-    or three bits jump from code to code, and a network may seem to lose .04 of its accuracy that it still has.
     Each goal belongs to the frames of its look, so that what is hard in them counts on both sides.
+
+    Before a judgement batch norm's statistics are measured anew, in place: those of training lag behind. Weights of two
+    or three bits jump from code to code, so a network may seem to have lost accuracy that it still has.
     """
 
     frames: Frames
@@ -313,7 +314,7 @@ class Judge:
     device: torch.device
     goal: float
     first_goal: float | None = None
-    recalibrates: bool = True
+    recalibrates: bool = True  # not with --replay-faults: the published code keeps the statistics of training
 
     FIRST = slice(None, None, 2)  # of the rows, which ascend: about half of each class and SNR
 
