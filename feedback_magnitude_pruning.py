@@ -36,7 +36,7 @@ from data.radioml import Frames, batches, fingerprint, open_frames, resident, sp
 from models import ModelError
 from models.joint_norm import join_batch_norm
 from models.rebuild import rebuild
-from models.vgg10 import LAYERS, VGG10, from_checkpoint
+from models.vgg10 import VGG10, from_checkpoint, per_layer
 from utils import checkpoint, evaluation, pictures, pruning_masks, release, runs, training
 from utils.cost import challenge_score, papers_compression
 from utils.dependency_graph import PruneError
@@ -81,8 +81,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", type=path, help="sets the accuracy to hold, and teaches; default --checkpoint")
     parser.add_argument("--preset", choices=PRESETS, help="a published run; default fmp-4bit")
     parser.add_argument("--method", choices=["imp", "fmp"], help="default from the preset")
-    parser.add_argument("--bits", type=runs.whole(2, 8), help="of the weights; default from the preset")
-    parser.add_argument("--activation-bits", type=runs.whole(2, 8), help="of what the layers read, default --bits")
+    parser.add_argument("--bits", type=runs.whole(2, 8), nargs="+", help="of weights, one or ten; else the preset's")
+    parser.add_argument("--activation-bits", type=runs.whole(2, 8), nargs="+", help="of what layers read; else --bits")
     parser.add_argument("--input-bits", type=runs.whole(2, 8), help="of what the first one reads, default the same")
     parser.add_argument("--keep-bits", action="store_true", help="keep the widths of --checkpoint instead")
     parser.add_argument("--learned-steps", action="store_true", help="learn the quantiser steps of weights (LSQ)")
@@ -118,7 +118,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     after.add_argument("--temperature", type=runs.positive, default=1.0, help="of KD, default 1")
     args = parser.parse_args(argv)
     method, bits = PRESETS[args.preset or f"{args.method or 'fmp'}-4bit"]
-    args.method, args.bits = args.method or method, args.bits or bits
+    args.method, args.bits = args.method or method, args.bits or [bits]
     runs.fill_in(args, training.amc_defaults(args.device))
     args.teacher = args.teacher or args.checkpoint
     args.moves = list(MOVES) if args.moves == [] else args.moves
@@ -205,8 +205,8 @@ def begin(args, cuts: Cuts, source: Frames, rows, device: torch.device) -> tuple
     runs.say(f"{args.teacher}: {reference:.4f} on validation, to be held: {goal:.4f}")
     network = from_checkpoint(data)
     if not args.keep_bits:
-        activations = args.activation_bits or args.bits
-        network = network.requantised(args.bits, (args.input_bits or activations, *[activations] * (LAYERS - 1)))
+        read = per_layer(args.activation_bits or args.bits)
+        network = network.requantised(args.bits, (args.input_bits or read[0], *read[1:]))
     if args.learned_steps:
         network.learn_weight_steps()
     weights = sum(weight.numel() for weight in network.weights().values())

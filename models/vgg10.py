@@ -194,12 +194,13 @@ class VGG10(nn.Module):
 
 
 def per_layer(bits: Widths) -> tuple[int, ...]:
-    """Ten widths, of one number or of ten.
+    """Ten widths, of one number (alone or in a list) or of ten.
 
     Raises:
         ModelError: another number of them. The layers check the widths themselves.
     """
-    widths = tuple(bits) if isinstance(bits, (tuple, list)) else (bits,) * LAYERS
+    widths = tuple(bits) if isinstance(bits, (tuple, list)) else (bits,)
+    widths = widths * LAYERS if len(widths) == 1 else widths
     if len(widths) != LAYERS:
         raise ModelError(f"{len(widths)} bit widths: give one number, or {LAYERS}, one for each layer")
     return widths

@@ -182,10 +182,10 @@ def test_the_default_network_is_found_from_any_folder(tmp_path, monkeypatch):
 def test_presets_are_the_published_ones():
     for bits in range(4, 9):
         args = fmp.parse_args(["--preset", f"fmp-{bits}bit"])
-        assert (args.method, args.bits, args.p, args.n) == ("fmp", bits, 0.2, 2)
+        assert (args.method, args.bits, args.p, args.n) == ("fmp", [bits], 0.2, 2)
     assert (fmp.parse_args(["--preset", "imp-4bit"]).method, fmp.parse_args([]).method) == ("imp", "fmp")
-    assert (fmp.parse_args(["--method", "imp"]).bits, fmp.parse_args([]).bits) == (4, 4)
-    assert fmp.parse_args(["--preset", "fmp-6bit", "--bits", "3"]).bits == 3
+    assert (fmp.parse_args(["--method", "imp"]).bits, fmp.parse_args([]).bits) == ([4], [4])
+    assert fmp.parse_args(["--preset", "fmp-6bit", "--bits", "3"]).bits == [3]
 
 
 def test_faults_are_one_sentence_and_exit_code_2(radioml_file, options, amc_baseline, tmp_path, capsys):
@@ -233,3 +233,14 @@ def test_samples_and_activations_may_have_another_width_than_the_weights(options
     assert fmp.main([*options, *widths, "--keep", ".01", "--budget", "1", "--out", str(tmp_path)]) == 0
     layers = list(rebuild(checkpoint.load(tmp_path / "best.pt")).layers().values())
     assert [layer.input_bits for layer in layers] == [6] + [4] * 9 and {layer.weight_bits for layer in layers} == {3}
+
+
+def test_each_layer_may_have_widths_of_its_own(options, tmp_path, capsys):
+    bits, read = "4 3 3 4 8 3 2 2 2 5", "8 4 3 4 5 6 7 8 2 4"
+    widths = ["--bits", *bits.split(), "--activation-bits", *read.split(), "--keep", ".01", "--budget", "1"]
+    assert fmp.main([*options, *widths, "--out", str(tmp_path / "run")]) == 0
+    network = rebuild(checkpoint.load(tmp_path / "run/best.pt"))
+    assert (network.bits, network.activation_bits) == tuple(tuple(map(int, w.split())) for w in (bits, read))
+    three = [*options, "--bits", "4", "3", "2", "--out", str(tmp_path / "three")]
+    assert runs.run(lambda: fmp.main(three), *fmp.ERRORS) == 2
+    assert "3 bit widths: give one number, or 10" in capsys.readouterr().err and not (tmp_path / "three").exists()

@@ -69,7 +69,7 @@ def test_all_rows_may_spend_the_same_epochs_from_one_baseline(calls, tmp_path):
     assert len(calls) == len(magnitude_pruning.ROWS) == 5
     for call in calls:
         args = parsed(call)
-        assert (str(args.checkpoint), args.keep, args.bits) == (str(tmp_path / "shared.pt"), 0.8, 4)
+        assert (str(args.checkpoint), args.keep, args.bits) == (str(tmp_path / "shared.pt"), 0.8, [4])
         assert (args.budget, args.step_epochs, args.epoch_frames) == (30, 6, None)
     told = [(args.method, args.score, args.moves is not None) for args in map(parsed, calls)]
     assert told == [
