@@ -1,7 +1,7 @@
 """Which way of pruning the quantised VGG10 leaves the cheapest network at .942 of the baseline's accuracy?
 
     python -m experiments.magnitude_pruning --data-file FILE.hdf5           # all rows, at most 30 epochs each
-    python -m experiments.magnitude_pruning --data-file FILE.hdf5 --rows best --seeds 0 1 2
+    python -m experiments.magnitude_pruning --data-file FILE.hdf5 --rows fmp-4bit-moves --seeds 0 1 2
     python -m experiments.magnitude_pruning --table                         # what is there already
 
 FILE.hdf5 is a generated set (python -m data.modulations FILE.hdf5 --frames-per-cell 400) or RadioML 2018.01A. The
@@ -31,7 +31,7 @@ ROWS = {
     "fmp-4bit-replay": [*FMP, "--replay-faults"],  # the published schedule with its faults
     "fmp-4bit": FMP,  # as the paper describes it
     "fmp-4bit-lamp-cost": [*FMP, "--score", "lamp-cost", "--p", "0.3"],
-    "best": [*FMP, "--moves", "--p", "0.3", "--alpha", "1"],  # lamp-cost, too, and taught by the baseline
+    "fmp-4bit-moves": [*FMP, "--moves", "--p", "0.3"],  # lamp-cost, too, and feedback chooses each cut
 }
 COLUMNS = {  # of the table: key of a row, title, digits
     "test_accuracy": ("test accuracy", 4),

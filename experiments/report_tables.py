@@ -280,7 +280,7 @@ def magnitude_pruning() -> str:
         cells = [row["row"], str(row["seed"]), accuracy, f"{row['nonzero']:,}", f"{row['compression']:.2f}x"]
         formula = row["papers_formula"]  # None: the baseline, which nothing was cut from
         cells += [f"{formula:.2f}x" if formula else "-", f"{row['bops']:,}", f"{row['weight_bits']:,}"]
-        lines.append([*cells, f"{row['score']:.5f}", str(row["pruning_epochs"]), row["hardware"]])
+        lines.append([*cells, f"{row['score']:.5f}", str(row["pruning_epochs"]), machine(row)])
     return table([*titles, "weight bits", "score", "epochs", "hardware"], lines)
 
 

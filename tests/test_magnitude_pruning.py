@@ -80,7 +80,7 @@ def test_all_rows_may_spend_the_same_epochs_from_one_baseline(calls, tmp_path):
         ("fmp", "lamp-cost", True),
     ]
     assert [parsed(call).replay_faults for call in calls] == [False, True, False, False, False]
-    row = json.loads((tmp_path / "rows/best_seed0.json").read_text())
+    row = json.loads((tmp_path / "rows/fmp-4bit-moves_seed0.json").read_text())
     assert (row["pruning_epochs"], row["steps"], row["goal"]) == (2, 1, 0.5)
     assert row["standard_error"] == pytest.approx((0.5 * 0.5 / 9) ** 0.5)
 
