@@ -365,7 +365,7 @@ ROWS = Path(compression.__file__).parent / "results" / "compression"
 
 
 def make_rows(folder):
-    for name in ("teacher", "ours_299_k_kd_epochs3_seed0", "ours_172_k_kd_epochs3_seed1"):
+    for name in ("teacher", "ours_299_k_kd_epochs3_seed0", "ours_172_k_kd_epochs3_seed0"):
         row = json.loads((ROWS / f"{name}.json").read_text())
         row = {key: value for key, value in row.items() if key not in ("log", "commands", "before_retraining")}
         (folder / f"{name}.json").write_text(json.dumps(row))
@@ -379,9 +379,9 @@ def read_rows(folder):
 
 def make_amc_rows(folder):
     for seed in (0, 1):
-        row = dict.fromkeys(magnitude_pruning.COLUMNS, 0.5) | {"pruning_epochs": 3, "row": "best", "seed": seed}
+        row = dict.fromkeys(magnitude_pruning.COLUMNS, 0.5) | {"pruning_epochs": 3, "row": "imp-4bit", "seed": seed}
         row |= {"hardware": "a machine", "options": ["--budget", "30"]}
-        (folder / f"best_seed{seed}.json").write_text(json.dumps(row))
+        (folder / f"imp-4bit_seed{seed}.json").write_text(json.dumps(row))
 
 
 def read_amc_rows(folder):

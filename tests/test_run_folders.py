@@ -145,16 +145,16 @@ def test_a_plan_is_checked_when_it_is_read(tmp_path):
 
 
 def test_a_damaged_row_of_a_table_is_one_sentence_that_names_its_file(tmp_path):
-    row = dict.fromkeys(magnitude_pruning.COLUMNS, 0.5) | {"pruning_epochs": 3, "row": "best", "seed": 0}
+    row = dict.fromkeys(magnitude_pruning.COLUMNS, 0.5) | {"pruning_epochs": 3, "row": "imp-4bit", "seed": 0}
     row |= {"hardware": "a machine", "options": ["--budget", "30"]}
-    path = tmp_path / "best_seed0.json"
+    path = tmp_path / "imp-4bit_seed0.json"
     path.write_text(json.dumps(row))
-    assert "| best | 1 |" in magnitude_pruning.table(tmp_path)
+    assert "| imp-4bit | 1 |" in magnitude_pruning.table(tmp_path)
     damaged = [{"score": None}, {"score": torch.inf}, {"options": ["--budget"]}, {"seed": "x"}, {"row": 1}]
     damaged += [{"row": "nan"}]
     for text in ("{\n7", "[]", *(json.dumps(row | fault) for fault in damaged)):
         path.write_text(text)
-        with pytest.raises(RunError, match="best_seed0.json: .*delete it to repeat the row"):
+        with pytest.raises(RunError, match="imp-4bit_seed0.json: .*delete it to repeat the row"):
             magnitude_pruning.table(tmp_path)
     path.write_text("{\n7")
     with pytest.raises(RunError, match="line 2"):
