@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     # Score the result, and the network without any cut, on the test part, once
     best = checkpoint.load_shared(args.out / "best.pt", "cpu", "modulation", BEST)
     if args.save_weights:  # what is reported is then what that file holds
-        best["state_dict"] = checkpoint.halve(best["state_dict"])
+        best["state_dict"] = checkpoint.halve(rebuild(best).on_codes().state_dict())
     facts = report(args, best, state, frames, parts["test"], device)
     if args.save_weights:
         release.write(args.save_weights, {key: best[key] for key in best if key != "masks"}, facts)

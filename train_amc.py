@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     # Score the best epoch on the test part, once
     best = checkpoint.load_shared(args.out / "best.pt", "cpu", "modulation", BEST)
     if args.save_weights:  # what is reported is then what that file holds
-        best["state_dict"] = checkpoint.halve(best["state_dict"])
+        best["state_dict"] = checkpoint.halve(rebuild(best).on_codes().state_dict())
     facts = {"trained_by": best["command"], "commands": best["history"], "bits": model.network.bits, "seed": args.seed}
     facts |= {"validation": best["validation"], "epoch": best["epoch"], "epochs": args.epochs}
     facts = report_amc({"test": rebuild(best).to(device)}, frames, parts["test"], device, facts, args.out)

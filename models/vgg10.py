@@ -154,6 +154,17 @@ class VGG10(nn.Module):
         for layer in self.layers().values():
             layer.learn_step()
 
+    @torch.no_grad()
+    def on_codes(self) -> "VGG10":
+        """Put each weight on code * scale, in place; returns the network, which computes the same.
+
+        Rounding the weights to float16 then changes no code. Of weights as training leaves them some lie between two
+        codes; in a network of two and three bits such a change of 121 codes cost .009 of accuracy.
+        """
+        for layer in self.layers().values():
+            layer.weight.copy_(layer.quantised_weight())
+        return self
+
     def requantised(self, bits: Widths, activation_bits: Widths | None = None) -> "VGG10":
         """A copy of other bit widths with the same weights, norms and thresholds; it needs a little training.
 

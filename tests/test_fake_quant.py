@@ -18,6 +18,7 @@ from models import ModelError
 from models.fake_quant import QuantConv1d, QuantConv2d, QuantInput, QuantLinear, QuantReLU
 from models.rebuild import describe, rebuild
 from models.vgg10 import VGG10, from_brevitas, from_checkpoint, key_map, to_brevitas, to_checkpoint
+from utils import checkpoint
 
 BREVITAS = np.load(Path(__file__).parent / "data" / "vgg10_small_brevitas060.npz")
 ALL_BITS = range(2, 9)
@@ -430,3 +431,26 @@ def test_learned_steps_are_learned_anew_at_another_width():
         assert torch.equal(layer.weight, before.weight)
         assert layer.weight_scale() > 3 * before.weight_scale()
         assert (layer.weight_codes().abs() == 7).float().mean() < 0.25  # few saturate
+
+
+def test_on_codes_a_network_survives_half_precision():
+    torch.manual_seed(0)
+    network = VGG10((4, 3, 2, 3, 8, 2, 2, 2, 3, 5), filters=8, dense=16, samples=128).eval()
+    layers = network.layers()
+    with torch.no_grad():  # weights just beside the middle between two codes, and one that sets the scale
+        for layer in layers.values():
+            top = 2 ** (layer.weight_bits - 1) - 1
+            layer.weight.copy_(torch.randint(1 - top, top, layer.weight.shape) + 0.4999 * torch.sign(layer.weight))
+            layer.weight.view(-1)[0] = top
+    codes = {name: layer.weight_codes() for name, layer in layers.items()}
+
+    def changed(state):
+        other = VGG10(**network.arguments()).eval()
+        other.load_state_dict(state)
+        return sum(int((layer.weight_codes() != codes[name]).sum()) for name, layer in other.layers().items())
+
+    assert changed(checkpoint.halve(network.state_dict())) > 100
+    x = torch.randn(4, 2, 128)
+    before = network(x)
+    assert changed(checkpoint.halve(network.on_codes().state_dict())) == 0
+    torch.testing.assert_close(network(x), before)
